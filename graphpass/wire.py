@@ -1,0 +1,365 @@
+"""An ONNX file becomes a skeleton: the model without its weights, which stay in their files.
+
+A skeleton is an ordinary ModelProto whose large tensors refer to bytes in files (see `reference`).
+Reading one costs as much as the model's graph does, not its weights; `tensor_array` fetches one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, numpy_helper
+from onnx.helper import tensor_dtype_to_np_dtype
+
+from graphpass.protobuf import (
+    LENGTH_DELIMITED,
+    FileSource,
+    MalformedError,
+    Piece,
+    fields,
+    rewrite,
+    varint,
+)
+from graphpass.reference import (
+    BITS,
+    Reference,
+    WireError,
+    byte_count,
+    is_external,
+    location_of,
+    refer,
+    reference_of,
+    remove_marks,
+    stamp,
+    tensors,
+)
+
+__all__ = ["WireError", "attach", "read_skeleton", "tensor_array", "tensors"]
+
+_RAW = TensorProto.RAW_DATA_FIELD_NUMBER
+_FLOAT = TensorProto.FLOAT_DATA_FIELD_NUMBER
+_DOUBLE = TensorProto.DOUBLE_DATA_FIELD_NUMBER
+# The fields whose bytes in the file are the bytes of the array, with the types that may use them.
+PAYLOADS: dict[int, tuple[str, set[int]]] = {
+    _RAW: ("raw_data", set(BITS)),
+    _FLOAT: ("float_data", {TensorProto.FLOAT, TensorProto.COMPLEX64}),
+    _DOUBLE: ("double_data", {TensorProto.DOUBLE, TensorProto.COMPLEX128}),
+}
+_BESIDE_PAYLOAD = {"dims", "data_type", "name", "doc_string", "metadata_props", "data_location"}
+_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
+# How `data_location: EXTERNAL` is encoded. Where these bytes are missing, no tensor is external.
+EXTERNAL_TAG = bytes([TensorProto.DATA_LOCATION_FIELD_NUMBER << 3, TensorProto.EXTERNAL])
+
+
+def read_skeleton(
+    path: str | os.PathLike[str], *, threshold: int = 1024, allow_external: Sequence[Path] = ()
+) -> onnx.ModelProto:
+    """Read a model, but leave tensors of `threshold` bytes and more in the file.
+
+    Args:
+        path: an .onnx file; its external data is looked for beside it.
+        threshold: smaller tensors are read, in bytes.
+        allow_external: folders outside of the model's own that its external data may lie in.
+
+    Raises:
+        WireError: the file is no readable ONNX model, or its external data is not where it may be.
+    """
+    file = Path(path)
+    model, own = _parse(file, threshold)
+    if not (model.graph.node or model.graph.output or model.graph.initializer):
+        raise WireError(f"{file} holds no graph: no nodes, no outputs, no initializers")
+    if EXTERNAL_TAG in model.SerializeToString():
+        for tensor in tensors(model):
+            if is_external(tensor) and not _refers_to(tensor, own):
+                refer(tensor, _external(tensor, file, allow_external))
+    return model
+
+
+def tensor_array(tensor: TensorProto) -> npt.NDArray[Any]:
+    """Return the value of any tensor, inline or reference; elements below a byte come one by one.
+
+    The array may be read-only. Nothing is kept: each call reads the data again.
+
+    Raises:
+        WireError: the tensor is malformed, or its file is gone, too short or has changed.
+    """
+    reference = reference_of(tensor)
+    if reference is None:
+        return _decode(tensor)
+    if reference.length != byte_count(tensor.data_type, list(tensor.dims)):
+        raise WireError(f"tensor '{tensor.name}' has {reference.length} bytes, unlike its shape")
+    if BITS[tensor.data_type] < 8:
+        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, name=tensor.name)
+        packed.raw_data = read_bytes(reference)
+        return _decode(packed)
+    array = np.empty(tuple(tensor.dims), tensor_dtype_to_np_dtype(tensor.data_type))
+    _read_into(reference, array.reshape(-1).view(np.uint8).data)
+    return array.byteswap() if sys.byteorder == "big" else array
+
+
+def attach(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `skeleton` that holds all its data itself, as `onnx.load` reads models.
+
+    Raises:
+        WireError: a file that it refers to is gone, too short or has changed.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    for tensor in tensors(model):
+        reference = reference_of(tensor)
+        if reference is not None:
+            detached = restored(tensor, reference)
+            tensor.CopyFrom(detached)
+            field = payload_field(reference)
+            header = varint(field << 3 | LENGTH_DELIMITED) + varint(reference.length)
+            tensor.MergeFromString(header + read_bytes(reference))
+    return model
+
+
+def restored(tensor: TensorProto, reference: Reference) -> TensorProto:
+    """Return `tensor` as it was before it became a reference, but without its data."""
+    inline = TensorProto()
+    inline.CopyFrom(tensor)
+    remove_marks(inline)
+    inline.ClearField("external_data")
+    inline.ClearField("data_location")
+    if reference.origin == "external" or reference.explicit_location:
+        inline.data_location = TensorProto.DEFAULT
+    return inline
+
+
+def payload_field(reference: Reference) -> int:
+    """Return the number of the field that holds the data when it is inline."""
+    return {"float_data": _FLOAT, "double_data": _DOUBLE}.get(reference.origin or "", _RAW)
+
+
+def read_bytes(reference: Reference) -> bytes:
+    """Return the bytes that `reference` stands for.
+
+    Raises:
+        WireError: see `Reference.open`.
+    """
+    data = bytearray(reference.length)
+    _read_into(reference, memoryview(data))
+    return bytes(data)
+
+
+def _read_into(reference: Reference, buffer: memoryview) -> None:
+    """Fill `buffer` with the bytes that `reference` stands for."""
+    descriptor = reference.open()
+    try:
+        done = 0
+        while done < reference.length:
+            count = os.preadv(descriptor, [buffer[done:]], reference.offset + done)
+            if count == 0:
+                raise WireError(f"{reference.path} became shorter while it was read")
+            done += count
+    except OSError as error:
+        raise WireError(f"cannot read {reference.path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _decode(tensor: TensorProto) -> npt.NDArray[Any]:
+    """Return the value of an inline tensor."""
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise WireError(f"tensor '{tensor.name}' is malformed: {error}") from None
+
+
+def _parse(file: Path, threshold: int) -> tuple[onnx.ModelProto, Reference]:
+    """Return the model in `file`, its large inline data deferred, and a reference to the file."""
+    try:
+        descriptor = _open_regular(file)
+        try:
+            status = os.fstat(descriptor)
+            own = Reference(os.path.realpath(file), 0, status.st_size, "raw_data", stamp(status))
+            location_of(own.path)
+            content = _without_payloads(FileSource(descriptor), own, max(threshold, 1))
+            return onnx.ModelProto.FromString(content), own
+        except (MalformedError, DecodeError) as error:
+            raise WireError(_why_not_a_model(file, os.pread(descriptor, 4096, 0), error)) from None
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise WireError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise WireError(f"cannot read {file!r}: {error}") from None
+
+
+def _open_regular(file: Path) -> int:
+    """Open a regular file; a pipe or device, which could block or never end, is refused unread."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+    raise WireError(f"{file} is {kind}, not an ONNX model")
+
+
+def _without_payloads(source: FileSource, own: Reference, threshold: int) -> bytes:
+    """Return the bytes of the model with references in the place of large inline data."""
+    size = own.length
+    if not any(field.number == _GRAPH for field in fields(source, 0, size)):
+        raise MalformedError("it has no graph")
+
+    def defer(start: int, end: int) -> list[Piece] | None:
+        return _defer(source, start, end, own, threshold)
+
+    def wanted(start: int, end: int) -> bool:
+        return end - start >= threshold
+
+    pieces = rewrite(source, "ModelProto", 0, size, defer, wanted)
+    if pieces is None:
+        return source.read(0, size)
+    return b"".join(piece for piece in pieces if isinstance(piece, bytes))
+
+
+def _defer(
+    source: FileSource, start: int, end: int, own: Reference, threshold: int
+) -> list[Piece] | None:
+    """Return a tensor's content with a reference in place of its data, None to keep it inline."""
+    payloads = [
+        field
+        for field in fields(source, start, end)
+        if field.number in PAYLOADS
+        and field.wire_type == LENGTH_DELIMITED
+        and field.end - field.value >= threshold
+    ]
+    if len(payloads) != 1:
+        return None
+    (payload,) = payloads
+    rest = source.read(start, payload.tag) + source.read(payload.end, end)
+    length = payload.end - payload.value
+    origin, types = PAYLOADS[payload.number]
+    tensor = TensorProto.FromString(rest)
+    used = {descriptor.name for descriptor, _ in tensor.ListFields()}
+    if is_external(tensor) or not used <= _BESIDE_PAYLOAD or tensor.data_type not in types:
+        return None
+    if length != byte_count(tensor.data_type, list(tensor.dims)):
+        return None
+    reference = own._replace(
+        offset=payload.value,
+        length=length,
+        origin=origin,
+        explicit_location=tensor.HasField("data_location"),
+    )
+    marks = TensorProto()
+    refer(marks, reference)
+    return [rest, marks.SerializeToString()]
+
+
+def _why_not_a_model(file: Path, head: bytes, error: Exception) -> str:
+    """Return a sentence on what `file` is instead of an ONNX model."""
+    if not head:
+        return f"{file} is empty"
+    for test, kind in _OTHER_KINDS:
+        if test(head):
+            return f"{file} is not an ONNX model but {kind}"
+    if isinstance(error, DecodeError):
+        return f"{file} is not a valid ONNX model: it is damaged, or nested too deeply for protobuf"
+    return f"{file} is not a valid ONNX model: {error}"
+
+
+def _is_text(head: bytes) -> bool:
+    text = head.decode("utf-8", errors="replace")
+    return all(c.isprintable() or c in "\r\n\t" for c in text[:-4]) and "\ufffd" not in text[:-4]
+
+
+_OTHER_KINDS: list[tuple[Callable[[bytes], bool], str]] = [
+    (lambda head: head.startswith(b"version https://git-lfs"), "a Git LFS pointer: fetch the file"),
+    (lambda head: head.startswith(b"PK\x03\x04"), "a zip archive, as PyTorch saves its own models"),
+    (lambda head: head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5", "a Python pickle"),
+    (lambda head: head.startswith(b"\x1f\x8b"), "compressed by gzip: unpack it first"),
+    (lambda head: head.startswith(b"\x89HDF"), "HDF5, as Keras saves its own models"),
+    (lambda head: head.startswith(b"GGUF"), "GGUF"),
+    (lambda head: head[4:8] == b"ORTM", "ONNX Runtime's own .ort format"),
+    (lambda head: head[4:8] == b"TFL3", "TensorFlow Lite"),
+    (lambda head: head[8:10] == b'{"', "safetensors"),
+    (lambda head: head.lstrip()[:1] in (b"{", b"["), "JSON text"),
+    (_is_text, "text"),
+]
+
+
+def _refers_to(tensor: TensorProto, own: Reference) -> bool:
+    """Say whether `tensor` is a reference made just now: a forged one cannot know the stamp."""
+    try:
+        reference = reference_of(tensor)
+    except WireError:
+        return False
+    return reference is not None and (reference.path, reference.stamp) == (own.path, own.stamp)
+
+
+def _external(tensor: TensorProto, file: Path, allowed: Sequence[Path]) -> Reference:
+    """Return where the data of a tensor of the model `file` is that says to be in another file.
+
+    Raises:
+        WireError: it is not there, not as long as the tensor's shape says, or may not be read.
+    """
+    what = f"the data of tensor '{tensor.name}' in {file}"
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    path = _permitted(entries.get("location", ""), file.parent, allowed, what)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise WireError(f"{what} cannot be read from {path}: {error.strerror}") from None
+    offset = _natural(entries.get("offset", "0"), what)
+    available = status.st_size - offset
+    length = _natural(entries["length"], what) if "length" in entries else available
+    if length > available:
+        raise WireError(
+            f"{what} is said to be {length} bytes from byte {offset} of {path}, "
+            f"which has only {status.st_size}"
+        )
+    expected = byte_count(tensor.data_type, list(tensor.dims))
+    if length != expected:
+        raise WireError(f"{what} has {length} bytes in {path}, but its shape needs {expected}")
+    return Reference(str(path), offset, length, "external", stamp(status))
+
+
+def _natural(text: str, what: str) -> int:
+    if not text.isdecimal() or len(text) > 19:
+        raise WireError(f"{what} has the offset or length '{text}', which is no number of bytes")
+    return int(text)
+
+
+def _permitted(location: str, folder: Path, allowed: Sequence[Path], what: str) -> Path:
+    """Return the real path of an external data file if the model may read it.
+
+    A model from a stranger must not pull other files of the user into itself: its data lies in its
+    own folder, whichever way the location or the file system spells it.
+
+    Raises:
+        WireError: the file is elsewhere, or not a regular file.
+    """
+    if not location or "\0" in location:
+        raise WireError(f"{what} is external, but no file is named")
+    path = Path(os.path.realpath(folder / location))
+    if not path.exists():
+        raise WireError(f"{what} should be in {folder / location}, which does not exist")
+    if not path.is_file():
+        raise WireError(f"{what} should be in {folder / location}, which is not a regular file")
+    if any(path.is_relative_to(os.path.realpath(open_folder)) for open_folder in allowed):
+        return path
+    if Path(location).is_absolute():
+        reason = "an absolute path"
+    elif ".." in Path(location).parts:
+        reason = "a path with '..'"
+    elif not path.is_relative_to(os.path.realpath(folder)):
+        reason = "a symbolic link out of the model's folder"
+    elif path.stat().st_nlink > 1:
+        reason = "a hard link, which may be a file from elsewhere"
+    else:
+        return path
+    raise WireError(f"{what} is at '{location}': {reason}, not read unless its folder is allowed")
