@@ -1,0 +1,235 @@
+"""Apply the rules of a pass to a model until none fits.
+
+Greedy, with a worklist: rules are indexed by the operator that they begin at, and a rewrite puts
+only the nodes near it back on the list, so that the work grows with nodes plus rewrites.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from graphpass.errors import RuleError
+from graphpass.graph import RefusedError, label, operator, producer
+from graphpass.ir import Graph, Node
+from graphpass.match import Match, match
+from graphpass.model import Model
+from graphpass.pattern import Op, either, optional
+from graphpass.rule import Pass, Rule
+from graphpass.surgery import Built, Surgeon
+from graphpass.window import Window, capture
+
+_WIDE = (
+    64  # a tensor with more readers than this is shared by accident: they are not looked at again
+)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One rule applied at one place. `site` names the tensor that was computed anew."""
+
+    number: int
+    rule: str
+    law: str
+    site: str
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    window: Window | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies this rewrite when the pass is run again."""
+        return self.rule, self.site
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A place where a rule's operators fit and something stood in the way."""
+
+    rule: str
+    node: str
+    reason: str
+
+
+@dataclass
+class Applied:
+    """What a pass did to a model."""
+
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model is another one now."""
+        return bool(self.rewrites or self.notes)
+
+
+def apply(
+    step: Pass,
+    model: Model,
+    *,
+    limit: int | None = None,
+    quarantine: frozenset[tuple[str, str]] = frozenset(),
+    windows: bool = False,
+    first_number: int = 1,
+    progress: Callable[[], None] | None = None,
+) -> Applied:
+    """Run `step` over every scope of `model`, which is changed in place.
+
+    `limit`: stop after so many rewrites. `quarantine`: (rule, site) pairs to leave alone.
+    `windows`: keep each rewrite's nodes before and after as two small models. Raises `RuleError`
+    where a rule fails with an exception of its own or never comes to an end.
+    """
+    applied = Applied()
+    if "run" in type(step).__dict__:
+        for scope in model.scopes():
+            applied.notes.extend(step.run(scope))
+        model.adopt()
+    if step.rules:
+        run = _Run(step.rules, model, applied, limit, quarantine, windows, first_number, progress)
+        run.to_fixpoint()
+    model.sync()
+    return applied
+
+
+class _Run:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        model: Model,
+        applied: Applied,
+        limit: int | None,
+        quarantine: frozenset[tuple[str, str]],
+        windows: bool,
+        first_number: int,
+        progress: Callable[[], None] | None,
+    ) -> None:
+        self.model = model
+        self.applied = applied
+        self.limit = limit
+        self.quarantine = quarantine
+        self.windows = windows
+        self.first_number = first_number
+        self.progress = progress or (lambda: None)
+        self.by_root: dict[str, list[Rule]] = {}
+        for rule in rules:
+            for root in rule.roots:
+                self.by_root.setdefault(root, []).append(rule)
+        self.depth = max(_depth(rule.pattern) for rule in rules)
+        self.scopes = model.scopes()
+        self.surgeon = Surgeon(model.store, model.names, model.proto.ir_version)
+        self.waiting: deque[Node] = deque()
+        self.queued: set[int] = set()
+        self.refused: dict[tuple[int, str], tuple[Node, Refusal]] = {}
+
+    def to_fixpoint(self) -> None:
+        for scope in self.scopes:
+            self._queue(scope.nodes)
+        most = 100 * len(self.waiting) + 1000
+        while self.waiting:
+            node = self.waiting.popleft()
+            self.queued.discard(id(node))
+            if self.limit is not None and len(self.applied.rewrites) >= self.limit:
+                break
+            if not self.surgeon.is_dead(node):
+                self._visit(node)
+            if len(self.applied.rewrites) > most:
+                last = self.applied.rewrites[-1]
+                raise RuleError(f"rule {last.rule} does not come to an end (last at '{last.site}')")
+        self.applied.refusals.extend(
+            refusal for node, refusal in self.refused.values() if not self.surgeon.is_dead(node)
+        )
+        self.surgeon.close(self.scopes)
+
+    def _visit(self, node: Node) -> None:
+        for rule in self.by_root.get(operator(node), ()):
+            self.refused.pop((id(node), rule.name), None)
+            if (rule.name, node.outputs[0].name) in self.quarantine:
+                continue
+            found = match(rule.pattern, node)
+            if found is not None and self._try(rule, found):
+                return
+
+    def _try(self, rule: Rule, found: Match) -> bool:
+        if found.blockers:
+            return self._refuse(rule, found, found.blockers[0])
+        try:
+            term = rule.rewrite(**found.bound)
+            if term is None:
+                return False
+            built = self.surgeon.build(found, term)
+            self._commit(rule, found, built)
+        except RefusedError as refusal:
+            return self._refuse(rule, found, str(refusal))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise RuleError(
+                f"rule {rule.name} failed at {label(found.root)}: {type(error).__name__}: {error}"
+            ) from error
+        return True
+
+    def _refuse(self, rule: Rule, found: Match, reason: str) -> bool:
+        refusal = Refusal(rule.name, label(found.root), reason)
+        self.refused[id(found.root), rule.name] = (found.root, refusal)
+        return False
+
+    def _commit(self, rule: Rule, found: Match, built: Built) -> None:
+        site = found.root.outputs[0].name
+        before = tuple(label(node) for node in found.nodes)
+        window = capture(found, built) if self.windows else None
+        around = [tensor for node in found.nodes for tensor in node.inputs]
+        again = self.surgeon.commit(found, built)
+        self.applied.rewrites.append(
+            Rewrite(
+                self.first_number + len(self.applied.rewrites),
+                rule.name,
+                rule.law,
+                site,
+                before,
+                tuple(label(node) for node in built.nodes),
+                window,
+            )
+        )
+        self._queue_near(again)
+        for tensor in around:
+            source = producer(tensor)
+            if source is not None:
+                self._queue([source])
+            if len(tensor.outputs) <= _WIDE:
+                self._queue(tensor.outputs)
+        self.progress()
+
+    def _queue_near(self, nodes: Iterable[Node]) -> None:
+        """Queue `nodes` and all whose pattern may reach back to one of them."""
+        level = list(nodes)
+        for _ in range(self.depth + 1):
+            self._queue(level)
+            level = [
+                reader
+                for node in level
+                for tensor in node.outputs
+                if len(tensor.outputs) <= _WIDE
+                for reader in tensor.outputs
+            ]
+
+    def _queue(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if id(node) not in self.queued and not self.surgeon.is_dead(node):
+                self.queued.add(id(node))
+                self.waiting.append(node)
+
+
+def _depth(pattern: object) -> int:
+    if isinstance(pattern, optional):
+        return _depth(pattern.part)
+    if isinstance(pattern, either):
+        return max(_depth(part) for part in pattern.alternatives)
+    if isinstance(pattern, Op):
+        return 1 + max((_depth(part) for part in pattern.inputs), default=0)
+    return 0
+
+
+__all__ = ["Applied", "Graph", "Refusal", "Rewrite", "apply"]

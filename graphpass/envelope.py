@@ -1,0 +1,540 @@
+"""ModelProto <-> the graph that passes see, without losing anything in between.
+
+Reading builds graph objects *over* the proto; writing patches that proto: a node that was not
+touched keeps its NodeProto as it is, whatever it holds. Only changed nodes, and the lists of
+nodes, initializers and value_info where they differ, are written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import AttributeProto, TensorProto
+from onnx.helper import make_attribute, np_dtype_to_tensor_dtype, tensor_dtype_to_np_dtype
+
+from graphpass.errors import RuleError
+from graphpass.ir import Constant, Function, Graph, Node, Tensor, Variable, snapshot
+from graphpass.weight import Array, Weight
+
+# name -> (numpy dtype or None, dims or None) as shape inference has it
+Types = Mapping[str, tuple[Any, "list[int | str | None] | None"]]
+StoreTensor = Callable[[Array, str], TensorProto]
+
+_EMPTY = ""
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+def read_graph(
+    proto: onnx.GraphProto,
+    inferred: onnx.GraphProto,
+    opsets: dict[str, int],
+    overridden: frozenset[tuple[str, str]],
+    initializers_are_constant: bool,
+) -> Graph:
+    """Build the graph over `proto`.
+
+    `inferred` is the same graph after shape inference. `initializers_are_constant`: whether an
+    initializer that is also an input is a constant all the same (IR versions before 4).
+    """
+    reader = _Reader(opsets, overridden, initializers_are_constant)
+    return reader.graph(proto, inferred, None, {})
+
+
+def read_function(proto: onnx.FunctionProto, overridden: frozenset[tuple[str, str]]) -> Function:
+    """Build the graph over a function's body; nothing is known of its shapes."""
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    reader = _Reader(opsets, overridden, True)
+    function = Function(proto, opsets, overridden)
+    names: dict[str, Tensor] = {name: Variable(name) for name in proto.input}
+    function.inputs = list(names.values())
+    reader.nodes(function, proto.node, proto.node, names)
+    function.outputs = [_lookup(names, name) for name in proto.output]
+    for tensor in function.outputs:
+        tensor.is_graph_output = True
+    return function
+
+
+class _Reader:
+    def __init__(
+        self,
+        opsets: dict[str, int],
+        overridden: frozenset[tuple[str, str]],
+        initializers_are_constant: bool,
+    ) -> None:
+        self.opsets = opsets
+        self.overridden = overridden
+        self.initializers_are_constant = initializers_are_constant
+
+    def graph(
+        self,
+        proto: onnx.GraphProto,
+        inferred: onnx.GraphProto,
+        parent: Graph | None,
+        outer: Mapping[str, Tensor],
+    ) -> Graph:
+        graph = Graph(proto, self.opsets, parent, self.overridden)
+        types = _types(inferred, proto)
+        names: dict[str, Tensor] = _Scope(outer)
+        input_names = {value.name for value in proto.input}
+        for tensor in proto.initializer:
+            if tensor.name in input_names and not self.initializers_are_constant:
+                continue
+            constant = Constant(tensor.name, Weight.of(tensor))
+            names[tensor.name] = constant
+            graph.initializers.append(constant)
+        for value in proto.input:
+            if dict.get(names, value.name) is None:
+                names[value.name] = _variable(value.name, types)
+            graph.inputs.append(dict.__getitem__(names, value.name))
+        for sparse in proto.sparse_initializer:
+            name = sparse.values.name
+            if dict.get(names, name) is None:
+                names[name] = _variable(name, types)
+        for node in proto.node:
+            for name in node.output:
+                if name:
+                    names[name] = _variable(name, types)
+        self.nodes(graph, proto.node, inferred.node, names)
+        graph.outputs = [_lookup(names, value.name) for value in proto.output]
+        for output in graph.outputs:
+            output.is_graph_output = True
+        for annotation in proto.quantization_annotation:
+            for entry in annotation.quant_parameter_tensor_names:
+                if entry.value in names:
+                    names[entry.value].is_graph_output = True
+        return graph
+
+    def nodes(
+        self,
+        graph: Graph,
+        protos: Iterable[onnx.NodeProto],
+        inferred: Iterable[onnx.NodeProto],
+        names: dict[str, Tensor],
+    ) -> None:
+        if graph.is_function:
+            for proto in protos:
+                for name in proto.output:
+                    if name:
+                        names[name] = Variable(name)
+        for proto, typed in zip(protos, inferred, strict=True):
+            node = Node(
+                proto.op_type,
+                proto.name,
+                None,
+                [_lookup(names, name) for name in proto.input],
+                [_lookup(names, name) for name in proto.output],
+                proto.domain,
+                graph=graph,
+                proto=proto,
+                parse=_attribute_parser(proto),
+            )
+            if any(
+                a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in proto.attribute
+            ):
+                node._parse = _attribute_parser(proto, self._bodies(proto, typed, graph, names))
+                _ = node.attrs  # bodies capture tensors: their readers must be known at once
+            graph.nodes.append(node)
+
+    def _bodies(
+        self,
+        proto: onnx.NodeProto,
+        typed: onnx.NodeProto,
+        graph: Graph,
+        names: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        bodies: dict[str, Any] = {}
+        for attribute, typed_attribute in zip(proto.attribute, typed.attribute, strict=True):
+            if attribute.type == AttributeProto.GRAPH:
+                bodies[attribute.name] = self.graph(attribute.g, typed_attribute.g, graph, names)
+            elif attribute.type == AttributeProto.GRAPHS:
+                bodies[attribute.name] = [
+                    self.graph(body, typed_body, graph, names)
+                    for body, typed_body in zip(
+                        attribute.graphs, typed_attribute.graphs, strict=True
+                    )
+                ]
+        return bodies
+
+
+class _Scope(dict[str, "Tensor"]):
+    """Names of one graph; what is missing is looked up in the scope around it."""
+
+    def __init__(self, outer: Mapping[str, Tensor]) -> None:
+        self.outer = outer
+
+    def __missing__(self, name: str) -> Tensor:
+        return self.outer[name]
+
+    def __contains__(self, name: object) -> bool:
+        return dict.__contains__(self, name) or name in self.outer
+
+
+def _lookup(names: dict[str, Tensor], name: str) -> Tensor:
+    if not name:
+        return Variable(_EMPTY)
+    try:
+        return names[name]
+    except KeyError:  # an invalid model: carried as it is, for the checker to name
+        names[name] = Variable(name)
+        return names[name]
+
+
+def _variable(name: str, types: Types) -> Variable:
+    dtype, shape = types.get(name, (None, None))
+    return Variable(name, dtype, shape)
+
+
+def _types(inferred: onnx.GraphProto, declared: onnx.GraphProto) -> Types:
+    """Types by name; inference wins, since value_info in the wild is often stale."""
+    types: dict[str, tuple[Any, list[int | str | None] | None]] = {}
+    for source in (
+        declared.value_info,
+        declared.output,
+        inferred.value_info,
+        inferred.output,
+        declared.input,
+    ):
+        for value in source:
+            dtype, shape = value_type(value.type)
+            known_dtype, known_shape = types.get(value.name, (None, None))
+            if shape is None:
+                shape = known_shape
+            elif known_shape is not None and len(known_shape) == len(shape):
+                shape = [
+                    old if new is None else new for new, old in zip(shape, known_shape, strict=True)
+                ]
+            types[value.name] = (known_dtype if dtype is None else dtype, shape)
+    return types
+
+
+def value_type(type_proto: onnx.TypeProto) -> tuple[Any, list[int | str | None] | None]:
+    """Return (numpy dtype, dims) of a tensor type; None where unknown or no tensor."""
+    if not type_proto.HasField("tensor_type"):
+        return None, None
+    tensor = type_proto.tensor_type
+    dtype = np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+    if not tensor.HasField("shape"):
+        return dtype, None
+    dims: list[int | str | None] = []
+    for dim in tensor.shape.dim:
+        if dim.HasField("dim_value"):
+            dims.append(dim.dim_value if dim.dim_value >= 0 else None)
+        else:
+            dims.append(dim.dim_param or None)
+    return dtype, dims
+
+
+def _attribute_parser(
+    proto: onnx.NodeProto, bodies: Mapping[str, Any] | None = None
+) -> Callable[[], dict[str, Any]]:
+    return lambda: {a.name: _attribute_value(a, bodies or {}) for a in proto.attribute}
+
+
+def _attribute_value(attribute: AttributeProto, bodies: Mapping[str, Any]) -> Any:
+    kind = attribute.type
+    if attribute.ref_attr_name:
+        return gs.Node.AttributeRef(attribute.ref_attr_name, kind)
+    if attribute.name in bodies:
+        return bodies[attribute.name]
+    if kind == AttributeProto.FLOAT:
+        return attribute.f
+    if kind == AttributeProto.INT:
+        return attribute.i
+    if kind == AttributeProto.STRING:
+        return _text(attribute.s, attribute)
+    if kind == AttributeProto.FLOATS:
+        return list(attribute.floats)
+    if kind == AttributeProto.INTS:
+        return list(attribute.ints)
+    if kind == AttributeProto.STRINGS:
+        texts = [_text(value, None) for value in attribute.strings]
+        return attribute if None in texts else texts
+    if kind == AttributeProto.TENSOR:
+        return Constant(attribute.t.name, Weight.of(attribute.t))
+    return attribute
+
+
+def _text(value: bytes, otherwise: Any) -> Any:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return otherwise
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+class Writer:
+    """Patches the protos of a model with what passes made of its graphs."""
+
+    def __init__(self, store: StoreTensor, *, initializers_are_inputs: bool) -> None:
+        """`store` turns an array into a TensorProto.
+
+        `initializers_are_inputs`: whether each initializer is listed among the inputs as well
+        (IR versions before 4 demand it).
+        """
+        self.store = store
+        self.initializers_are_inputs = initializers_are_inputs
+
+    def write(self, graph: Graph) -> None:
+        """Bring `graph.proto` and the bodies inside it up to date with `graph`."""
+        before = {name for node in graph.proto.node for name in node.output}
+        if not graph.is_function:
+            before |= {tensor.name for tensor in graph.proto.initializer}
+            self._adopt_constants(graph)
+        self._write_nodes(graph)
+        if graph.is_function:
+            return
+        self._write_initializers(graph)
+        after = {name for node in graph.proto.node for name in node.output}
+        after |= {tensor.name for tensor in graph.proto.initializer}
+        self._drop_stale(graph.proto, before - after)
+
+    def _adopt_constants(self, graph: Graph) -> None:
+        """Find the constants that a pass made without saying which graph they belong to."""
+        owned: set[int] = set()
+        scope: Graph | None = graph
+        while scope is not None:
+            owned.update(id(constant) for constant in scope.initializers)
+            scope = scope.parent
+        tensors = [tensor for node in graph.nodes for tensor in node.inputs]
+        for tensor in [*tensors, *graph.outputs]:
+            if isinstance(tensor, gs.Constant) and id(tensor) not in owned and tensor.name:
+                owned.add(id(tensor))
+                graph.initializers.append(tensor)
+
+    def _write_nodes(self, graph: Graph) -> None:
+        old = graph.proto.node
+        for node in graph.nodes:
+            for body in graph.subgraphs_of(node):
+                self.write(body)
+        protos = [self._node_proto(node) for node in graph.nodes]
+        if len(old) == len(protos) and all(a is b for a, b in zip(old, protos, strict=True)):
+            return
+        # a list of its own first: extending from elements of the list being cleared would lose them
+        held = onnx.GraphProto()
+        held.node.extend(protos)
+        del old[:]
+        old.MergeFrom(held.node)
+        for node, proto in zip(graph.nodes, old, strict=True):
+            _rebase(node, proto)
+
+    def _node_proto(self, node: Node) -> onnx.NodeProto:
+        inputs = _names(node.inputs)
+        outputs = _names(node.outputs)
+        proto = node.proto
+        if proto is None:
+            proto = onnx.NodeProto(op_type=node.op, name=node.name, input=inputs, output=outputs)
+            if node.domain:
+                proto.domain = node.domain
+            for key, value in node.attrs.items():
+                proto.attribute.append(self._attribute(node, key, value))
+            return proto
+        if proto.op_type != node.op:
+            proto.op_type = node.op
+        if proto.name != (node.name or ""):
+            proto.name = node.name
+        if proto.domain != (node.domain or ""):
+            proto.domain = node.domain
+        if list(proto.input) != inputs:
+            del proto.input[:]
+            proto.input.extend(inputs)
+        if list(proto.output) != outputs:
+            del proto.output[:]
+            proto.output.extend(outputs)
+        if node._attrs is not None and node.parsed is not None:
+            self._patch_attributes(node, proto)
+        return proto
+
+    def _patch_attributes(self, node: Node, proto: onnx.NodeProto) -> None:
+        changed = {
+            key: value
+            for key, value in node.attrs.items()
+            if key not in node.parsed or not _same(node.parsed[key], value)
+        }
+        if not changed and len(node.attrs) == len(node.parsed):
+            return
+        kept = {a.name: a for a in proto.attribute}
+        attributes = [
+            self._attribute(node, key, value) if key in changed else kept[key]
+            for key, value in node.attrs.items()
+        ]
+        held = onnx.NodeProto()
+        held.attribute.extend(attributes)
+        del proto.attribute[:]
+        proto.attribute.MergeFrom(held.attribute)
+
+    def _attribute(self, node: Node, key: str, value: Any) -> AttributeProto:
+        if isinstance(value, AttributeProto):
+            copied = AttributeProto()
+            copied.CopyFrom(value)
+            copied.name = key
+            return copied
+        if isinstance(value, gs.Node.AttributeRef):
+            return AttributeProto(name=key, ref_attr_name=value.name, type=value.type)
+        if isinstance(value, (gs.Constant, Weight, np.ndarray)):
+            value = self._tensor_proto(value, key)
+            return AttributeProto(name=key, t=value, type=AttributeProto.TENSOR)
+        if isinstance(value, Graph):
+            return AttributeProto(name=key, g=value.proto, type=AttributeProto.GRAPH)
+        try:
+            return make_attribute(key, value, attr_type=_schema_type(node, key))
+        except (TypeError, ValueError) as error:
+            raise RuleError(
+                f"attribute {key!r} of {node.op} {node.name!r} cannot be written: {error}"
+            ) from error
+
+    def _tensor_proto(self, value: gs.Constant | Weight | Array, name: str) -> TensorProto:
+        held = value._values if isinstance(value, gs.Constant) else value
+        if isinstance(held, Weight) and held.tensor is not None:
+            return held.tensor
+        array = held.load() if isinstance(held, gs.LazyValues) else np.asarray(held)
+        return self.store(array, name)
+
+    def _write_initializers(self, graph: Graph) -> None:
+        proto = graph.proto
+        assert isinstance(proto, onnx.GraphProto)
+        constant_names = {constant.name for constant in graph.initializers}
+        input_names = {value.name for value in proto.input}
+        graph_inputs = {t.name for t in graph.inputs if not isinstance(t, gs.Constant)}
+        by_name = {tensor.name: tensor for tensor in proto.initializer}
+        # overridable initializers are inputs to the passes: they stay where they were
+        kept = [
+            tensor
+            for tensor in proto.initializer
+            if tensor.name in constant_names or tensor.name in graph_inputs
+        ]
+        order = [tensor.name for tensor in kept]
+        seen = set(order)
+        order += [c.name for c in graph.initializers if c.name not in seen]
+        constants = {constant.name: constant for constant in graph.initializers}
+        tensors = []
+        for name in order:
+            constant = constants.get(name)
+            tensors.append(
+                by_name[name] if constant is None else self._initializer(constant, by_name)
+            )
+        if self.initializers_are_inputs:
+            self._write_initializer_inputs(graph, proto, set(order), input_names, tensors)
+        if len(tensors) == len(proto.initializer) and all(
+            a is b for a, b in zip(tensors, proto.initializer, strict=True)
+        ):
+            return
+        held = onnx.GraphProto()
+        held.initializer.extend(tensors)
+        for name, tensor in zip(order, held.initializer, strict=True):
+            tensor.name = name
+        del proto.initializer[:]
+        proto.initializer.MergeFrom(held.initializer)
+        for tensor in proto.initializer:
+            if tensor.name in constants:
+                constants[tensor.name]._values = Weight.of(tensor)
+
+    def _initializer(self, constant: Constant, by_name: Mapping[str, TensorProto]) -> TensorProto:
+        held = constant._values
+        old = by_name.get(constant.name)
+        if isinstance(held, Weight) and held.tensor is not None and held.tensor is old:
+            return old
+        return self._tensor_proto(constant, constant.name)
+
+    @staticmethod
+    def _write_initializer_inputs(
+        graph: Graph,
+        proto: onnx.GraphProto,
+        names: set[str],
+        input_names: set[str],
+        tensors: list[TensorProto],
+    ) -> None:
+        gone = {t.name for t in proto.initializer} - names
+        kept = [value for value in proto.input if value.name not in gone]
+        added = [
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            for tensor in tensors
+            if tensor.name not in input_names
+        ]
+        # a body's initializers need not be its inputs: those are what the node passes in
+        if graph.parent is not None or (not added and len(kept) == len(proto.input)):
+            return
+        held = onnx.GraphProto()
+        held.input.extend([*kept, *added])
+        del proto.input[:]
+        proto.input.MergeFrom(held.input)
+
+    @staticmethod
+    def _drop_stale(proto: onnx.GraphProto, gone: set[str]) -> None:
+        if not gone:
+            return
+        for field, key in (("value_info", "name"), ("quantization_annotation", "tensor_name")):
+            entries = getattr(proto, field)
+            kept = [entry for entry in entries if getattr(entry, key) not in gone]
+            if len(kept) != len(entries):
+                held = onnx.GraphProto()
+                getattr(held, field).extend(kept)
+                del entries[:]
+                entries.MergeFrom(getattr(held, field))
+
+
+def _rebase(node: Node, proto: onnx.NodeProto) -> None:
+    """Point `node` and the bodies inside it at the copy of their proto that is in the model."""
+    node.proto = proto
+    if node._attrs is None:
+        node._parse = _attribute_parser(proto)
+        return
+    for attribute in proto.attribute:
+        value = node.attrs[attribute.name]
+        if isinstance(value, Graph):
+            _rebase_graph(value, attribute.g)
+        elif isinstance(value, list) and value and isinstance(value[0], Graph):
+            for body, body_proto in zip(value, attribute.graphs, strict=True):
+                _rebase_graph(body, body_proto)
+        elif isinstance(value, Constant):
+            value._values = Weight.of(attribute.t)
+    node.parsed = snapshot(node.attrs)
+
+
+def _rebase_graph(graph: Graph, proto: onnx.GraphProto) -> None:
+    graph.proto = proto
+    tensors = {tensor.name: tensor for tensor in proto.initializer}
+    for constant in graph.initializers:
+        constant._values = Weight.of(tensors[constant.name])
+    for node, node_proto in zip(graph.nodes, proto.node, strict=True):
+        _rebase(node, node_proto)
+
+
+def _names(tensors: Iterable[Tensor]) -> list[str]:
+    return [tensor.name for tensor in tensors]
+
+
+def _same(parsed: Any, value: Any) -> bool:
+    if isinstance(value, list):
+        if len(parsed) != len(value):
+            return False
+        return all(
+            a is b or (not isinstance(a, gs.Graph) and a == b) for a, b in zip(parsed, value)
+        )
+    if isinstance(value, gs.Constant):
+        return parsed is value._values
+    if isinstance(value, (gs.Graph, AttributeProto)):
+        return parsed is value
+    # 0.0 == -0.0, and 1 == 1.0 == True: neither pair is the same attribute
+    return type(parsed) is type(value) and repr(parsed) == repr(value)
+
+
+def _schema_type(node: Node, key: str) -> int | None:
+    from graphpass.graph import schema
+
+    found = schema(node)
+    if found is None or key not in found.attributes:
+        return None
+    return int(found.attributes[key].type.value)
+
+
+def data_type_of(dtype: Any) -> int:
+    """Return the TensorProto data type of a numpy dtype."""
+    return int(np_dtype_to_tensor_dtype(np.dtype(dtype)))

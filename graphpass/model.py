@@ -1,0 +1,286 @@
+"""A model: the file as it came (the envelope) and the graph that passes rewrite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from graphpass import spool as spooling
+from graphpass import wire
+from graphpass.envelope import Writer, read_function, read_graph
+from graphpass.errors import ModelError
+from graphpass.ir import Constant, Function, Graph, Node, Variable
+from graphpass.weight import Array
+
+_CONSTANT_INITIALIZERS_BELOW = 4  # before this IR version an initializer cannot be overridden
+
+
+class Model:
+    """An ONNX model under rewriting.
+
+    `proto` is a *skeleton*: an ordinary ModelProto whose large weights are references into the
+    file that they came from or into a spool of new ones. `graph` is built over it on first use;
+    `sync` brings `proto` up to date with it. Everything that no pass touches stays as it was.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, spool: spooling.Spool, source: Path | None) -> None:
+        self._proto = proto
+        self._spool = spool
+        self._graph: Graph | None = None
+        self._functions: list[Function] = []
+        self._names: set[str] | None = None
+        self.source = source
+
+    @classmethod
+    def load(
+        cls,
+        source: Model | onnx.ModelProto | bytes | str | os.PathLike[str],
+        *,
+        allow_external: Sequence[Path] = (),
+    ) -> Model:
+        """Read a model file, the bytes of one, or take a ModelProto (which stays as it is).
+
+        `allow_external`: further folders that external data may lie in. Raises `ModelError`
+        with one sentence where there is no usable model.
+        """
+        if isinstance(source, Model):
+            return source.copy()
+        spool = spooling.Spool()
+        if isinstance(source, bytes):
+            path = spool.keep(source)
+            return cls(wire.read_skeleton(path, allow_external=allow_external), spool, None)
+        if isinstance(source, onnx.ModelProto):
+            return cls(spool.detach(source), spool, None)
+        path = Path(source)
+        return cls(wire.read_skeleton(path, allow_external=allow_external), spool, path)
+
+    # ------------------------------------------------------------------------------ the graph
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The skeleton as of the last `sync`."""
+        return self._proto
+
+    @property
+    def graph(self) -> Graph:
+        """The main graph, for passes to rewrite."""
+        if self._graph is None:
+            self._graph = self._read()
+        return self._graph
+
+    @property
+    def functions(self) -> list[Function]:
+        """The bodies of the model-local functions."""
+        _ = self.graph
+        return self._functions
+
+    @property
+    def opsets(self) -> dict[str, int]:
+        """Version of each operator set by domain."""
+        return {entry.domain: entry.version for entry in self._proto.opset_import}
+
+    def _read(self) -> Graph:
+        proto = self._proto
+        if not proto.HasField("graph"):
+            raise ModelError("the model holds no graph")
+        overridden = frozenset(
+            pair
+            for function in proto.functions
+            for pair in _spellings(function.domain, function.name)
+        )
+        old_ir = proto.ir_version < _CONSTANT_INITIALIZERS_BELOW
+        inferred = infer_shapes(proto)
+        graph = read_graph(proto.graph, inferred.graph, self.opsets, overridden, old_ir)
+        self._functions = [read_function(body, overridden) for body in proto.functions]
+        _protect_training(proto, graph)
+        return graph
+
+    def scopes(self) -> list[Graph]:
+        """Return every graph of the model: the main one, bodies of If, Loop, Scan, functions."""
+        found = self.graph.scopes()
+        for function in self._functions:
+            found.extend(function.scopes())
+        return found
+
+    @property
+    def names(self) -> set[str]:
+        """Every name of a value or node; grows with those that passes make."""
+        if self._names is None:
+            self._names = set(_names(self._proto))
+        return self._names
+
+    def store(self, array: Array, name: str) -> onnx.TensorProto:
+        """Put a new weight where it costs no memory; return the tensor that refers to it."""
+        return self._spool.add(array, name)
+
+    def sync(self) -> None:
+        """Write what passes changed into `proto`."""
+        if self._graph is None:
+            return
+        old_ir = self._proto.ir_version < _CONSTANT_INITIALIZERS_BELOW
+        writer = Writer(self.store, initializers_are_inputs=old_ir)
+        writer.write(self._graph)
+        for function in self._functions:
+            writer.write(function)
+
+    def adopt(self) -> None:
+        """Take in nodes and tensors that a pass made with onnx-graphsurgeon's own classes."""
+        for scope in self.scopes():
+            for node in scope.nodes:
+                _adopt_node(node, scope)
+        for scope in self.scopes():
+            for tensor in _tensors(scope):
+                _adopt_tensor(tensor)
+            for tensor in scope.outputs:
+                tensor.is_graph_output = True
+            scope.nodes[:] = sorted_nodes(scope.nodes)
+        self._names = None
+        self.sync()
+
+    # ------------------------------------------------------------------------- whole models
+
+    def copy(self) -> Model:
+        """Return a model of its own that shares the stored weights."""
+        self.sync()
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._proto)
+        return Model(proto, self._spool, self.source)
+
+    def restore(self, proto: onnx.ModelProto) -> None:
+        """Go back to a skeleton that was copied earlier."""
+        self._proto = onnx.ModelProto()
+        self._proto.CopyFrom(proto)
+        self._graph = None
+        self._functions = []
+        self._names = None
+
+    def to_proto(self) -> onnx.ModelProto:
+        """Return an ordinary ModelProto with every weight in it."""
+        self.sync()
+        return wire.attach(self._proto)
+
+
+def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `proto` with inferred types; where ONNX's inference fails, with those declared."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
+    for data_prop in (True, False):
+        try:
+            return onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            continue
+    return proto
+
+
+def sorted_nodes(nodes: Sequence[Node]) -> list[Node]:
+    """Return `nodes` so that producers come before readers; as they were where that holds."""
+    inside = {id(node) for node in nodes}
+    done: set[int] = set()
+    ordered: list[Node] = []
+    for start in nodes:
+        stack = [(start, False)]
+        while stack:
+            node, ready = stack.pop()
+            if id(node) in done:
+                continue
+            if ready:
+                done.add(id(node))
+                ordered.append(node)
+                continue
+            stack.append((node, True))
+            sources = [s for tensor in _needed(node) for s in tensor.inputs]
+            stack.extend(
+                (source, False)
+                for source in reversed(sources)
+                if id(source) in inside and id(source) not in done
+            )
+    return ordered
+
+
+def _needed(node: Node) -> Iterator[Variable | Constant]:
+    yield from node.inputs
+    for body in Graph.subgraphs_of(node.graph, node):
+        for scope in body.scopes():
+            yield from scope.outputs
+            for inner in scope.nodes:
+                yield from inner.inputs
+
+
+def _spellings(domain: str, name: str) -> list[tuple[str, str]]:
+    domains = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+    return [(spelling, name) for spelling in domains]
+
+
+def _names(proto: onnx.ModelProto) -> Iterator[str]:
+    yield from _graph_names(proto.graph)
+    for training in proto.training_info:
+        yield from _graph_names(training.initialization)
+        yield from _graph_names(training.algorithm)
+    for function in proto.functions:
+        yield from function.input
+        yield from function.output
+        yield from _node_names(function.node)
+
+
+def _graph_names(graph: onnx.GraphProto) -> Iterator[str]:
+    for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+        yield from (value.name for value in values)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    yield from _node_names(graph.node)
+
+
+def _node_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        yield node.name
+        yield from node.input
+        yield from node.output
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graph_names(attribute.g)
+            for body in attribute.graphs:
+                yield from _graph_names(body)
+
+
+def _protect_training(proto: onnx.ModelProto, graph: Graph) -> None:
+    """Keep what training_info refers to by name: it is used outside the graph."""
+    if not proto.training_info:
+        return
+    used: set[str] = set()
+    for training in proto.training_info:
+        used.update(_graph_names(training.initialization))
+        used.update(_graph_names(training.algorithm))
+        for binding in (*training.initialization_binding, *training.update_binding):
+            used.update((binding.key, binding.value))
+    for tensor in _tensors(graph):
+        if tensor.name in used:
+            tensor.is_graph_output = True
+
+
+def _tensors(graph: Graph) -> Iterator[Variable | Constant]:
+    yield from graph.inputs
+    yield from graph.outputs
+    yield from graph.initializers
+    for node in graph.nodes:
+        yield from node.inputs
+        yield from node.outputs
+
+
+def _adopt_node(node: gs.Node, graph: Graph) -> None:
+    if isinstance(node, Node):
+        node.graph = graph
+        return
+    attrs = node.__dict__.pop("attrs")
+    node.__class__ = Node
+    node.__dict__.update(graph=graph, proto=None, _parse=None, _attrs=attrs, parsed=None)
+    node.domain = node.domain or ""
+
+
+def _adopt_tensor(tensor: gs.Tensor) -> None:
+    if isinstance(tensor, (Variable, Constant)):
+        return
+    tensor.__class__ = Constant if isinstance(tensor, gs.Constant) else Variable

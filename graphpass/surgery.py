@@ -1,0 +1,349 @@
+"""The only place that swaps nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from graphpass.envelope import value_type
+from graphpass.graph import RefusedError, constant, is_output, producer, schema
+from graphpass.ir import Constant, Graph, Node, Tensor, Variable
+from graphpass.match import Match
+from graphpass.pattern import Op
+from graphpass.weight import Array, Weight
+
+_SMALL_ELEMENTS = 256  # constants up to this size are shown to shape inference
+
+
+@dataclass
+class Built:
+    """A term made into nodes, not yet in the graph."""
+
+    nodes: list[Node] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
+    result: Tensor | None = None  # where the term is no operator
+
+
+class Surgeon:
+    """Replaces matches by terms in every scope of one model."""
+
+    def __init__(
+        self, store: Callable[[Array, str], onnx.TensorProto], names: set[str], ir_version: int
+    ) -> None:
+        """`names`: every name of a value or node in the model, which new ones must not meet."""
+        self._store = store
+        self._names = names
+        self._ir_version = ir_version
+        self._spliced: dict[int, list[Node]] = {}
+        self._dead: dict[int, Node] = {}
+        self._dead_constants: dict[int, Constant] = {}
+        self._touched: dict[int, Graph] = {}
+
+    # ------------------------------------------------------------------ a term becomes nodes
+
+    def build(self, found: Match, term: Any) -> Built:
+        """Make the nodes of `term`; the graph is not touched."""
+        root, graph = found.root, found.root.graph
+        output = root.outputs[0]
+        built = Built()
+        if isinstance(term, gs.Tensor):
+            built.result = term
+            return built
+        if not isinstance(term, Op):
+            if not is_output(output) and not graph.is_function:
+                built.result = self._operand(graph, term, output.name, built)
+                return built
+            weight = self._stored(term, self.fresh(output.name))
+            term = Op("Constant", value=Constant(weight.name, weight))
+        name = self._node_name(found, term)
+        self._node(graph, term, Variable(output.name), name, built)
+        return built
+
+    def _node(self, graph: Graph, term: Op, output: Variable, name: str, built: Built) -> None:
+        op = term.ops[0]
+        operands: list[Tensor] = []
+        for index, part in enumerate(term.inputs):
+            if part is None:
+                operands.append(Variable(""))
+            elif isinstance(part, Op):
+                base = f"{output.name}.{part.ops[0].lower()}"
+                inner = Variable(self.fresh(base))
+                self._node(graph, part, inner, self.fresh(base) if name else "", built)
+                operands.append(inner)
+            elif isinstance(part, gs.Tensor):
+                operands.append(part)
+            else:
+                role = _operand_name(name or output.name, op, index)
+                operands.append(self._operand(graph, part, role, built))
+        while operands and operands[-1].name == "":
+            operands.pop()
+        attrs = {key: value for key, value in term.attributes.items() if value is not None}
+        node = Node(op, name, attrs, domain=term.domain, graph=graph)
+        # linked on one side only: until it is committed, no tensor may see a new reader
+        list.extend(node.inputs, operands)
+        list.append(node.outputs, output)
+        list.append(output.inputs, node)
+        self._infer(node)
+        built.nodes.append(node)
+
+    def _operand(self, graph: Graph, value: Weight | Array, base: str, built: Built) -> Tensor:
+        if isinstance(value, Weight) and value.origin is not None:
+            return value.origin
+        weight = self._stored(value, self.fresh(base))
+        constant_tensor = Constant(weight.name, weight)
+        if not graph.is_function:
+            built.constants.append(constant_tensor)
+            return constant_tensor
+        # a function has no initializers
+        node = Node("Constant", "", {"value": constant_tensor}, graph=graph)
+        output = Variable(weight.name, weight.dtype, list(weight.shape))
+        list.append(node.outputs, output)
+        list.append(output.inputs, node)
+        built.nodes.append(node)
+        return output
+
+    def _stored(self, value: Weight | Array, name: str) -> Weight:
+        if isinstance(value, Weight) and value.tensor is not None:
+            return Weight.of(value.tensor, name)
+        array = value.array() if isinstance(value, Weight) else np.asarray(value)
+        return Weight.of(self._store(array, name), name)
+
+    def _node_name(self, found: Match, term: Op) -> str:
+        """Give the node the name of the one that it continues."""
+        for node in found.nodes:
+            if node.op in term.ops and node.name:
+                return str(node.name)
+        return str(found.root.name)
+
+    def fresh(self, base: str) -> str:
+        """Return a name near `base` that nothing in the model has."""
+        name, count = base, 0
+        while name in self._names or not name:
+            count += 1
+            name = f"{base}_{count}"
+        self._names.add(name)
+        return name
+
+    def _infer(self, node: Node) -> None:
+        """Fill in dtype and shape of the node's output as far as ONNX can tell."""
+        output = node.outputs[0]
+        found = schema(node)
+        if found is None:
+            return
+        types, data = {}, {}
+        for tensor in node.inputs:
+            if tensor.name == "" or tensor.dtype is None:
+                continue
+            types[tensor.name] = _type_proto(tensor)
+            weight = constant(tensor)
+            if weight is not None and weight.size <= _SMALL_ELEMENTS:
+                data[tensor.name] = onnx.numpy_helper.from_array(weight.array(), tensor.name)
+        try:
+            inferred = onnx.shape_inference.infer_node_outputs(
+                found,
+                node_proto(node),
+                types,
+                data,
+                opset_imports=[
+                    onnx.helper.make_opsetid(domain, version)
+                    for domain, version in node.graph.opsets.items()
+                ],
+                ir_version=self._ir_version,
+            )
+        except (onnx.shape_inference.InferenceError, RuntimeError, KeyError, ValueError):
+            return
+        if output.name in inferred:
+            output.dtype, output.shape = value_type(inferred[output.name])
+
+    # --------------------------------------------------------------- the nodes take their place
+
+    def commit(self, found: Match, built: Built) -> list[Node]:
+        """Put `built` in the place of the matched nodes; return the nodes whose turn comes again.
+
+        Raises `RefusedError` where an output of the graph would have to take another name.
+        """
+        root, graph = found.root, found.root.graph
+        self._touched[id(graph)] = graph
+        if built.result is not None:
+            return self._forward(root, built)
+        last = built.nodes[-1]
+        old_inputs = list(root.inputs)
+        outputs = list(root.outputs)
+        count = len(outputs) if last.op == root.op else 1
+        taken = outputs[:count]
+        if taken[0].shape is None:
+            taken[0].shape = last.outputs[0].shape
+        if taken[0].dtype is None:
+            taken[0].dtype = last.outputs[0].dtype
+        list.clear(last.outputs)
+        _unlink(root)
+        for tensor in taken:
+            last.outputs.append(tensor)
+        for node in built.nodes:
+            for tensor in node.inputs:
+                list.append(tensor.outputs, node)
+        graph.initializers.extend(built.constants)
+        self._spliced[id(root)] = built.nodes
+        self._dead[id(root)] = root
+        self._release(old_inputs)
+        return list(built.nodes)
+
+    def _forward(self, root: Node, built: Built) -> list[Node]:
+        """The root's output *is* `result`: let its readers read that."""
+        result, output = built.result, root.outputs[0]
+        assert result is not None
+        graph: Graph = root.graph
+        source = producer(result)
+        if not is_output(output):
+            graph.initializers.extend(built.constants)
+            again = [*output.outputs, *([source] if source is not None else [])]
+            _relink(output, result)
+        elif source is not None and source.graph is graph and not is_output(result):
+            index = next(i for i, tensor in enumerate(source.outputs) if tensor is result)
+            list.clear(output.inputs)
+            list.__setitem__(source.outputs, index, output)
+            list.append(output.inputs, source)
+            list.clear(result.inputs)
+            list.clear(root.outputs)
+            again = [*result.outputs, source]
+            _relink(result, output)
+        elif root.op == "Identity":
+            raise RefusedError(f"'{output.name}' is an output of the graph and keeps its name")
+        else:
+            identity = Node("Identity", root.name, {}, graph=graph)
+            old_inputs = list(root.inputs)
+            _unlink(root)
+            identity.inputs.append(result)
+            identity.outputs.append(output)
+            self._spliced[id(root)] = [identity]
+            self._dead[id(root)] = root
+            self._release(old_inputs)
+            return [identity]
+        old_inputs = list(root.inputs)
+        _unlink(root)
+        self._dead[id(root)] = root
+        self._release(old_inputs)
+        return [node for node in again if id(node) not in self._dead]
+
+    def _release(self, tensors: Iterable[Tensor]) -> None:
+        """Remove what nothing reads any more, upwards from `tensors`."""
+        stack = list(tensors)
+        while stack:
+            tensor = stack.pop()
+            if tensor.name == "" or tensor.outputs or is_output(tensor):
+                continue
+            if isinstance(tensor, gs.Constant):
+                self._dead_constants[id(tensor)] = tensor
+                continue
+            node = producer(tensor)
+            if node is None or id(node) in self._dead:
+                continue
+            if any(output.outputs or is_output(output) for output in node.outputs):
+                continue
+            self._dead[id(node)] = node
+            self._touched[id(node.graph)] = node.graph
+            stack.extend(node.inputs)
+            stack.extend(_captured(node))
+            _unlink(node)
+
+    def remove(self, node: Node) -> None:
+        """Remove a node whose outputs nothing reads, and what only it needed."""
+        self._touched[id(node.graph)] = node.graph
+        self._release(list(node.outputs))
+
+    def remove_constant(self, tensor: Constant) -> None:
+        """Remove an initializer that nothing reads."""
+        self._release([tensor])
+
+    def is_dead(self, node: Node) -> bool:
+        """Whether `node` has been replaced or removed."""
+        return id(node) in self._dead
+
+    def close(self, scopes: Iterable[Graph]) -> None:
+        """Bring the node and initializer lists up to date, in one pass over them."""
+        for graph in scopes:
+            if id(graph) in self._touched:
+                graph.nodes[:] = self._living(graph.nodes)
+            if self._dead_constants:
+                graph.initializers[:] = [
+                    c for c in graph.initializers if id(c) not in self._dead_constants
+                ]
+        self._spliced.clear()
+        self._dead.clear()
+        self._dead_constants.clear()
+        self._touched.clear()
+
+    def _living(self, nodes: list[Node]) -> list[Node]:
+        living: list[Node] = []
+        stack = list(reversed(nodes))
+        while stack:
+            node = stack.pop()
+            if id(node) in self._spliced:
+                stack.extend(reversed(self._spliced[id(node)]))
+            elif id(node) not in self._dead:
+                living.append(node)
+        return living
+
+
+def _operand_name(node: str, op: str, index: int) -> str:
+    formal = ("x", "weight", "bias") if op.startswith("Conv") else ()
+    return f"{node}.{formal[index] if index < len(formal) else index}"
+
+
+def _unlink(node: Node) -> None:
+    for tensor in node.inputs:
+        list.remove(tensor.outputs, node)
+    list.clear(node.inputs)
+    for tensor in node.outputs:
+        list.clear(tensor.inputs)
+    list.clear(node.outputs)
+
+
+def _relink(old: Tensor, new: Tensor) -> None:
+    """Let every reader of `old` read `new`: linear in the readers."""
+    for reader in {id(node): node for node in old.outputs}.values():
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is old:
+                list.__setitem__(reader.inputs, index, new)
+                list.append(new.outputs, reader)
+    list.clear(old.outputs)
+
+
+def _captured(node: Node) -> list[Tensor]:
+    """Return what the bodies of `node` read from outside; unlink the bodies."""
+    released: list[Tensor] = []
+    for body in node.graph.subgraphs_of(node):
+        for scope in body.scopes():
+            for inner in scope.nodes:
+                released.extend(inner.inputs)
+                _unlink(inner)
+    return released
+
+
+def _type_proto(tensor: Tensor) -> onnx.TypeProto:
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return onnx.helper.make_tensor_type_proto(data_type, tensor.shape)
+
+
+def node_proto(node: Node) -> onnx.NodeProto:
+    """Return a NodeProto of `node` as it is now, apart from the model."""
+    from graphpass.envelope import Writer
+
+    def inline(array: Array, name: str) -> onnx.TensorProto:
+        return onnx.numpy_helper.from_array(array, name)
+
+    writer = Writer(inline, initializers_are_inputs=False)
+    if node.proto is None:
+        return writer._node_proto(node)
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.input[:]
+    proto.input.extend(tensor.name for tensor in node.inputs)
+    del proto.output[:]
+    proto.output.extend(tensor.name for tensor in node.outputs)
+    return proto

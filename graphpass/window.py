@@ -1,0 +1,97 @@
+"""One rewrite on its own: its nodes before and after, as two models with the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
+
+from graphpass.graph import constant, producer
+from graphpass.ir import Graph, Node, Tensor
+from graphpass.match import Match
+from graphpass.surgery import Built, node_proto
+
+
+@dataclass(frozen=True)
+class Window:
+    """The matched nodes and what replaced them; weights are references, so it is small."""
+
+    before: onnx.ModelProto
+    after: onnx.ModelProto
+    inputs: tuple[str, ...]
+    output: str
+
+
+def capture(found: Match, built: Built) -> Window | None:
+    """Cut out a rewrite before it is committed; None where a type is unknown."""
+    output = found.root.outputs[0]
+    graph: Graph = found.root.graph
+    before = _cut(graph, list(reversed(found.nodes)), output, output)
+    if built.result is not None:
+        after = _cut(graph, [], built.result, output)
+    else:
+        after = _cut(graph, built.nodes, built.nodes[-1].outputs[0], output)
+    if before is None or after is None:
+        return None
+    names = {value.name for value in (*before.graph.input, *after.graph.input)}
+    return Window(before, after, tuple(sorted(names)), output.name)
+
+
+def _cut(graph: Graph, nodes: list[Node], output: Tensor, named: Tensor) -> onnx.ModelProto | None:
+    made = {id(tensor) for node in nodes for tensor in node.outputs}
+    proto = onnx.GraphProto(name="window")
+    seen: set[int] = set()
+    for tensor in [*(t for node in nodes for t in node.inputs), *([] if nodes else [output])]:
+        if tensor.name == "" or id(tensor) in made or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        weight = constant(tensor)
+        if weight is not None and isinstance(tensor, gs.Constant) and weight.tensor is not None:
+            proto.initializer.append(weight.tensor)
+            proto.initializer[-1].name = tensor.name
+        elif weight is not None:
+            proto.initializer.append(onnx.numpy_helper.from_array(weight.array(), tensor.name))
+        elif tensor.dtype is None:
+            return None
+        else:
+            proto.input.append(_value_info(tensor, tensor.name))
+    ordered = _ordered(nodes)
+    proto.node.extend(node_proto(node) for node in ordered)
+    if not nodes or output is not named:
+        if nodes:
+            proto.node[-1].output[0] = named.name
+        else:
+            proto.node.add(op_type="Identity", input=[output.name], output=[named.name])
+    if named.dtype is None:
+        return None
+    proto.output.append(_value_info(named, named.name))
+    model = onnx.ModelProto(ir_version=10, graph=proto)
+    for domain, version in graph.opsets.items():
+        model.opset_import.add(domain=domain, version=version)
+    return model
+
+
+def _ordered(nodes: Iterable[Node]) -> list[Node]:
+    """Sort so that producers come first; the lists are short."""
+    waiting = list(nodes)
+    inside = {id(node) for node in waiting}
+    done: set[int] = set()
+    ordered: list[Node] = []
+    while waiting:
+        for node in waiting:
+            sources = (producer(tensor) for tensor in node.inputs)
+            if all(s is None or id(s) not in inside or id(s) in done for s in sources):
+                break
+        waiting.remove(node)
+        done.add(id(node))
+        ordered.append(node)
+    return ordered
+
+
+def _value_info(tensor: Tensor, name: str) -> onnx.ValueInfoProto:
+    data_type = np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return make_tensor_value_info(name, data_type, tensor.shape)
