@@ -1,0 +1,107 @@
+"""Numbers for symbolic dimensions: plausible ones, the same symbol bound alike everywhere."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from graphpass.validate.inputs import InputSpec
+
+Bindings = dict[str, int]
+
+BATCH, CHANNELS, SPATIAL, LENGTH, RANK = "batch", "channels", "spatial", "length", "rank"
+
+# In the order in which they are tried. Small sizes first where they are no less telling; 64
+# pixels leave 2 x 2 after the usual reduction by 32. Fixed heads want the sizes further on.
+_CANDIDATES: Mapping[str, Sequence[int]] = {
+    BATCH: (1, 2, 4),
+    CHANNELS: (3, 1, 4),
+    SPATIAL: (64, 224, 32, 28, 299, 227, 256, 128, 112, 48, 24, 12, 96, 192, 320, 416, 512, 640, 8),
+    RANK: (2, 4, 1, 3, 0, 5),
+    LENGTH: (16, 8, 32, 64, 128, 512, 4, 2, 1, 3, 5, 10, 256, 1024, 80, 224, 16000),
+}
+# How late a further candidate of a kind is tried, against the others' candidates.
+_PATIENCE = {BATCH: 8, CHANNELS: 5, SPATIAL: 1, LENGTH: 1, RANK: 2}
+# A second size for symbols that took the first: not square, so that exchanged axes show.
+_OTHER_SIZES = {SPATIAL: ((3, 2), (1, 1), (2, 1)), LENGTH: ((3, 4), (1, 2), (2, 1))}
+
+
+def classify(specs: Sequence[InputSpec]) -> dict[str, str]:
+    """Map each symbol to what it seems to count: batch, channels, spatial or length."""
+    classes: dict[str, str] = {}
+    for spec in specs:
+        if spec.dims is None:
+            classes[rank_symbol(spec.name)] = RANK
+        for axis, size in enumerate(spec.dims or ()):
+            if isinstance(size, str) and size not in classes:
+                classes[size] = _class_of(size, axis, spec.dims or ())
+    return classes
+
+
+def rank_symbol(input_name: str) -> str:
+    """Return the symbol that stands for the rank of an input which declares no shape."""
+    return f"rank({input_name})"
+
+
+def _class_of(symbol: str, axis: int, dims: tuple[int | str, ...]) -> str:
+    name = "" if symbol.endswith(f"[{axis}]") else symbol.lower()
+    if re.search(r"batch|^n$|^bs$|^b$", name):
+        return BATCH
+    if re.search(r"height|width|^h$|^w$|pixel", name):
+        return SPATIAL
+    if re.search(r"seq|len|time|steps|frames|samples|tokens", name):
+        return LENGTH
+    if axis == 0 and len(dims) > 1:
+        return BATCH
+    if len(dims) >= 4:
+        channels_last = dims[-1] in (1, 3, 4) and dims[1] not in (1, 3, 4)
+        return CHANNELS if axis == (len(dims) - 1 if channels_last else 1) else SPATIAL
+    return LENGTH
+
+
+def first_bindings(classes: Mapping[str, str], fixed: Mapping[str, int]) -> Iterator[Bindings]:
+    """Yield bindings to try until the model takes one; `fixed` symbols keep their value."""
+    free = {symbol: kind for symbol, kind in classes.items() if symbol not in fixed}
+    kinds = sorted(set(free.values()))
+    # Alike symbols get alike sizes. Combinations near the start of all lists come first.
+    ranges = [range(len(_CANDIDATES[kind])) for kind in kinds]
+    patience = [_PATIENCE[kind] for kind in kinds]
+    for choice in sorted(
+        itertools.product(*ranges), key=lambda c: sum(map(operator.mul, c, patience))
+    ):
+        sizes = {kind: _CANDIDATES[kind][index] for kind, index in zip(kinds, choice, strict=True)}
+        yield {**{symbol: sizes[kind] for symbol, kind in free.items()}, **fixed}
+
+
+def varied_bindings(
+    accepted: Bindings, classes: Mapping[str, str], fixed: Mapping[str, int], batch: int
+) -> Iterator[Bindings]:
+    """Yield variations of accepted bindings, the boldest first, the accepted ones last."""
+    free = {symbol: kind for symbol, kind in classes.items() if symbol not in fixed}
+    batches = {symbol: batch for symbol, kind in free.items() if kind == BATCH}
+    seen: list[Bindings] = []
+    for bindings in (
+        {**accepted, **_resized(accepted, free), **batches},
+        {**accepted, **batches},
+        accepted,
+    ):
+        if bindings not in seen:
+            seen.append(bindings)
+            yield bindings
+
+
+def _resized(accepted: Bindings, free: Mapping[str, str]) -> Bindings:
+    """Scale spatial and length symbols, each kind's neighbours by unlike factors.
+
+    A kind for which the first candidate failed is left alone: the model insists on a size.
+    """
+    resized: Bindings = {}
+    for kind, factors in _OTHER_SIZES.items():
+        symbols = [symbol for symbol, found in free.items() if found == kind]
+        if any(accepted[symbol] != _CANDIDATES[kind][0] for symbol in symbols):
+            continue
+        for symbol, (up, down) in zip(symbols, itertools.cycle(factors)):
+            resized[symbol] = max(1, accepted[symbol] * up // down)
+    return resized

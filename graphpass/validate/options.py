@@ -1,0 +1,35 @@
+"""The options of validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from graphpass.validate.channel import Array
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """How to validate.
+
+    providers: execution providers by short name (cpu, cuda, …); every one is compared.
+    bind: numbers for symbolic dimensions, ``{"N": 4}``; one without a name is ``input[axis]``.
+    inputs: arrays by name, an .npz, or a folder of .pb; inputs left out are drawn.
+    rtol: tolerance relative to the output's scale; atol: absolute. Either replaces the noise floor.
+    time_limit_s, memory_limit_mib: for one request (load or run) to ONNX Runtime; None: no limit.
+    The memory limit does not hold with cuda, whose driver reserves more address space than memory.
+    factor: how many times the noise floor an output may move.
+    threads: of ONNX Runtime; None: as many as there are processors.
+    """
+
+    providers: tuple[str, ...] = ("cpu",)
+    seed: int = 0
+    bind: Mapping[str, int] = field(default_factory=dict)
+    inputs: Path | str | Mapping[str, Array] | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    time_limit_s: float | None = 300.0
+    memory_limit_mib: int | None = None
+    factor: float = 10.0
+    threads: int | None = None

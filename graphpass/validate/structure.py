@@ -1,0 +1,236 @@
+"""Level 1: the candidate is valid ONNX, and its interface is that of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+
+def check_structure(
+    before: onnx.ModelProto, after: onnx.ModelProto, *, interface_may_change: bool = False
+) -> list[str]:
+    """Return what is wrong with `after`, one sentence each: interface first, then validity.
+
+    Data of external tensors is not read. What the checker already finds in `before` is not
+    held against `after`; there, only the nodes that are new are checked.
+    """
+    problems = [] if interface_may_change else list(_interface_changes(before, after))
+    return problems + list(_lost_metadata(before, after)) + list(_invalidity(before, after))
+
+
+def interface_problems(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    """Return what differs in inputs, outputs, opsets, metadata: what a caller relies on."""
+    return [*_interface_changes(before, after), *_lost_metadata(before, after)]
+
+
+def _interface_changes(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
+    yield from _value_changes("input", before.graph.input, after.graph.input)
+    yield from _value_changes("output", before.graph.output, after.graph.output)
+    yield from _set_changes("default of input", _overridable(before), _overridable(after))
+
+
+def _value_changes(
+    what: str, before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
+) -> Iterator[str]:
+    names, new_names = [value.name for value in before], [value.name for value in after]
+    if names != new_names:
+        yield f"the {what}s were {_listed(names)} and are {_listed(new_names)}"
+        return
+    for one, two in zip(before, after, strict=True):
+        if one.type != two.type:
+            yield f"{what} '{one.name}' was {_type(one.type)} and is {_type(two.type)}"
+
+
+def _overridable(model: onnx.ModelProto) -> set[str]:
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    return initializers & {value.name for value in model.graph.input}
+
+
+def _lost_metadata(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
+    yield from _dict_changes("opset", _opsets(before), _opsets(after))
+    for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version"):
+        one, two = getattr(before, name), getattr(after, name)
+        if one != two:
+            yield f"{name} was {one!r} and is {two!r}"
+    properties = {entry.key: entry.value for entry in before.metadata_props}
+    yield from _dict_changes(
+        "metadata", properties, {entry.key: entry.value for entry in after.metadata_props}
+    )
+    yield from _function_changes(before, after)
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    return {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+
+
+def _function_changes(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
+    old = {_function_key(function): function for function in before.functions}
+    new = {_function_key(function): function for function in after.functions}
+    for key, function in old.items():
+        name = f"function '{key[0]}::{key[1]}'"
+        if key not in new:
+            if any((n.domain, n.op_type, n.overload) == key for n in _all_nodes(after)):
+                yield f"{name} is called but no longer there"
+        elif _signature(function) != _signature(new[key]):
+            yield f"{name} has another signature"
+
+
+def _function_key(function: onnx.FunctionProto) -> tuple[str, str, str]:
+    return function.domain, function.name, function.overload
+
+
+def _signature(function: onnx.FunctionProto) -> tuple[Any, ...]:
+    return (
+        list(function.input),
+        list(function.output),
+        list(function.attribute),
+        sorted(attribute.name for attribute in function.attribute_proto),
+    )
+
+
+def _dict_changes(what: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    yield from _set_changes(what, set(before), set(after))
+    for key in sorted(set(before) & set(after)):
+        if before[key] != after[key]:
+            yield f"{what} '{key}' was {before[key]!r} and is {after[key]!r}"
+
+
+def _set_changes(what: str, before: set[str], after: set[str]) -> Iterator[str]:
+    for name in sorted(before - after):
+        yield f"{what} '{name}' is gone"
+    for name in sorted(after - before):
+        yield f"{what} '{name}' is new"
+
+
+def _type(type_: onnx.TypeProto) -> str:
+    """Write a type as ONNX's text syntax does: ``float[N,3,224,224]``."""
+    if type_.WhichOneof("value") != "tensor_type":
+        return " ".join(str(type_).split())
+    tensor = type_.tensor_type
+    name: str = TensorProto.DataType.Name(tensor.elem_type).lower()
+    if not tensor.HasField("shape"):
+        return name
+    dims = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?"
+            for d in tensor.shape.dim)  # fmt: skip
+    return f"{name}[{','.join(dims)}]"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+# Validity
+
+
+def _invalidity(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
+    error = _checker_error(after)
+    if error is None:
+        return
+    if _checker_error(before) is None:
+        yield f"the model is not valid ONNX: {error}"
+        return
+    yield from _new_invalid_nodes(before, after)
+
+
+def _checker_error(model: onnx.ModelProto) -> str | None:
+    for full in (False, True):
+        try:
+            onnx.checker.check_model(_without_data(model, full), full_check=full)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            return _one_line(error)
+    return None
+
+
+def _without_data(model: onnx.ModelProto, for_inference: bool) -> onnx.ModelProto:
+    """Return a copy whose external tensors need no file: the checker would look for them.
+
+    Without inference they become empty tensors. Shape inference needs their shapes, so that
+    there the initializers among them become inputs of the same type, as IR version 4 allows.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if for_inference:
+        inputs = {value.name for value in copy.graph.input}
+        for index in reversed(range(len(copy.graph.initializer))):
+            tensor = copy.graph.initializer[index]
+            if tensor.data_location != TensorProto.EXTERNAL:
+                continue
+            if tensor.name not in inputs:
+                info = onnx.helper.make_tensor_value_info(
+                    tensor.name, tensor.data_type, list(tensor.dims)
+                )
+                copy.graph.input.append(info)
+            del copy.graph.initializer[index]
+    for tensor in _tensors(copy):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+            del tensor.dims[:]
+            tensor.dims.append(0)
+    return copy
+
+
+def _new_invalid_nodes(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
+    known = {node.SerializeToString(deterministic=True) for node in _all_nodes(before)}
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = after.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in after.opset_import}
+    for node in _all_nodes(after):
+        if node.SerializeToString(deterministic=True) in known:
+            continue
+        if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
+            continue
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for attribute in copy.attribute:
+            if attribute.t.data_location == TensorProto.EXTERNAL:
+                attribute.t.CopyFrom(TensorProto(data_type=attribute.t.data_type, dims=[0]))
+        try:
+            onnx.checker.check_node(copy, context)
+        except onnx.checker.ValidationError as error:
+            yield f"node '{node.name}' ({node.op_type}) is not valid ONNX: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split("==> Context")[0].split())
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    for graph in _all_graphs(model):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+    for node in _all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    for graph in _all_graphs(model):
+        yield from graph.node
+    for function in model.functions:
+        yield from function.node
+
+
+def _all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    stack = [model.graph]
+    stack.extend(graph for f in model.functions for graph in _subgraphs(f.node))
+    while stack:
+        graph = stack.pop()
+        yield graph
+        stack.extend(_subgraphs(graph.node))
+
+
+def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+            yield from attribute.graphs

@@ -1,0 +1,290 @@
+"""Level 3 and 4: a candidate through ONNX Runtime beside the original, output by output."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from graphpass.validate.channel import Value
+from graphpass.validate.compare import OutputComparison, Policy, compare_leaf, leaves
+from graphpass.validate.noise import base_tolerance
+from graphpass.validate.options import ValidationOptions
+from graphpass.validate.original import FULL_NOISE, Original, Point
+from graphpass.validate.runtime import Limits, RunError, Runtime, Session, run_rounds
+from graphpass.validate.structure import check_structure, interface_problems
+
+Status = Literal[
+    "equal",
+    "within tolerance",
+    "differs",
+    "cannot run",
+    "invalid",
+    "interface changed",
+    "not comparable",
+]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a check; `reason` is one sentence with output, feed, provider and figures.
+
+    `random_outputs` differ between two runs of the original and are left out; `dropped_feeds`
+    are those that the original itself did not take, each with the reason.
+    """
+
+    status: Status
+    reason: str
+    comparisons: tuple[OutputComparison, ...] = ()
+    random_outputs: tuple[str, ...] = ()
+    dropped_feeds: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the candidate may replace the original."""
+        return self.status in ("equal", "within tolerance")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians of interleaved runs at ONNX Runtime's default optimization level, in ms.
+
+    `ratio` is after/before, the median over rounds; [`ratio_low`, `ratio_high`] holds the true
+    median with about 95 % confidence.
+    """
+
+    before_ms: float
+    after_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rounds: int
+    feed: str
+    provider: str
+
+    @property
+    def slower(self) -> bool:
+        """Whether it got slower by more than the noise."""
+        return self.ratio_low > 1.0
+
+    @property
+    def faster(self) -> bool:
+        """Whether it got faster by more than the noise."""
+        return self.ratio_high < 1.0
+
+
+class Validator:
+    """Compares candidates with one original. Use as a context manager, or `close` it.
+
+    The original is run when first needed, once for each feed and provider.
+    Raises ReferenceCannotRunError, ProviderUnavailableError, InputsError.
+    """
+
+    def __init__(self, reference: onnx.ModelProto, options: ValidationOptions | None = None):
+        self.options = options or ValidationOptions()
+        limited = all(provider == "cpu" for provider in self.options.providers)
+        limits = Limits(
+            self.options.time_limit_s, self.options.memory_limit_mib if limited else None
+        )
+        self._runtime = Runtime(limits, self.options.threads)
+        self._original = Original(reference, self.options, self._runtime)
+        self._policy = Policy(
+            base_tolerance(self._original.epsilon),
+            self.options.factor,
+            self.options.rtol,
+            self.options.atol,
+        )
+
+    def prepare(self) -> None:
+        """Run the original now."""
+        for provider in self.options.providers:
+            self._original.points(provider)
+
+    def check(
+        self, candidate: onnx.ModelProto | Path, *, interface_may_change: bool = False
+    ) -> Verdict:
+        """Compare a skeleton, or a finished file as it will be delivered, with the original."""
+        original = self._original.model
+        skeleton = candidate
+        if not isinstance(skeleton, onnx.ModelProto):
+            try:
+                skeleton = onnx.load(str(candidate), load_external_data=False)
+            except Exception as error:
+                return Verdict("cannot run", f"'{candidate}' cannot be read: {error}")
+        problems = check_structure(original, skeleton, interface_may_change=interface_may_change)
+        if problems:
+            changed = bool(interface_problems(original, skeleton)) and not interface_may_change
+            status: Status = "interface changed" if changed else "invalid"
+            return Verdict(status, problems[0], problems=tuple(problems))
+        comparisons: list[OutputComparison] = []
+        for provider in self.options.providers:
+            points = self._original.points(provider)
+            try:
+                comparisons.extend(self._compare(candidate, provider, points))
+            except RunError as error:
+                reason = f"{error} (provider {provider}, where the original runs)"
+                return self._verdict("cannot run", reason, comparisons)
+            if any(not c.ok and c.comparable for c in comparisons):
+                break
+        return self._judge(comparisons)
+
+    def latency(
+        self,
+        before: onnx.ModelProto | Path,
+        after: onnx.ModelProto | Path,
+        *,
+        min_rounds: int = 5,
+        max_rounds: int = 50,
+        budget_s: float = 2.0,
+    ) -> Latency:
+        """Time both on the first feed, in turn. Raises RunError."""
+        provider = self.options.providers[0]
+        feed = self._original.points(provider)[0].feed
+        with (
+            self._runtime.load(before, provider, "all") as one,
+            self._runtime.load(after, provider, "all") as two,
+        ):
+            rounds = run_rounds(
+                [one, two],
+                feed.values,
+                min_rounds=min_rounds,
+                max_rounds=max_rounds,
+                budget_s=budget_s,
+            )
+        return _latency(rounds, feed.name, provider)
+
+    def close(self) -> None:
+        """End the worker process."""
+        self._runtime.close()
+
+    def __enter__(self) -> Validator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _compare(
+        self, candidate: onnx.ModelProto | Path, provider: str, points: list[Point]
+    ) -> list[OutputComparison]:
+        done: list[OutputComparison] = []
+        suspects: list[tuple[Point, dict[str, Value]]] = []
+        with self._runtime.load(candidate, provider) as session:
+            for point in points:
+                outputs = self._outputs(session, point)
+                compared = self._compare_point(point, outputs)
+                if all(c.ok for c in compared):
+                    done.extend(compared)
+                elif point.noise_level >= FULL_NOISE and any(c.comparable for c in compared):
+                    return done + compared
+                else:
+                    suspects.append((point, outputs))
+        # Only now the noise, so that never more than two sessions hold weights.
+        for point, outputs in suspects:
+            self._original.deepen(point)
+            compared = self._compare_point(point, outputs)
+            done.extend(compared)
+            if any(not c.ok and c.comparable for c in compared):
+                break
+        return done
+
+    def _outputs(self, session: Session, point: Point) -> dict[str, Value]:
+        outputs = session.run(point.feed.values).outputs
+        # By position: where a pass may change the interface, names may differ.
+        return dict(zip(point.outputs, outputs.values(), strict=True))
+
+    def _compare_point(self, point: Point, outputs: dict[str, Value]) -> list[OutputComparison]:
+        random = self._original.random_outputs(point.provider)
+        reference, candidate = leaves(point.outputs), leaves(outputs)
+        return [
+            compare_leaf(
+                name,
+                reference.get(name),
+                candidate.get(name),
+                noise=(point.noise or {}).get(name),
+                policy=self._policy,
+                fallback_scale=self._original.fallback_scale(point.provider, name, point),
+                provider=point.provider,
+                feed=point.feed.name,
+            )
+            for name in dict.fromkeys([*reference, *candidate])
+            if name not in random
+        ]
+
+    def _judge(self, comparisons: list[OutputComparison]) -> Verdict:
+        failed = [c for c in comparisons if not c.ok and c.comparable]
+        if failed:
+            return self._verdict("differs", _accusation(failed), comparisons)
+        settled = {(c.name, c.provider) for c in comparisons if c.ok}
+        unsettled = [c for c in comparisons if (c.name, c.provider) not in settled]
+        if unsettled:
+            return self._verdict("not comparable", _incomparable(unsettled[0]), comparisons)
+        if not comparisons:
+            reason = "every output differs between two runs of the original"
+            return self._verdict("not comparable", reason, comparisons)
+        if all(c.error == 0 for c in comparisons):
+            return self._verdict("equal", "all outputs are equal", comparisons)
+        return self._verdict("within tolerance", _acquittal(comparisons), comparisons)
+
+    def _verdict(self, status: Status, reason: str, comparisons: list[OutputComparison]) -> Verdict:
+        random = {
+            name
+            for provider in self.options.providers
+            for name in self._original.random_outputs(provider)
+        }
+        return Verdict(
+            status,
+            reason,
+            tuple(comparisons),
+            tuple(sorted(random)),
+            tuple(self._original.dropped),
+        )
+
+
+def _accusation(failed: list[OutputComparison]) -> str:
+    worst = max(failed, key=lambda c: c.error)
+    where = f"on feed '{worst.feed}', provider {worst.provider}"
+    if not np.isfinite(worst.error):
+        return f"output '{worst.name}' {worst.reason} {where}"
+    floor = "" if worst.noise_floor is None else f", noise floor {worst.noise_floor:.2g}"
+    return f"output '{worst.name}' {worst.reason} (tolerance {worst.tolerance:.2g}{floor}) {where}"
+
+
+def _incomparable(one: OutputComparison) -> str:
+    if one.noise_floor is None:
+        return f"output '{one.name}' changes its shape when the original's inputs move by one ulp"
+    return (
+        f"output '{one.name}' moves by {one.noise_floor:.2g} of its scale when the original's"
+        f" inputs move by one ulp, so that a difference of {one.error:.2g} says nothing"
+    )
+
+
+def _acquittal(comparisons: list[OutputComparison]) -> str:
+    worst = max(comparisons, key=lambda c: c.error / c.tolerance if c.tolerance else 0.0)
+    return (
+        f"output '{worst.name}' differs by {worst.error:.2g} of its scale at most"
+        f" (tolerance {worst.tolerance:.2g}) on feed '{worst.feed}', provider {worst.provider}"
+    )
+
+
+def _latency(rounds: list[list[float]], feed: str, provider: str) -> Latency:
+    ratios = sorted(after / before for before, after in rounds)
+    count = len(ratios)
+    # Order statistics around the median: Binomial(count, 1/2) within 1.96 standard deviations.
+    spread = 1.96 * count**0.5 / 2
+    low = ratios[max(0, int(count / 2 - spread))]
+    high = ratios[min(count - 1, int(count / 2 + spread))]
+    before_ms = statistics.median(before for before, _ in rounds) * 1e3
+    after_ms = statistics.median(after for _, after in rounds) * 1e3
+    ratio = statistics.median(ratios)
+    return Latency(before_ms, after_ms, ratio, low, high, count, feed, provider)
