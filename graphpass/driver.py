@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import onnx
-
 from graphpass.errors import RuleError
 from graphpass.graph import RefusedError, label, operator, producer
 from graphpass.ir import Graph, Node

@@ -328,7 +328,7 @@ class Writer:
     def _node_proto(self, node: Node) -> onnx.NodeProto:
         inputs = _names(node.inputs)
         outputs = _names(node.outputs)
-        proto = node.proto
+        proto: onnx.NodeProto | None = node.proto
         if proto is None:
             proto = onnx.NodeProto(op_type=node.op, name=node.name, input=inputs, output=outputs)
             if node.domain:
@@ -513,10 +513,10 @@ def _names(tensors: Iterable[Tensor]) -> list[str]:
 
 def _same(parsed: Any, value: Any) -> bool:
     if isinstance(value, list):
-        if len(parsed) != len(value):
-            return False
-        return all(
-            a is b or (not isinstance(a, gs.Graph) and a == b) for a, b in zip(parsed, value)
+        return (
+            isinstance(parsed, tuple)
+            and len(parsed) == len(value)
+            and all(a is b or _same(a, b) for a, b in zip(parsed, value, strict=True))
         )
     if isinstance(value, gs.Constant):
         return parsed is value._values
@@ -532,7 +532,8 @@ def _schema_type(node: Node, key: str) -> int | None:
     found = schema(node)
     if found is None or key not in found.attributes:
         return None
-    return int(found.attributes[key].type.value)
+    kind: int = found.attributes[key].type.value  # type: ignore[attr-defined]
+    return kind
 
 
 def data_type_of(dtype: Any) -> int:

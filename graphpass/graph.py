@@ -248,7 +248,7 @@ _VIEWS = {
 
 
 def integers(tensor: Tensor | None) -> list[int] | None:
-    """Return a constant tensor of integers (axes, a shape) as a flat list; None if it is not one."""
+    """Return a constant integer tensor (axes, a shape) as a flat list; None if it is not one."""
     weight = constant(tensor)
     if weight is None or weight.dtype.kind != "i":
         return None

@@ -63,7 +63,7 @@ class Constant(gs.Constant):  # type: ignore[misc]
     def values(self) -> Array:
         """The data, read-only: assign a new array to change it."""
         held = self._values
-        return held.array() if isinstance(held, Weight) else held  # type: ignore[no-any-return]
+        return held.array() if isinstance(held, Weight) else held
 
     @values.setter
     def values(self, values: Array | Weight) -> None:
@@ -116,17 +116,17 @@ class Node(gs.Node):  # type: ignore[misc]
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Attributes by name, as graphsurgeon has them; what it does not know is an AttributeProto."""
-        if self._attrs is None:
-            self._attrs = self._parse()
-            self.parsed = snapshot(self._attrs)
-        return self._attrs  # type: ignore[no-any-return]
+        """Attributes by name, as graphsurgeon has them; others are an AttributeProto."""
+        attrs: dict[str, Any] | None = self.__dict__["_attrs"]
+        if attrs is None:
+            attrs = self.__dict__["_parse"]()
+            self.__dict__.update(_attrs=attrs, parsed=snapshot(attrs))
+        return attrs
 
     @attrs.setter
     def attrs(self, attrs: dict[str, Any]) -> None:
-        if self._attrs is None and self._parse is not None:
-            _ = self.attrs
-        self._attrs = attrs
+        _ = self.attrs  # what they were is needed to see the change when writing
+        self.__dict__["_attrs"] = attrs
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -211,7 +211,7 @@ class Function(Graph, gs.Function):  # type: ignore[misc]
     ) -> None:
         Graph.__init__(self, proto, opsets, None, overridden)
         self.domain = proto.domain
-        self.attrs = {name: None for name in proto.attribute}
+        self.attrs = dict.fromkeys(proto.attribute)
         self.attrs.update(
             {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute_proto}
         )

@@ -51,7 +51,8 @@ class Model:
             return source.copy()
         spool = spooling.Spool()
         if isinstance(source, bytes):
-            path = spool.keep(source)
+            path = spool.folder / "input.onnx"
+            path.write_bytes(source)
             return cls(wire.read_skeleton(path, allow_external=allow_external), spool, None)
         if isinstance(source, onnx.ModelProto):
             return cls(spool.detach(source), spool, None)

@@ -93,7 +93,8 @@ class Surgeon:
 
     def _operand(self, graph: Graph, value: Weight | Array, base: str, built: Built) -> Tensor:
         if isinstance(value, Weight) and value.origin is not None:
-            return value.origin
+            origin: Tensor = value.origin
+            return origin
         weight = self._stored(value, self.fresh(base))
         constant_tensor = Constant(weight.name, weight)
         if not graph.is_function:
