@@ -15,7 +15,7 @@ from typing import NamedTuple
 import onnx
 from onnx import TensorProto
 
-from graphpass.errors import ModelError
+from graphpass.errors import ModelError, OutputError
 
 ORIGIN = "graphpass.origin"
 EXPLICIT_LOCATION = "graphpass.data_location"
@@ -42,6 +42,10 @@ BITS = {
 
 class WireError(ModelError):
     """A model file, or the data that it refers to, cannot be read."""
+
+
+class WriteError(OutputError):
+    """A file, or temporary data, cannot be written."""
 
 
 class Reference(NamedTuple):
@@ -108,21 +112,22 @@ def location_of(path: str) -> str:
 
 def refer(tensor: TensorProto, reference: Reference) -> None:
     """Let `tensor` refer to its data, in place of the raw data or file that it had."""
-    tensor.ClearField("raw_data")
-    tensor.ClearField("external_data")
-    for key, value in (
-        ("location", location_of(reference.path)),
-        ("offset", reference.offset),
-        ("length", reference.length),
-    ):
-        tensor.external_data.add(key=key, value=str(value))
-    tensor.data_location = TensorProto.EXTERNAL
+    refer_to(tensor, location_of(reference.path), reference.offset, reference.length)
     if reference.origin is not None:
         tensor.metadata_props.add(key=ORIGIN, value=reference.origin)
         if reference.explicit_location:
             tensor.metadata_props.add(key=EXPLICIT_LOCATION, value="DEFAULT")
         if reference.stamp is not None:
             tensor.metadata_props.add(key=STAMP, value=reference.stamp)
+
+
+def refer_to(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Make `tensor` an external one, in place of the raw data or file that it had."""
+    tensor.ClearField("raw_data")
+    tensor.ClearField("external_data")
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    tensor.data_location = TensorProto.EXTERNAL
 
 
 def reference_of(tensor: TensorProto) -> Reference | None:

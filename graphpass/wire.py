@@ -61,14 +61,19 @@ EXTERNAL_TAG = bytes([TensorProto.DATA_LOCATION_FIELD_NUMBER << 3, TensorProto.E
 
 
 def read_skeleton(
-    path: str | os.PathLike[str], *, threshold: int = 1024, allow_external: Sequence[Path] = ()
+    path: str | os.PathLike[str],
+    *,
+    threshold: int = 1024,
+    allow_external: Sequence[Path] = (),
+    data_folder: str | os.PathLike[str] | None = None,
 ) -> onnx.ModelProto:
     """Read a model, but leave tensors of `threshold` bytes and more in the file.
 
     Args:
-        path: an .onnx file; its external data is looked for beside it.
+        path: an .onnx file.
         threshold: smaller tensors are read, in bytes.
-        allow_external: folders outside of the model's own that its external data may lie in.
+        allow_external: folders outside of the data folder that external data may lie in.
+        data_folder: where external data is looked for; by default beside the model.
 
     Raises:
         WireError: the file is no readable ONNX model, or its external data is not where it may be.
@@ -78,10 +83,19 @@ def read_skeleton(
     if not (model.graph.node or model.graph.output or model.graph.initializer):
         raise WireError(f"{file} holds no graph: no nodes, no outputs, no initializers")
     if EXTERNAL_TAG in model.SerializeToString():
+        folder = file.parent if data_folder is None else Path(data_folder)
         for tensor in tensors(model):
             if is_external(tensor) and not _refers_to(tensor, own):
-                refer(tensor, _external(tensor, file, allow_external))
+                refer(tensor, _external(tensor, file, folder, allow_external))
     return model
+
+
+def skeleton_or_none(path: Path) -> onnx.ModelProto | None:
+    """Return the model in a file, its external data left where it says; None if there is none."""
+    try:
+        return _parse(path, 1024)[0]
+    except WireError:
+        return None
 
 
 def tensor_array(tensor: TensorProto) -> npt.NDArray[Any]:
@@ -301,7 +315,7 @@ def _refers_to(tensor: TensorProto, own: Reference) -> bool:
     return reference is not None and (reference.path, reference.stamp) == (own.path, own.stamp)
 
 
-def _external(tensor: TensorProto, file: Path, allowed: Sequence[Path]) -> Reference:
+def _external(tensor: TensorProto, file: Path, folder: Path, allowed: Sequence[Path]) -> Reference:
     """Return where the data of a tensor of the model `file` is that says to be in another file.
 
     Raises:
@@ -309,7 +323,7 @@ def _external(tensor: TensorProto, file: Path, allowed: Sequence[Path]) -> Refer
     """
     what = f"the data of tensor '{tensor.name}' in {file}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    path = _permitted(entries.get("location", ""), file.parent, allowed, what)
+    path = _permitted(entries.get("location", ""), folder, allowed, what)
     try:
         status = path.stat()
     except OSError as error:
