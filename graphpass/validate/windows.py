@@ -1,0 +1,452 @@
+"""Level 2: each rewrite on its own, its nodes before and after on the same inputs.
+
+The bound is derived from the window, element by element (see `magnitude`), so that the one wrong
+rewrite among hundreds is found whatever the rest of the network does to its error. Windows of a
+pass are joined into a few models and run together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.helper import tensor_dtype_to_np_dtype
+
+from graphpass.reference import reference_of
+from graphpass.validate.channel import Array
+from graphpass.validate.magnitude import MOVEMENT, magnitude_nodes, one, summands
+from graphpass.validate.runtime import RunError, Runtime
+from graphpass.window import Window
+
+# In `c·n·u`: the sum is done twice, before and after, and the fold rounds each weight once.
+_FACTOR = 4.0
+_EXTRA_SUMMANDS = 8  # what the chain around a sum adds: mean, shift, bias, the fold itself
+_GROUP_BYTES = 192 << 20  # weights that one joined model may refer to
+_PROBE_WORK = 2e7  # multiplications per output position spent on partition probes
+_DIM = 4  # for symbolic dimensions other than the batch
+
+# unit roundoff: half the distance from 1 to the next number
+_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+
+
+@dataclass(frozen=True)
+class WindowVerdict:
+    """How far one rewrite's output was from what it replaces.
+
+    `ratio` is the largest observed/allowed over all elements and feeds; `status` is "ok",
+    "differs" or "not run" (then `reason` says why). `bound`: "elementwise", "norm" (for operators
+    that are not affine) or "equal" (nothing is computed, elements only move).
+    """
+
+    status: str
+    ratio: float = 0.0
+    max_abs_error: float = 0.0
+    allowed: float = 0.0
+    feed: str = ""
+    bound: str = "elementwise"
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against the rewrite."""
+        return self.status != "differs"
+
+
+@dataclass
+class _Prepared:
+    """A window with everything that running it takes."""
+
+    window: Window
+    mark: str
+    shapes: dict[str, list[int]]
+    partition: bool
+    magnitudes: list[onnx.NodeProto] | None
+    exact: bool
+    summands: int
+    weight_bytes: int
+    verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
+
+
+def check_windows(
+    windows: Sequence[Window | None], runtime: Runtime, *, seed: int = 0
+) -> list[WindowVerdict]:
+    """Run each window before and after on the same inputs and compare against its own bound.
+
+    A window that ONNX Runtime cannot run is "not run": a later level has to answer for it.
+    """
+    verdicts = [WindowVerdict("not run", reason="the types of its tensors are unknown")] * len(
+        windows
+    )
+    prepared: dict[int, _Prepared] = {}
+    for index, window in enumerate(windows):
+        if window is not None:
+            prepared[index] = _prepare(window, index)
+    for group in _groups(prepared):
+        _check_group([prepared[index] for index in group], runtime, seed)
+    for index, item in prepared.items():
+        verdicts[index] = item.verdict
+    return verdicts
+
+
+# ------------------------------------------------------------------------------- preparing
+
+
+def _prepare(window: Window, index: int) -> _Prepared:
+    before, after = window.before.graph, window.after.graph
+    operators = [node.op_type for node in (*before.node, *after.node)]
+    shapes, partition = _shapes(window, operators)
+    mark = f"w{index}/"
+    exact = _is_movement(window, operators)
+    known = {name: tuple(shape) for name, shape in shapes.items()}
+    held = [*before.initializer, *after.initializer]
+    return _Prepared(
+        window,
+        mark,
+        shapes,
+        partition,
+        None if exact else magnitude_nodes(before, "abs/"),
+        exact,
+        max(summands(before, known), summands(after, known)),
+        sum(_bytes(tensor) for tensor in held),
+    )
+
+
+def _is_movement(window: Window, operators: Sequence[str]) -> bool:
+    """Whether elements only move, so that before and after must be equal to the bit."""
+    domains = {node.domain for node in (*window.before.graph.node, *window.after.graph.node)}
+    return domains <= {"", "ai.onnx"} and set(operators) <= MOVEMENT
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    reference = reference_of(tensor)
+    return reference.length if reference is not None else tensor.ByteSize()
+
+
+def _shapes(window: Window, operators: Sequence[str]) -> tuple[dict[str, list[int]], bool]:
+    """Choose small input shapes; also whether the first input can be probed by partition."""
+    spatial = _kernel(window) if set(operators) <= _SIZE_FREE else None
+    shapes: dict[str, list[int]] = {}
+    symbols: dict[str, int] = {}
+    values = {v.name: v for v in (*window.before.graph.input, *window.after.graph.input)}
+    for value in values.values():
+        tensor = value.type.tensor_type
+        shape = []
+        for axis, dim in enumerate(tensor.shape.dim):
+            if axis == 0 and len(tensor.shape.dim) > 1 and not dim.dim_value:
+                size = 2
+            elif axis >= 2 and spatial is not None:
+                size = spatial[min(axis - 2, len(spatial) - 1)]
+            elif dim.HasField("dim_value"):
+                size = dim.dim_value
+            else:
+                size = symbols.setdefault(dim.dim_param, _DIM) if dim.dim_param else _DIM
+            shape.append(size)
+        shapes[value.name] = shape
+    return shapes, len(values) == 1 and (spatial is not None or _free_batch(values.values()))
+
+
+def _free_batch(values: Iterable[onnx.ValueInfoProto]) -> bool:
+    return all(
+        len(value.type.tensor_type.shape.dim) > 1
+        and not value.type.tensor_type.shape.dim[0].HasField("dim_value")
+        for value in values
+    )
+
+
+_SIZE_FREE = frozenset(
+    "Conv ConvTranspose BatchNormalization Relu LeakyRelu Clip Sigmoid Tanh HardSwish Identity "
+    "Dropout Elu Transpose Constant".split()
+)
+
+
+def _kernel(window: Window) -> list[int] | None:
+    """Return the smallest sizes on which a Conv's kernel lies fully inside the input."""
+    for graph in (window.before.graph, window.after.graph):
+        weights = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
+                continue
+            weight = weights.get(node.input[1])
+            if weight is None:
+                continue
+            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            kernel = list(weight.dims[2:])
+            dilations = attrs.get("dilations") or [1] * len(kernel)
+            return [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    return None
+
+
+def _groups(prepared: Mapping[int, _Prepared]) -> Iterator[list[int]]:
+    """Join windows of the same operator sets as long as their weights are small."""
+    group: list[int] = []
+    held, opsets = 0, ""
+    for index, item in prepared.items():
+        own = str(sorted((o.domain, o.version) for o in item.window.before.opset_import))
+        if group and (held + item.weight_bytes > _GROUP_BYTES or own != opsets):
+            yield group
+            group, held = [], 0
+        group.append(index)
+        held += item.weight_bytes
+        opsets = own
+    if group:
+        yield group
+
+
+# --------------------------------------------------------------------------------- running
+
+
+def _check_group(group: Sequence[_Prepared], runtime: Runtime, seed: int) -> None:
+    try:
+        _run_group(group, runtime, seed)
+    except RunError as error:
+        if len(group) > 1:
+            for item in group:
+                _check_group([item], runtime, seed)
+        elif group[0].magnitudes is not None:
+            group[0].magnitudes = None  # the bound may have no kernel where the window has
+            _check_group(group, runtime, seed)
+        else:
+            group[0].verdict = WindowVerdict("not run", reason=str(error))
+
+
+def _run_group(group: Sequence[_Prepared], runtime: Runtime, seed: int) -> None:
+    with runtime.load(_joined(group)) as session:
+        for kind in ("normal", "mixed", "zeros", "probes"):
+            feeds: dict[str, Array] = {}
+            active: dict[str, int] = {}
+            for item in group:
+                active[item.mark] = _fill(feeds, item, kind, np.random.default_rng([seed, 7]))
+            outputs = session.run(feeds).outputs
+            for item in group:
+                _judge(item, kind, outputs, active[item.mark])
+        exact = [item for item in group if item.exact]
+    if exact:
+        with runtime.load(_joined(exact)) as session:
+            feeds = {}
+            for item in exact:
+                _fill(feeds, item, "non-finite", np.random.default_rng([seed, 8]))
+            outputs = session.run(feeds).outputs
+            for item in exact:
+                _judge(item, "non-finite", outputs, 0)
+
+
+def _joined(group: Sequence[_Prepared]) -> onnx.ModelProto:
+    first = group[0].window.before
+    model = onnx.ModelProto(ir_version=first.ir_version)
+    model.opset_import.extend(first.opset_import)
+    graph = model.graph
+    graph.name = "windows"
+    graph.initializer.append(one())
+    for item in group:
+        values = {
+            value.name: value
+            for value in (*item.window.before.graph.input, *item.window.after.graph.input)
+        }
+        for name, value in values.items():
+            elem_type = value.type.tensor_type.elem_type
+            graph.input.append(
+                helper.make_tensor_value_info(
+                    item.mark + name, elem_type, [None] * len(item.shapes[name])
+                )
+            )
+        for side in ("before", "after"):
+            proto = getattr(item.window, side).graph
+            _append(graph, proto, proto.node, item, side)
+        if item.magnitudes is not None:
+            proto = item.window.before.graph
+            _append(graph, proto, item.magnitudes, item, "before", bare=True)
+            graph.output.add(name=f"{item.mark}before/abs/{item.window.output}")
+        for side in ("before", "after"):
+            graph.output.add(name=f"{item.mark}{side}/{item.window.output}")
+    return model
+
+
+def _append(
+    graph: onnx.GraphProto,
+    proto: onnx.GraphProto,
+    nodes: Sequence[onnx.NodeProto],
+    item: _Prepared,
+    side: str,
+    *,
+    bare: bool = False,
+) -> None:
+    """Add a window's nodes under names of their own; `bare`: its weights are there already."""
+    inputs = {value.name for value in proto.input}
+
+    def renamed(name: str) -> str:
+        if not name or name == one().name:
+            return name
+        return f"{item.mark}{name}" if name in inputs else f"{item.mark}{side}/{name}"
+
+    for node in nodes:
+        copied = graph.node.add()
+        copied.CopyFrom(node)
+        copied.name = ""
+        copied.input[:] = [renamed(name) for name in node.input]
+        copied.output[:] = [renamed(name) for name in node.output]
+    if bare:
+        return
+    for tensor in proto.initializer:
+        held = graph.initializer.add()
+        held.CopyFrom(tensor)
+        held.name = renamed(tensor.name)
+
+
+# ------------------------------------------------------------------------------------ feeds
+
+
+def _fill(feeds: dict[str, Array], item: _Prepared, kind: str, rng: np.random.Generator) -> int:
+    """Add the inputs of one window; return how many elements are active at once (0: all)."""
+    active = 0
+    values = {
+        value.name: value
+        for value in (*item.window.before.graph.input, *item.window.after.graph.input)
+    }
+    for name in sorted(values):
+        shape = item.shapes[name]
+        dtype = np.dtype(tensor_dtype_to_np_dtype(values[name].type.tensor_type.elem_type))
+        if kind == "probes" and item.partition and dtype.kind not in "iub":
+            array, active = _partition(shape, item, rng)
+        else:
+            array = _array(shape, dtype, kind, rng)
+        feeds[item.mark + name] = array.astype(dtype)
+    return active
+
+
+def _array(
+    shape: Sequence[int], dtype: np.dtype[Any], kind: str, rng: np.random.Generator
+) -> Array:
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape)
+    if dtype.kind in "iu":
+        return np.zeros(shape) if kind == "zeros" else rng.integers(0, 3, shape)
+    if kind == "zeros":
+        return np.zeros(shape)
+    array = rng.normal(size=shape)
+    if kind == "mixed":
+        # magnitudes from 1e-2 to 1e2, and a tenth zeros
+        array = array * 10.0 ** rng.uniform(-2, 2, size=shape) * (rng.random(shape) > 0.1)
+    if kind == "probes":
+        array = array * (rng.random(shape) < 16 / max(math.prod(shape[1:]), 16))
+    if kind == "non-finite":
+        array[rng.random(shape) < 0.1] = np.nan
+        array[rng.random(shape) < 0.1] = np.inf
+        array[rng.random(shape) < 0.1] = -np.inf
+    return array
+
+
+def _partition(
+    shape: Sequence[int], item: _Prepared, rng: np.random.Generator
+) -> tuple[Array, int]:
+    """Return a batch of probes; each input element is non-zero in exactly one of them.
+
+    Sums over a few elements have tight bounds: one wrong weight among thousands shows.
+    """
+    elements = math.prod(shape[1:])
+    weights = max(item.weight_bytes // 8, 1)
+    probes = int(min(64, max(4, _PROBE_WORK / weights), max(elements // 8, 1)))
+    owner = rng.permutation(elements) % probes
+    signs = rng.choice([-1.0, 1.0], size=elements)
+    array = (owner == np.arange(probes)[:, None]) * signs * rng.uniform(0.5, 1.0, elements)
+    return array.reshape(probes, *shape[1:]), -(-elements // probes)
+
+
+# ---------------------------------------------------------------------------------- judging
+
+
+def _judge(item: _Prepared, kind: str, outputs: Mapping[str, Any], active: int) -> None:
+    name = item.window.output
+    before = np.asarray(outputs[f"{item.mark}before/{name}"])
+    after = np.asarray(outputs[f"{item.mark}after/{name}"])
+    magnitude = outputs.get(f"{item.mark}before/abs/{name}")
+    verdict = _compare(item, kind, before, after, magnitude, active)
+    if verdict.status == "differs" and item.verdict.status == "differs":
+        return
+    if verdict.status == "differs" or verdict.ratio >= item.verdict.ratio:
+        item.verdict = verdict
+
+
+def _compare(
+    item: _Prepared, kind: str, before: Array, after: Array, magnitude: Any, active: int
+) -> WindowVerdict:
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return WindowVerdict(
+            "differs",
+            math.inf,
+            math.inf,
+            feed=kind,
+            reason=f"the output is {after.dtype}{list(after.shape)} "
+            f"instead of {before.dtype}{list(before.shape)}",
+        )
+    floating = before.dtype.kind not in "iubOSU"
+    if item.exact or not floating:
+        same = _bit_equal(before, after)
+        return WindowVerdict(
+            "ok" if same else "differs",
+            0.0 if same else math.inf,
+            bound="equal",
+            feed=kind,
+            reason="" if same else f"elements differ on {kind} inputs where they may only move",
+        )
+    old, new = before.astype(np.float64), after.astype(np.float64)
+    finite = np.isfinite(old) & np.isfinite(new)
+    if not np.array_equal(old[~finite], new[~finite], equal_nan=True) and kind != "mixed":
+        return WindowVerdict(
+            "differs", math.inf, math.inf, feed=kind, reason=f"NaN or infinity on {kind} inputs"
+        )
+    error = np.abs(old - new)[finite]
+    allowed, bound = _allowed(item, before, magnitude, finite, active)
+    worst = _worst_ratio(error, allowed)
+    index = int(np.argmax(error)) if error.size else 0
+    largest = float(error[index]) if error.size else 0.0
+    limit = float(np.broadcast_to(allowed, error.shape)[index]) if error.size else 0.0
+    return WindowVerdict(
+        "ok" if worst <= 1 else "differs",
+        worst,
+        largest,
+        limit,
+        kind,
+        bound,
+        "" if worst <= 1 else f"off by {largest:.3g} on {kind} inputs, {worst:.3g} times the bound",
+    )
+
+
+def _bit_equal(before: Array, after: Array) -> bool:
+    if before.dtype.kind in "OSU":
+        return bool(np.array_equal(before, after))
+    if before.dtype.kind == "f" and not np.array_equal(np.isnan(before), np.isnan(after)):
+        return False
+    if before.dtype.kind != "f":
+        return bool(np.array_equal(before, after))
+    known = ~np.isnan(before)
+    return bool(
+        np.array_equal(before[known], after[known])
+        and np.array_equal(np.signbit(before[known]), np.signbit(after[known]))
+    )
+
+
+def _allowed(
+    item: _Prepared, before: Array, magnitude: Any, finite: Array, active: int
+) -> tuple[Array, str]:
+    roundoff = _ROUNDOFF.get(before.dtype.name, 2.0**-24)
+    count = min(item.summands, active) if active else item.summands
+    unit = _FACTOR * (count + _EXTRA_SUMMANDS) * roundoff
+    tiny = float(np.finfo(np.float32).tiny) if before.dtype.name != "float16" else 2.0**-24
+    if magnitude is None:
+        scale = float(np.abs(before.astype(np.float64)[finite]).max(initial=0.0))
+        return np.asarray(unit * max(scale, 1.0) + tiny), "norm"
+    size = np.broadcast_to(np.asarray(magnitude, np.float64), before.shape)[finite]
+    return unit * size + tiny, "elementwise"
+
+
+def _worst_ratio(error: Array, allowed: Array) -> float:
+    if not error.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        ratio = error / allowed
+    return float(np.nan_to_num(ratio, nan=0.0).max())
