@@ -189,32 +189,50 @@ def byte_count(data_type: int, dims: list[int]) -> int | None:
     return (bits + 7) // 8
 
 
-def tensors(
-    message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto,
-) -> Iterator[TensorProto]:
+Message = onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto
+
+
+def tensors(message: Message) -> Iterator[TensorProto]:
     """Yield every dense tensor in `message`: initializers and attributes, at any depth."""
-    graphs: list[onnx.GraphProto | onnx.FunctionProto] = []
+    for holder in _holders(message):
+        if isinstance(holder, onnx.GraphProto):
+            yield from holder.initializer
+        else:
+            if holder.HasField("t"):
+                yield holder.t
+            yield from holder.tensors
+
+
+def sparse_tensors(message: Message) -> Iterator[onnx.SparseTensorProto]:
+    """Yield every sparse tensor in `message`, at any depth."""
+    for holder in _holders(message):
+        if isinstance(holder, onnx.GraphProto):
+            yield from holder.sparse_initializer
+        else:
+            if holder.HasField("sparse_tensor"):
+                yield holder.sparse_tensor
+            yield from holder.sparse_tensors
+
+
+def _holders(message: Message) -> Iterator[onnx.GraphProto | onnx.AttributeProto]:
+    """Yield every graph and attribute in `message`: what can hold a tensor. Iterative."""
+    graphs: list[onnx.GraphProto | onnx.FunctionProto]
     if isinstance(message, onnx.ModelProto):
-        graphs.append(message.graph)
-        graphs.extend(message.functions)
+        graphs = [message.graph, *message.functions]
         for training in message.training_info:
             graphs += [training.initialization, training.algorithm]
     else:
-        graphs.append(message)
+        graphs = [message]
     graphs.reverse()
     while graphs:
         graph = graphs.pop()
         if isinstance(graph, onnx.GraphProto):
-            yield from graph.initializer
-            attributes = []
+            yield graph
         else:
-            attributes = list(graph.attribute_proto)
+            yield from graph.attribute_proto
         for node in graph.node:
-            attributes.extend(node.attribute)
-        for attribute in attributes:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            graphs.extend(attribute.graphs)
+            for attribute in node.attribute:
+                yield attribute
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs.extend(attribute.graphs)

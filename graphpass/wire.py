@@ -6,6 +6,7 @@ Reading one costs as much as the model's graph does, not its weights; `tensor_ar
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import sys
@@ -16,6 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf import (  # type: ignore[import-untyped]
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+)
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
@@ -39,6 +45,7 @@ from graphpass.reference import (
     refer,
     reference_of,
     remove_marks,
+    sparse_tensors,
     stamp,
     tensors,
 )
@@ -87,6 +94,12 @@ def read_skeleton(
         for tensor in tensors(model):
             if is_external(tensor) and not _refers_to(tensor, own):
                 refer(tensor, _external(tensor, file, folder, allow_external))
+        for sparse in sparse_tensors(model):
+            if is_external(sparse.values) or is_external(sparse.indices):
+                raise WireError(
+                    f"sparse tensor '{sparse.values.name}' in {file} is kept in another file, "
+                    "which is not supported"
+                )
     return model
 
 
@@ -200,7 +213,9 @@ def _parse(file: Path, threshold: int) -> tuple[onnx.ModelProto, Reference]:
             own = Reference(os.path.realpath(file), 0, status.st_size, "raw_data", stamp(status))
             location_of(own.path)
             content = _without_payloads(FileSource(descriptor), own, max(threshold, 1))
-            return onnx.ModelProto.FromString(content), own
+            model = onnx.ModelProto.FromString(content)
+            _strict_model().FromString(content)
+            return model, own
         except (MalformedError, DecodeError) as error:
             raise WireError(_why_not_a_model(file, os.pread(descriptor, 4096, 0), error)) from None
         finally:
@@ -209,6 +224,21 @@ def _parse(file: Path, threshold: int) -> tuple[onnx.ModelProto, Reference]:
         raise WireError(f"cannot read {file}: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
         raise WireError(f"cannot read {file!r}: {error}") from None
+
+
+@functools.cache
+def _strict_model() -> Any:
+    """Return a ModelProto whose parser refuses text that is not UTF-8.
+
+    ONNX's own is proto2, which lets it pass and gives names of type bytes; proto3 does not.
+    """
+    file = descriptor_pb2.FileDescriptorProto()
+    onnx.ModelProto.DESCRIPTOR.file.CopyToProto(file)
+    file.syntax = "proto3"
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    name = onnx.ModelProto.DESCRIPTOR.full_name
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 def _open_regular(file: Path) -> int:
@@ -281,6 +311,8 @@ def _why_not_a_model(file: Path, head: bytes, error: Exception) -> str:
     for test, kind in _OTHER_KINDS:
         if test(head):
             return f"{file} is not an ONNX model but {kind}"
+    if "UTF-8" in str(error):
+        return f"{file} is not a valid ONNX model: a name or text in it is not UTF-8"
     if isinstance(error, DecodeError):
         return f"{file} is not a valid ONNX model: it is damaged, or nested too deeply for protobuf"
     return f"{file} is not a valid ONNX model: {error}"
