@@ -14,7 +14,7 @@ from graphpass.errors import RuleError
 from graphpass.graph import RefusedError, label, operator, producer
 from graphpass.ir import Graph, Node
 from graphpass.match import Match, match
-from graphpass.model import Model
+from graphpass.model import Model, collection_paused
 from graphpass.pattern import Op, either, optional
 from graphpass.rule import Pass, Rule
 from graphpass.surgery import Built, Surgeon
@@ -89,7 +89,8 @@ def apply(
         model.adopt()
     if step.rules:
         run = _Run(step.rules, model, applied, limit, quarantine, windows, first_number, progress)
-        run.to_fixpoint()
+        with collection_paused():
+            run.to_fixpoint()
     model.sync()
     return applied
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -70,7 +72,8 @@ class Model:
     def graph(self) -> Graph:
         """The main graph, for passes to rewrite."""
         if self._graph is None:
-            self._graph = self._read()
+            with collection_paused():
+                self._graph = self._read()
         return self._graph
 
     @property
@@ -163,6 +166,18 @@ class Model:
         """Return an ordinary ModelProto with every weight in it."""
         self.sync()
         return wire.attach(self._proto)
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pause the garbage collector: walking a graph as it grows is quadratic, and finds nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
