@@ -14,6 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphpass.api import Result as Result
+    from graphpass.api import compare as compare
+    from graphpass.api import optimize as optimize
     from graphpass.errors import GraphpassError as GraphpassError
     from graphpass.graph import attribute as attribute
     from graphpass.graph import axes_of as axes_of
@@ -49,6 +52,7 @@ __version__ = "0.1.0"
 
 # where each name lives: importing graphpass must not cost onnx and numpy before they are needed
 _HOMES = {
+    "graphpass.api": ("Result", "compare", "optimize"),
     "graphpass.errors": ("GraphpassError",),
     "graphpass.graph": (
         "attribute",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GraphpassError(Exception):
     """Base of every error that is the user's to read; `exit_code` is what the command ends with."""
@@ -37,3 +39,16 @@ class RuleError(GraphpassError):
     """A rule or a pass is at fault: it names the rule; the model is as it was."""
 
     exit_code = 1
+
+
+class DifferenceError(GraphpassError):
+    """What was to be delivered is not what the original computes; nothing was written.
+
+    `report`: the `graphpass.report.Report` of the run up to there, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report

@@ -1,0 +1,91 @@
+"""Who may pass: a candidate is let through if it is valid and computes what the original does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import onnx
+
+from graphpass.report import Check
+from graphpass.validate.options import ValidationOptions
+from graphpass.validate.runtime import RunError, available_cpus
+from graphpass.validate.structure import check_structure
+from graphpass.validate.validator import Latency, Validator
+
+
+class Gate:
+    """Checks candidates against one original, in ONNX Runtime unless `validate` is False.
+
+    Use as a context manager, or `close` it: a worker process runs the models. After `close`,
+    the next check starts another one; the original's outputs are kept.
+    """
+
+    def __init__(
+        self, original: onnx.ModelProto, options: ValidationOptions, *, validate: bool = True
+    ) -> None:
+        self.options = options
+        self.validates = validate
+        self._original = onnx.ModelProto()
+        self._original.CopyFrom(original)  # passes go on patching theirs
+        self._validator = Validator(self._original, options) if validate else None
+
+    @property
+    def threads(self) -> int:
+        """How many threads ONNX Runtime uses."""
+        return self.options.threads or available_cpus()
+
+    def prepare(self) -> None:
+        """Run the original, so that what makes it unusable shows before any work is done.
+
+        Raises `RuntimeUnavailableError` where it does not run, `UsageError` where the inputs or
+        bindings that were given do not fit it.
+        """
+        if self._validator is not None:
+            self._validator.prepare()
+
+    def check(
+        self, candidate: onnx.ModelProto | Path, *, interface_may_change: bool = False
+    ) -> Check:
+        """Compare a skeleton, or a file as it will be delivered, with the original."""
+        if self._validator is not None:
+            verdict = self._validator.check(candidate, interface_may_change=interface_may_change)
+            return Check.of(verdict)
+        return self._structure(candidate, interface_may_change)
+
+    def _structure(self, candidate: onnx.ModelProto | Path, interface_may_change: bool) -> Check:
+        if isinstance(candidate, Path):
+            from graphpass.wire import read_skeleton
+
+            candidate = read_skeleton(candidate)
+        problems = check_structure(
+            self._original, candidate, interface_may_change=interface_may_change
+        )
+        if problems:
+            return Check("invalid", False, problems[0])
+        return Check("not validated", True, "valid ONNX with the same interface; it was not run")
+
+    def latency(self, before: onnx.ModelProto, after: onnx.ModelProto) -> Latency | None:
+        """Time two skeletons in turn; None where that cannot be done."""
+        if self._validator is None:
+            return None
+        try:
+            return self._validator.latency(before, after)
+        except RunError:
+            return None  # runs without ONNX Runtime's optimizations, but not with them
+
+    def close(self) -> None:
+        """End the worker process."""
+        if self._validator is not None:
+            self._validator.close()
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

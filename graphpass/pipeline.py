@@ -1,0 +1,249 @@
+"""One straight road: for each pass, apply it, check the result, keep it or find what was wrong.
+
+A result that fails is bisected: replaying the first n rewrites of the pass is deterministic, so
+a binary search over n finds one rewrite with which the model is wrong and without which it is
+not. That one is undone and quarantined, the rest is replayed and checked again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from graphpass.driver import Applied, Rewrite, apply
+from graphpass.errors import DifferenceError, GraphpassError, RuleError
+from graphpass.gate import Gate
+from graphpass.model import Model
+from graphpass.report import Check, PassReport, Quarantined
+from graphpass.rule import Pass
+
+# Passes make work for each other: the whole list is run again until a round changes nothing.
+MAX_ROUNDS = 8
+# A rule that was caught this often is wrong as such, and not tried further in its pass.
+_STRIKES = 3
+# A pass that is still wrong after so many checks is undone as a whole.
+_MAX_CHECKS = 64
+
+# Told what is being done, and how much of the whole is done (0 to 1).
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class _State:
+    """What is remembered of a pass from round to round."""
+
+    step: Pass
+    report: PassReport
+    quarantine: set[tuple[str, str]] = field(default_factory=set)
+    over: bool = False  # it was undone as a whole and is not run again
+
+
+class Pipeline:
+    """Runs passes over a model, which is changed in place, each of them through the gate."""
+
+    def __init__(
+        self,
+        model: Model,
+        gate: Gate,
+        steps: Sequence[Pass],
+        *,
+        strict: bool = False,
+        max_rewrites: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """`strict`: stop at the first thing that would have to be undone."""
+        self.model = model
+        self.gate = gate
+        self.strict = strict
+        self.max_rewrites = max_rewrites
+        self.progress = progress or (lambda text, done: None)
+        self.rounds = 0
+        self.settled = False
+        self.interface_may_change = False
+        # the model before the first pass, and after each that changed it: what latency blames
+        self.stages: list[tuple[str, onnx.ModelProto]] = [("", _copy(model.proto))]
+        self._states = [
+            _State(step, PassReport(step.name, dataclasses.asdict(step))) for step in steps
+        ]
+
+    @property
+    def reports(self) -> list[PassReport]:
+        """What each pass did."""
+        return [state.report for state in self._states]
+
+    def run(self) -> None:
+        """Run the passes in order, and again until nothing changes.
+
+        Raises `DifferenceError` where `strict` and something is wrong.
+        """
+        while not self.settled and self.rounds < MAX_ROUNDS:
+            if self.rounds:
+                # as the next run on what is delivered will see it, inferred shapes included
+                self.model.restore(self.model.proto)
+            self.rounds += 1
+            changed = [self._run(index, state) for index, state in enumerate(self._states)]
+            self.settled = not any(changed)
+
+    def _run(self, index: int, state: _State) -> bool:
+        """Run one pass; return whether it changed the model."""
+        left = self._rewrites_left()
+        if state.over or left == 0:
+            return False
+        self.progress(state.step.name, (index + 0.1) / len(self._states))
+        before = _copy(self.model.proto)
+        try:
+            return self._apply_and_check(state, before, left)
+        except RuleError as error:
+            self._undo(state, before, str(error))
+            return False
+
+    def _apply_and_check(self, state: _State, before: onnx.ModelProto, left: int | None) -> bool:
+        interface = self.interface_may_change or state.step.changes_interface
+        caught: Counter[str] = Counter()
+        first_check = state.report.checks
+        while True:
+            applied = self._apply(state, left)
+            state.report.refusals = applied.refusals
+            if not applied.rewrites and not self._changed_by_hand(applied, before):
+                return False
+            check = self._check(state, interface)
+            if check.ok:
+                self._keep(state, applied, check, interface)
+                return True
+            state.report.check = check
+            if state.report.checks - first_check > _MAX_CHECKS:
+                raise RuleError(f"its result is still wrong without {caught.total()} rewrites")
+            found, check = self._find(state, before, applied, check, interface)
+            self.model.restore(before)
+            if found is None:
+                self._undo(state, before, check.reason)
+                return False
+            self._quarantine(state, found, check, applied, caught)
+
+    def _apply(self, state: _State, limit: int | None) -> Applied:
+        start = time.perf_counter()
+        try:
+            return apply(
+                state.step,
+                self.model,
+                limit=limit,
+                quarantine=frozenset(state.quarantine),
+                first_number=1 + self._rewrites_kept(),
+            )
+        except (GraphpassError, MemoryError):
+            raise
+        except Exception as error:  # whatever a plug-in raises is about the plug-in
+            what = f"{type(error).__name__}: {error}"
+            raise RuleError(f"pass {state.step.name} failed: {what}") from error
+        finally:
+            state.report.apply_s += time.perf_counter() - start
+
+    def _changed_by_hand(self, applied: Applied, before: onnx.ModelProto) -> bool:
+        """Whether a pass changed the model in its own `run`, announced or not."""
+        return bool(applied.notes) or _bytes(self.model.proto) != _bytes(before)
+
+    def _check(self, state: _State, interface: bool) -> Check:
+        start = time.perf_counter()
+        try:
+            return self.gate.check(self.model.proto, interface_may_change=interface)
+        finally:
+            state.report.checks += 1
+            state.report.check_s += time.perf_counter() - start
+
+    def _keep(self, state: _State, applied: Applied, check: Check, interface: bool) -> None:
+        report = state.report
+        report.outcome = "kept"
+        report.rewrites.extend(applied.rewrites)
+        report.notes.extend(applied.notes)
+        report.check = check
+        self.interface_may_change = interface
+        self.stages.append((report.name, _copy(self.model.proto)))
+
+    def _undo(self, state: _State, before: onnx.ModelProto, reason: str) -> None:
+        """Put the model back to before the pass. What it did in an earlier round was checked."""
+        self.model.restore(before)
+        state.over = True
+        state.report.reason = reason
+        if state.report.outcome == "unchanged":
+            state.report.outcome = "rolled back"
+        if self.strict:
+            raise DifferenceError(f"pass {state.step.name}: {reason}")
+
+    # -------------------------------------------------------------- finding what was wrong
+
+    def _find(
+        self,
+        state: _State,
+        before: onnx.ModelProto,
+        applied: Applied,
+        check: Check,
+        interface: bool,
+    ) -> tuple[Rewrite | None, Check]:
+        """Return a rewrite with which the model is wrong and without which it is not.
+
+        None where there is none: the pass changed something outside of its rules, or nothing
+        can be compared whatever it did. With it, what the check said.
+        """
+        if check.status == "not comparable" and not check.comparisons:
+            return None, check
+        if "run" in type(state.step).__dict__:
+            by_hand = self._replay(state, before, 0, interface)
+            if not by_hand.ok:
+                return None, by_hand
+        good, bad = 0, len(applied.rewrites)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            self.progress(f"{state.step.name}: searching the wrong rewrite", 0.5)
+            tried = self._replay(state, before, middle, interface)
+            good, bad, check = (middle, bad, check) if tried.ok else (good, middle, tried)
+        return (applied.rewrites[bad - 1] if bad else None), check
+
+    def _replay(self, state: _State, before: onnx.ModelProto, count: int, interface: bool) -> Check:
+        self.model.restore(before)
+        self._apply(state, count)
+        return self._check(state, interface)
+
+    def _quarantine(
+        self,
+        state: _State,
+        found: Rewrite,
+        check: Check,
+        applied: Applied,
+        caught: Counter[str],
+    ) -> None:
+        if self.strict:
+            raise DifferenceError(
+                f"pass {state.step.name}: {found.rule} at '{found.site}': {check.reason}"
+            )
+        caught[found.rule] += 1
+        out = [Quarantined(found, check.reason)]
+        if caught[found.rule] >= _STRIKES:
+            reason = f"its rule was wrong at {_STRIKES} other places"
+            out.extend(
+                Quarantined(rewrite, reason)
+                for rewrite in applied.rewrites
+                if rewrite.rule == found.rule and rewrite.key != found.key
+            )
+        state.report.quarantined.extend(out)
+        state.quarantine.update(entry.rewrite.key for entry in out)
+
+    def _rewrites_kept(self) -> int:
+        return sum(len(report.rewrites) for report in self.reports)
+
+    def _rewrites_left(self) -> int | None:
+        return None if self.max_rewrites is None else self.max_rewrites - self._rewrites_kept()
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    return copied
+
+
+def _bytes(proto: onnx.ModelProto) -> bytes:
+    return bytes(proto.SerializeToString(deterministic=True))
