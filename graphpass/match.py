@@ -132,10 +132,11 @@ def _lay_const(part: const, tensor: Tensor, found: Match, reader: Node) -> Match
         bound.name = tensor.name
         bound.origin = tensor
         return _extended(found, part.name, bound)
-    if part.quiet:
+    overridable = is_overridable(tensor)
+    if part.quiet and not overridable:
         return None
     laid = _extended(found, part.name, None)
-    if is_overridable(tensor):
+    if overridable:
         reason = f"'{tensor.name}' may be overridden at run time (it is also a graph input)"
     else:
         reason = f"the {part.name} of {label(reader)}, '{tensor.name}', is not a constant"

@@ -78,7 +78,7 @@ class any_(Pattern):  # noqa: N801 - reads as a word of the pattern language
 class const(Pattern):  # noqa: N801
     """A constant, however it is written; bound as a `Weight`.
 
-    `quiet`: a tensor that is no constant is another structure, not worth a refusal.
+    `quiet`: a computed tensor is another structure, not worth a refusal.
     """
 
     def __init__(self, name: str, *, quiet: bool = False) -> None:

@@ -40,7 +40,8 @@ class Rule:
                 f"but rewrite takes {', '.join(parameters)}"
             )
 
-    def rewrite(self, **bound: Any) -> Term | None:
+    # `*_` makes type checkers accept the parameters that each rule gives its own
+    def rewrite(self, *_: Any, **bound: Any) -> Term | None:
         """Return the term that equals the match, None for another structure, or refuse."""
         raise NotImplementedError
 
