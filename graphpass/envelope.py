@@ -15,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto
 from onnx.helper import make_attribute, np_dtype_to_tensor_dtype, tensor_dtype_to_np_dtype
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphpass.errors import RuleError
 from graphpass.ir import Constant, Function, Graph, Node, Tensor, Variable, snapshot
@@ -394,7 +395,7 @@ class Writer:
         held = value._values if isinstance(value, gs.Constant) else value
         if isinstance(held, Weight) and held.tensor is not None:
             return held.tensor
-        array = held.load() if isinstance(held, gs.LazyValues) else np.asarray(held)
+        array = held.load() if isinstance(held, LazyValues) else np.asarray(held)
         return self.store(array, name)
 
     def _write_initializers(self, graph: Graph) -> None:

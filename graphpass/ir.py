@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from graphpass.weight import Array, Weight
@@ -75,7 +76,7 @@ class Constant(gs.Constant):  # type: ignore[misc]
         held = self._values
         if isinstance(held, Weight):
             return held
-        array: Array = held.load() if isinstance(held, gs.LazyValues) else np.asarray(held)
+        array: Array = held.load() if isinstance(held, LazyValues) else np.asarray(held)
         data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         return Weight(self.name, array.shape, data_type, lambda: array)
 
@@ -180,9 +181,9 @@ class Graph(gs.Graph):  # type: ignore[misc]
 
     def subgraphs_of(self, node: Node) -> Iterator[Graph]:
         """Yield the bodies that `node` holds as attributes."""
-        if node._attrs is None:
-            return
-        for value in node._attrs.values():
+        fields = node.__dict__
+        attrs = fields["_attrs"] if isinstance(node, Node) else fields["attrs"]
+        for value in (attrs or {}).values():
             if isinstance(value, Graph):
                 yield value
             elif isinstance(value, list) and value and isinstance(value[0], Graph):

@@ -1,0 +1,209 @@
+"""Swapping nodes: names, outputs, shared constants, bodies and functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphpass import Op, Pass, Rule, any_, const
+from graphpass.driver import apply
+from graphpass.model import Model
+from graphpass.testing import apply_to, check, check_equal, check_valid, graph
+
+
+class DropIdentity(Rule):
+    """Identity(x) = x."""
+
+    pattern = Op("Identity", any_("x"))
+
+    def rewrite(self, x: Any) -> Any:
+        return x
+
+
+class AddOneTwice(Rule):
+    """Neg(x) = Sub(Mul(x, 0), x)."""
+
+    pattern = Op("Neg", any_("x"))
+
+    def rewrite(self, x: Any) -> Any:
+        return Op("Sub", Op("Mul", x, np.zeros((), np.float32)), x)
+
+
+class FoldShift(Rule):
+    """Add(Add(x, a), b) = Add(x, a + b)."""
+
+    pattern = Op("Add", Op("Add", any_("x"), const("a")), const("b"))
+
+    def rewrite(self, x: Any, a: Any, b: Any) -> Any:
+        return Op("Add", x, a.array() + b.array())
+
+
+@dataclass(frozen=True)
+class Steps(Pass):
+    """Drop, expand, fold."""
+
+    name = "steps"
+    rules = (DropIdentity(), AddOneTwice(), FoldShift())
+
+
+def names_of(model: onnx.ModelProto) -> list[str]:
+    tensors = [tensor.name for tensor in model.graph.initializer]
+    return tensors + [name for node in model.graph.node for name in node.output]
+
+
+def test_identity_before_an_output_gives_its_producer_the_outputs_name() -> None:
+    model = graph("(float[N,3] x) => (float[N,3] y) { a = Relu(x) y = Identity(a) }")
+    check(Steps(), model, "Relu", exact=True)
+
+
+def test_readers_of_the_renamed_tensor_follow() -> None:
+    model = graph(
+        "(float[N,3] x) => (float[N,3] y, float[N,3] z) { a = Relu(x) y = Identity(a) z = Abs(a) }"
+    )
+    result = check(Steps(), model, "Relu Abs", exact=True)
+    assert result.graph.node[1].input[0] == "y"
+
+
+def test_an_input_passed_through_keeps_its_identity() -> None:
+    model = graph("(float[N,3] x) => (float[N,3] y) { y = Identity(x) }")
+    check(Steps(), model, "Identity", exact=True)
+
+
+def test_two_outputs_of_the_same_value_keep_both_names() -> None:
+    model = graph(
+        "(float[N,3] x) => (float[N,3] y, float[N,3] z)"
+        " { a = Relu(x) y = Identity(a) z = Identity(a) }"
+    )
+    check(Steps(), model, "Relu Identity", exact=True)
+
+
+def test_made_up_names_meet_no_name_of_the_model() -> None:
+    model = graph(
+        "(float[N,3] x) => (float[N,3] y, float[N,3] z)"
+        ' { y = Neg(x) "y.mul" = Relu(x) z = Add("y.mul", taken) }',
+        taken=np.ones((), np.float32),
+    )
+    model.graph.initializer[0].name = model.graph.node[2].input[1] = "y.mul.1"
+    result = check(Steps(), model, "Mul Sub Relu Add", exact=True)
+    assert len(set(names_of(result))) == len(names_of(result))
+
+
+def test_names_inside_bodies_are_avoided_too() -> None:
+    model = graph(
+        "(float[N,3] x, bool p) => (float[N,3] y, float[N,3] z) { y = Neg(x) z = If(p) <"
+        ' then_branch = t () => (float[N,3] "y.mul") { "y.mul" = Relu(x) },'
+        " else_branch = e () => (float[N,3] v) { v = Abs(x) }> }"
+    )
+    result, _ = apply_to(Steps(), model)
+    check_valid(model, result)
+    assert "y.mul" not in names_of(result)
+
+
+def test_a_shared_constant_stays_for_its_other_reader() -> None:
+    model = graph(
+        "(float[N,3] x) => (float[N,3] y, float[N,3] z)"
+        " { a = Add(x, c) y = Add(a, c) z = Mul(x, c) }",
+        c=np.array([1, 2, 3], np.float32),
+    )
+    result = check(Steps(), model, "Add Mul", exact=True)
+    assert "c" in [tensor.name for tensor in result.graph.initializer]
+
+
+def test_a_constant_that_nothing_reads_any_more_goes() -> None:
+    model = graph(
+        "(float[N,3] x) => (float[N,3] y) { a = Add(x, c) y = Add(a, d) }", c=(3,), d=(3,)
+    )
+    result = check(Steps(), model, "Add")
+    assert len(result.graph.initializer) == 1
+
+
+def test_what_was_unused_before_stays() -> None:
+    model = graph(
+        "(float[N,3] x, float[2] spare) => (float[N,3] y)"
+        " { unused = Abs(x) a = Identity(x) y = Relu(a) }",
+        idle=(7,),
+    )
+    result = check(Steps(), model, "Abs Relu", exact=True)
+    assert [tensor.name for tensor in result.graph.initializer] == ["idle"]
+
+
+def test_rewrites_inside_bodies() -> None:
+    model = graph(
+        "(float[N,3] x, bool p) => (float[N,3] z) { z = If(p) <"
+        " then_branch = t () => (float[N,3] u) { a = Identity(x) u = Relu(a) },"
+        " else_branch = e () => (float[N,3] v) { b = Add(x, c) v = Add(b, c) }> }",
+        c=np.array([1, 2, 3], np.float32),
+    )
+    result, applied = apply_to(Steps(), model)
+    assert sorted(rewrite.rule for rewrite in applied.rewrites) == ["DropIdentity", "FoldShift"]
+    check_valid(model, result)
+    for choice in (True, False):
+        check_equal(
+            model,
+            result,
+            exact=True,
+            inputs={"x": np.ones((2, 3), np.float32), "p": np.array(choice)},
+        )
+
+
+def test_constants_in_functions_are_nodes() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.me" : 1]>
+    agraph (float[N,3] x) => (float[N,3] y) { y = com.me.minus(x) }
+    <domain: "com.me", opset_import: ["" : 17]> minus (a) => (r) { r = Neg(a) }"""
+    model = graph(text)
+    result, applied = apply_to(Steps(), model)
+    assert [rewrite.rule for rewrite in applied.rewrites] == ["AddOneTwice"]
+    assert [node.op_type for node in result.functions[0].node] == ["Constant", "Mul", "Sub"]
+    check_valid(model, result)
+    check_equal(model, result, exact=True)
+
+
+def test_value_info_of_what_is_gone_goes_and_the_rest_stays() -> None:
+    model = graph("(float[N,3] x) => (float[N,3] y) { a = Identity(x) b = Relu(a) y = Abs(b) }")
+    for name in ("a", "b", "nowhere"):
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, 1, ["N", 3]))
+    result, _ = apply_to(Steps(), model)
+    assert [value.name for value in result.graph.value_info] == ["b", "nowhere"]
+
+
+def test_limit_and_quarantine_select_rewrites() -> None:
+    text = (
+        "(float[N,3] x) => (float[N,3] y) { a = Identity(x) b = Identity(a) c = Neg(b) y = Abs(c) }"
+    )
+    model = Model.load(graph(text))
+    first = apply(Steps(), model, limit=2)
+    assert [rewrite.site for rewrite in first.rewrites] == ["a", "b"]
+    again = Model.load(graph(text))
+    kept = apply(Steps(), again, quarantine=frozenset({("AddOneTwice", "c")}))
+    assert [rewrite.site for rewrite in kept.rewrites] == ["a", "b"]
+
+
+def test_a_pass_may_use_graphsurgeon_itself() -> None:
+    import onnx_graphsurgeon as gs
+
+    @dataclass(frozen=True)
+    class ByHand(Pass):
+        """Put an Abs after each Relu, with graphsurgeon's classes."""
+
+        name = "by-hand"
+
+        def run(self, graph: Any) -> list[str]:
+            done = []
+            for node in list(graph.nodes):
+                if node.op == "Relu":
+                    middle = gs.Variable(f"{node.outputs[0].name}_relu", dtype=np.float32)
+                    out = node.outputs[0]
+                    node.outputs = [middle]
+                    scale = gs.Constant("scale_by_hand", np.array(2, np.float32))
+                    graph.nodes.append(gs.Node("Mul", "scaled", {}, [middle, scale], [out]))
+                    done.append(f"scaled {node.name}")
+            return done
+
+    model = graph("(float[N,3] x) => (float[N,3] y) { a = Relu(x) y = Abs(a) }")
+    result, applied = apply_to(ByHand(), model)
+    assert applied.notes == ["scaled "]
+    onnx.checker.check_model(result, full_check=True)
+    assert [node.op_type for node in result.graph.node] == ["Relu", "Mul", "Abs"]
