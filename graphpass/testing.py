@@ -231,3 +231,70 @@ def feeds(
 def data_type(dtype: npt.DTypeLike) -> int:
     """Return the TensorProto data type of a numpy dtype."""
     return int(np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
+    """Return `model` with small integers for weights: every sum it computes is then exact.
+
+    Weights and shifts are drawn from -3 to 3. What is divided by, or by the root of, is chosen
+    so that the quotient is exact too: divisors are powers of two, a BatchNormalization gets
+    epsilon 1/4 and variances 4^k - 1/4, scales that are powers of two.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    rng = np.random.default_rng(seed)
+    powers, roots = _roles(changed.graph)
+    for tensor in changed.graph.initializer:
+        kind = np.dtype(tensor_dtype_to_np_dtype(tensor.data_type))
+        if kind.kind != "f":
+            continue
+        shape = tuple(tensor.dims)
+        if tensor.name in roots:
+            array = 4.0 ** rng.integers(0, 2, shape) - 0.25
+        elif tensor.name in powers:
+            array = 2.0 ** rng.integers(-1, 2, shape) * rng.choice([-1.0, 1.0], shape)
+        else:
+            array = rng.integers(-3, 4, shape)
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(array, kind), name))
+    return changed
+
+
+def _roles(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """Return the names of what has to be a power of two, and of what is a variance."""
+    powers: set[str] = set()
+    roots: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Div":
+            powers.update(node.input)
+        if node.op_type == "BatchNormalization":
+            powers.add(node.input[1])
+            roots.add(node.input[4])
+            kept = [a for a in node.attribute if a.name != "epsilon"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("epsilon", 0.25)])
+    return powers, roots
+
+
+def check_replay(
+    steps: Pass | Sequence[Pass],
+    model: onnx.ModelProto,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    dims: Mapping[str, int] | None = None,
+) -> None:
+    """Assert that what `steps` do to `model` they also do, to the bit, with integers for weights.
+
+    The rules are applied again to the model of `with_integers`; outputs before and after must
+    be equal without any tolerance. Raises AssertionError where they are not, or where other
+    operators come out than with the weights as they are.
+    """
+    expected, applied = apply_to(steps, model)
+    assert applied.rewrites, "nothing is rewritten: there is nothing to replay"
+    for seed in seeds:
+        before = with_integers(model, seed)
+        after, _ = apply_to(steps, before)
+        assert operators(after) == operators(expected), (
+            f"with integers: {operators(after)}\notherwise:     {operators(expected)}"
+        )
+        check_equal(before, after, exact=True, dims=dims, seeds=(seed,))
