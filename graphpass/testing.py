@@ -249,6 +249,7 @@ def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
         if kind.kind != "f":
             continue
         shape = tuple(tensor.dims)
+        array: Array
         if tensor.name in roots:
             array = 4.0 ** rng.integers(0, 2, shape) - 0.25
         elif tensor.name in powers:
