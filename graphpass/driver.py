@@ -92,6 +92,8 @@ def apply(
         with collection_paused():
             run.to_fixpoint()
     model.sync()
+    if step.changes_interface and applied.changed:
+        model.change_interface()
     return applied
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -145,6 +146,25 @@ class Model:
         self._names = None
         self.sync()
 
+    def change_interface(self) -> None:
+        """Write the inputs and outputs that a pass gave to the graph; infer shapes in between anew.
+
+        Inputs and outputs are matched by name: new ones are appended, the shapes of the others
+        become those of their tensors. The graph is read again when it is next asked for.
+        """
+        graph = self.graph
+        self.sync()
+        proto = self._proto.graph
+        for tensors, values in ((graph.inputs, proto.input), (graph.outputs, proto.output)):
+            listed = {value.name: value for value in values}
+            for tensor in tensors:
+                write_type(listed.get(tensor.name) or values.add(name=tensor.name), tensor)
+        had_shapes = bool(proto.value_info)
+        del proto.value_info[:]
+        self._graph, self._functions = None, []
+        if had_shapes:
+            proto.value_info.extend(infer_shapes(self._proto).graph.value_info)
+
     # ------------------------------------------------------------------------- whole models
 
     def copy(self) -> Model:
@@ -178,6 +198,28 @@ def collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def write_type(value: onnx.ValueInfoProto, tensor: Variable | Constant) -> None:
+    """Give `value` the dtype and shape of `tensor`; what else it says of them stays."""
+    tensor_type = value.type.tensor_type
+    if tensor.dtype is not None and not tensor_type.elem_type:
+        tensor_type.elem_type = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+    if tensor.shape is None:
+        return
+    dims = tensor_type.shape.dim
+    if len(dims) != len(tensor.shape):
+        tensor_type.shape.Clear()
+        dims = tensor_type.shape.dim
+        for _ in tensor.shape:
+            dims.add()
+    for dim, size in zip(dims, tensor.shape, strict=True):
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif size is not None:
+            dim.dim_param = size
+        else:
+            dim.ClearField("value")
 
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
