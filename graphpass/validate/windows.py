@@ -24,7 +24,7 @@ from graphpass.validate.runtime import RunError, Runtime
 from graphpass.window import Window
 
 # In `c·n·u`: the sum is done twice, before and after, and the fold rounds each weight once.
-_FACTOR = 4.0
+_FACTOR = 2.0
 _EXTRA_SUMMANDS = 8  # what the chain around a sum adds: mean, shift, bias, the fold itself
 _GROUP_BYTES = 192 << 20  # weights that one joined model may refer to
 _PROBE_WORK = 2e7  # multiplications per output position spent on partition probes
@@ -132,6 +132,7 @@ def _shapes(window: Window, operators: Sequence[str]) -> tuple[dict[str, list[in
     spatial = _kernel(window) if set(operators) <= _SIZE_FREE else None
     shapes: dict[str, list[int]] = {}
     symbols: dict[str, int] = {}
+    channels = _channels(window)
     values = {v.name: v for v in (*window.before.graph.input, *window.after.graph.input)}
     for value in values.values():
         tensor = value.type.tensor_type
@@ -143,6 +144,8 @@ def _shapes(window: Window, operators: Sequence[str]) -> tuple[dict[str, list[in
                 size = spatial[min(axis - 2, len(spatial) - 1)]
             elif dim.HasField("dim_value"):
                 size = dim.dim_value
+            elif axis == 1 and value.name in channels:
+                size = channels[value.name]
             else:
                 size = symbols.setdefault(dim.dim_param, _DIM) if dim.dim_param else _DIM
             shape.append(size)
@@ -179,6 +182,22 @@ def _kernel(window: Window) -> list[int] | None:
             dilations = attrs.get("dilations") or [1] * len(kernel)
             return [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     return None
+
+
+def _channels(window: Window) -> dict[str, int]:
+    """Return how many channels each input of a Conv must have, as its weight says."""
+    found: dict[str, int] = {}
+    for graph in (window.before.graph, window.after.graph):
+        weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+        for node in graph.node:
+            weight = weights.get(node.input[1]) if len(node.input) > 1 else None
+            if weight is None or node.op_type not in ("Conv", "ConvTranspose"):
+                continue
+            group = next((a.i for a in node.attribute if a.name == "group"), 1)
+            found[node.input[0]] = (
+                weight[0] if node.op_type == "ConvTranspose" else weight[1] * group
+            )
+    return found
 
 
 def _groups(prepared: Mapping[int, _Prepared]) -> Iterator[list[int]]:
