@@ -483,9 +483,10 @@ class Writer:
 
 def _rebase(node: Node, proto: onnx.NodeProto) -> None:
     """Point `node` and the bodies inside it at the copy of their proto that is in the model."""
-    node.proto = proto
-    if node._attrs is None:
-        node._parse = _attribute_parser(proto)
+    fields = node.__dict__  # past graphsurgeon's own __setattr__, which is slow
+    fields["proto"] = proto
+    if fields["_attrs"] is None:
+        fields["_parse"] = _attribute_parser(proto)
         return
     for attribute in proto.attribute:
         value = node.attrs[attribute.name]

@@ -128,9 +128,10 @@ class Model:
             return
         old_ir = self._proto.ir_version < _CONSTANT_INITIALIZERS_BELOW
         writer = Writer(self.store, initializers_are_inputs=old_ir)
-        writer.write(self._graph)
-        for function in self._functions:
-            writer.write(function)
+        with collection_paused():
+            writer.write(self._graph)
+            for function in self._functions:
+                writer.write(function)
 
     def adopt(self) -> None:
         """Take in nodes and tensors that a pass made with onnx-graphsurgeon's own classes."""
