@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from graphpass.errors import DifferenceError, OutputError, UsageError
+from graphpass.errors import DifferenceError, OutputError
 from graphpass.gate import Gate
 from graphpass.layout import ExternalData
 from graphpass.model import Model
 from graphpass.pipeline import MAX_ROUNDS, Pipeline, Progress
-from graphpass.registry import PIPELINES, passes_of
+from graphpass.registry import PIPELINES, without
 from graphpass.report import (
     Check,
     DenseNode,
@@ -106,7 +106,7 @@ def optimize(
     """
     start = time.perf_counter()
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    steps = _without(passes_of(passes), skip)
+    steps = without(passes, skip)
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
     loaded = Model.load(model, allow_external=[Path(folder) for folder in allow_external])
@@ -301,14 +301,6 @@ def compare(
     with Gate(one.proto, options) as gate:
         gate.prepare()
         return gate.check(two.proto)
-
-
-def _without(steps: list[Pass], skip: Sequence[str]) -> list[Pass]:
-    names = [step.name for step in steps]
-    for name in skip:
-        if name not in names:
-            raise UsageError(f"there is no pass {name!r} to skip among {', '.join(names)}")
-    return [step for step in steps if step.name not in skip]
 
 
 def _pipeline_name(passes: Passes) -> str | None:

@@ -10,7 +10,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.metadata import entry_points
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from graphpass.errors import UsageError
@@ -30,8 +31,10 @@ def pass_types() -> dict[str, type[Pass]]:
     """Return every known pass class by name, built-in ones first."""
     found: dict[str, type[Pass]] = {}
     points = sorted(entry_points(group="graphpass.passes"), key=lambda p: p.name != "builtin")
+    if not any(point.name == "builtin" for point in points):  # a checkout, not installed
+        points.insert(0, EntryPoint("builtin", "graphpass.passes", "graphpass.passes"))
     for point in points:
-        module = point.load()
+        module = _load(point)
         names = getattr(module, "__all__", None) or dir(module)
         for name in names:
             value = getattr(module, name)
@@ -44,6 +47,14 @@ def pass_types() -> dict[str, type[Pass]]:
                 )
             found[value.name] = value
     return found
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return import_module(point.value)
+    except Exception as error:  # whatever a plug-in does when it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the plug-in {point.name} cannot be loaded: {reason}") from error
 
 
 def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
@@ -118,3 +129,13 @@ def passes_of(what: str | Pass | Sequence[str | Pass] | None) -> list[Pass]:
     if isinstance(what, str):
         return pipeline(what) if what in PIPELINES else parse(what)
     return [step for item in what for step in ([item] if isinstance(item, Pass) else parse(item))]
+
+
+def without(what: str | Pass | Sequence[str | Pass] | None, skip: Sequence[str]) -> list[Pass]:
+    """Return passes as `passes_of` does, but for those named in `skip`. Raises `UsageError`."""
+    steps = passes_of(what)
+    names = [step.name for step in steps]
+    for name in skip:
+        if name not in names:
+            raise UsageError(f"there is no pass {name!r} to skip among {', '.join(names)}")
+    return [step for step in steps if step.name not in skip]

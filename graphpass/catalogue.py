@@ -1,0 +1,68 @@
+"""`graphpass passes`: what there is, and what one pass does."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from graphpass.registry import PIPELINES, make
+from graphpass.registry import pass_types as all_passes
+from graphpass.render import print_table, say
+from graphpass.rule import Pass
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graphpass.fixture import Fixture
+
+
+def show(console: Console, name: str | None) -> None:
+    """Print the list of passes and pipelines, or one pass. Raises `UsageError`."""
+    if name is not None:
+        _show_pass(console, make(name))
+        return
+    rows = ((known, make(known).summary) for known in all_passes())
+    print_table(console, ("pass", ""), rows)
+    console.print()
+    listed = ((pipeline, ", ".join(steps)) for pipeline, steps in PIPELINES.items())
+    print_table(console, ("pipeline", ""), listed)
+
+
+def _show_pass(console: Console, step: Pass) -> None:
+    say(console, step.name, style="bold")
+    say(console, inspect.cleandoc(type(step).__doc__ or ""))
+    options = list(_options(step))
+    if options:
+        say(console, "\nOptions", style="bold")
+        for line in options:
+            say(console, f"  {line}")
+    if step.rules:
+        say(console, "\nLaws", style="bold")
+    for rule in step.rules:
+        say(console, f"  {rule.name}: {rule.law}")
+    example = _example(step.name)
+    if example is not None:
+        say(console, f"\nExample ({example.name})", style="bold")
+        say(console, example.text.strip())
+        say(console, f"⇒ {example.header['after']}")
+
+
+def _options(step: Pass) -> Iterator[str]:
+    for option in dataclasses.fields(step):
+        kind = option.type if isinstance(option.type, str) else option.type.__name__
+        told = option.metadata.get("help", "")
+        default = getattr(step, option.name)
+        yield f"{option.name} ({kind}, default {default})" + (f": {told}" if told else "")
+
+
+def _example(name: str) -> Fixture | None:
+    """Return the shortest fixture that shows the pass at work, if fixtures are at hand."""
+    from graphpass import fixture
+
+    if fixture.default_folder() is None:
+        return None
+    cases = [case for case in fixture.find(None, [name]) if case.header.get("after")]
+    alone = [case for case in cases if len(case.passes) == 1]
+    return min(alone or cases, key=lambda case: len(case.text), default=None)

@@ -1,0 +1,443 @@
+"""The command line: thin over `graphpass.api`. Whatever is slow to import is imported in commands.
+
+Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable model;
+4 ONNX Runtime cannot run it, so that nothing could be validated; 5 the output could not be
+written; 70 a bug; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphpass.errors import DifferenceError, GraphpassError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graphpass.report import Check, Report
+
+_BUG_EXIT_CODE = 70
+_INTERRUPTED_EXIT_CODE = 130
+_REPORT_SUFFIXES = (".json", ".md", ".xml")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code. Errors become one sentence on stderr."""
+    try:
+        code = commands.main(arguments, prog_name="graphpass", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", _INTERRUPTED_EXIT_CODE)
+    except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return error.exit_code
+        return _fail(error.format_message(), error.exit_code)
+    except GraphpassError as error:
+        hint = ""
+        if error.exit_code == 4:
+            hint = "; nothing was written (--no-validate writes without running the model)"
+        return _fail(f"{error}{hint}", error.exit_code)
+    except Exception as error:
+        if os.environ.get("GRAPHPASS_DEBUG"):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        ask = "please report it, with what GRAPHPASS_DEBUG=1 shows"
+        return _fail(f"this is a bug in graphpass ({what}); {ask}", _BUG_EXIT_CODE)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"graphpass: {message}", err=True)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="graphpass", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Rewrite ONNX models; each rewrite is checked in ONNX Runtime, nothing else is touched.
+
+    Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable
+    model; 4 ONNX Runtime cannot run the model, so that nothing could be validated; 5 the output
+    could not be written.
+    """
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Join decorators that several commands share, in the order in which --help lists them."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _bindings(
+    context: click.Context, parameter: click.Parameter, given: Iterable[str]
+) -> dict[str, int]:
+    bound = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        if not (name and equals and number.isdecimal()):
+            raise click.BadParameter(f"{text!r} is not NAME=NUMBER")
+        bound[name] = int(number)
+    return bound
+
+
+_PASSES = _options(
+    click.option("--passes", metavar="A,B{OPTION=VALUE},…", help="Passes to run, in this order."),
+    click.option("--pipeline", metavar="NAME", help="default, runtime or conv-only."),
+    click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out."),
+)
+_VALIDATION = _options(
+    click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        default=("cpu",),
+        metavar="NAME",
+        help="Execution provider to check on: cpu, cuda. May be repeated.",
+    ),
+    click.option(
+        "--inputs",
+        type=click.Path(path_type=Path),
+        help="Inputs to check with: an .npz, or a folder of .pb files.",
+    ),
+    click.option(
+        "--bind",
+        multiple=True,
+        callback=_bindings,
+        metavar="NAME=NUMBER",
+        help="Size of a symbolic dimension. May be repeated.",
+    ),
+    click.option("--rtol", type=float, help="Tolerance relative to an output's largest magnitude."),
+    click.option("--atol", type=float, help="Absolute tolerance."),
+    click.option("--seed", type=int, default=0, help="Seed of the inputs that are drawn."),
+    click.option(
+        "--timeout",
+        "time_limit_s",
+        type=click.FloatRange(min=0, min_open=True),
+        default=300.0,
+        metavar="SECONDS",
+        help="For one run of a model.  [default: 300]",
+    ),
+    click.option(
+        "--memory-limit",
+        "memory_limit_mib",
+        type=click.IntRange(min=1),
+        metavar="MIB",
+        help="For the process that runs models.",
+    ),
+    click.option(
+        "--allow-external",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="FOLDER",
+        help="Where else external data may lie.",
+    ),
+)
+
+
+def _reports(
+    context: click.Context, parameter: click.Parameter, given: Iterable[Path]
+) -> tuple[Path, ...]:
+    for path in given:
+        if path.suffix.lower() not in _REPORT_SUFFIXES:
+            raise click.BadParameter(f"'{path}' ends in none of {', '.join(_REPORT_SUFFIXES)}")
+    return tuple(given)
+
+
+# -------------------------------------------------------------------------------- optimize
+
+
+@commands.command()
+@click.argument("model")
+@click.option("-o", "--output", metavar="FILE", help="Default: MODEL.opt.onnx beside it.")
+@click.option("--in-place", is_flag=True, help="Replace the input, in one step.")
+@_PASSES
+@_VALIDATION
+@click.option("--no-validate", is_flag=True, help="Do not run the model at all.")
+@click.option("--strict", is_flag=True, help="Stop where something would have to be undone.")
+@click.option(
+    "--max-rewrites",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Stop after so many.",
+)
+@click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Where weights go; auto: as in the input.",
+)
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    callback=_reports,
+    metavar="FILE",
+    help="Write what was done as .json, .md or .xml (JUnit).",
+)
+@click.option("--no-latency", is_flag=True, help="Do not measure how long the model takes.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every rewrite and refusal.")
+def optimize(
+    model: str,
+    output: str | None,
+    in_place: bool,
+    passes: str | None,
+    pipeline: str | None,
+    no_validate: bool,
+    external_data: Any,
+    reports: tuple[Path, ...],
+    no_latency: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Rewrite MODEL and write the result; `-` is standard input or output."""
+    target = _target(model, output, in_place)
+    _refuse_overwriting(model, target, reports)
+    if target is None and external_data == "always":
+        raise UsageError("a model on standard output has no file beside it for its weights")
+    from graphpass import api
+
+    source = sys.stdin.buffer.read() if model == "-" else Path(model)
+    try:
+        with _progress(quiet) as progress:
+            result = api.optimize(
+                source,
+                _which(passes, pipeline),
+                validate=not no_validate,
+                latency=not no_latency and not (quiet and not reports),
+                progress=progress,
+                **options,
+            )
+            with result:
+                if target is None:
+                    result.write(sys.stdout.buffer)
+                else:
+                    result.save(target, external_data=external_data)
+    except DifferenceError as error:
+        if error.report is not None:
+            _write_reports(error.report, reports)
+        raise
+    _write_reports(result.report, reports)
+    if not quiet:
+        from graphpass.render import terminal
+
+        title = f"{'standard input' if model == '-' else model} → {target or 'standard output'}"
+        console = _console(stderr=target is None)
+        terminal(result.report, console, title=title, verbose=verbose)
+
+
+def _which(passes: str | None, pipeline: str | None) -> str:
+    if passes is not None and pipeline is not None:
+        raise UsageError("give either --passes or --pipeline")
+    if pipeline is not None:
+        from graphpass.registry import PIPELINES
+
+        if pipeline not in PIPELINES:
+            raise UsageError(f"there is no pipeline {pipeline!r}; there are {', '.join(PIPELINES)}")
+    return passes if passes is not None else pipeline or "default"
+
+
+def _target(model: str, output: str | None, in_place: bool) -> Path | None:
+    """Return the file to write, None for standard output."""
+    if in_place and output is not None:
+        raise UsageError("give either --output or --in-place")
+    if in_place and model == "-":
+        raise UsageError("standard input cannot be replaced in place")
+    if output == "-" or (output is None and model == "-"):
+        if sys.stdout.isatty():
+            raise UsageError("a model is not written to a terminal: give -o FILE")
+        return None
+    if in_place:
+        return Path(os.path.realpath(model))  # the file itself, where `model` is a link to it
+    target = Path(output) if output is not None else _beside(Path(model))
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
+    if model != "-" and _same_file(target, Path(model)):
+        raise UsageError(f"{target} is the input: --in-place replaces it")
+    return target
+
+
+def _beside(model: Path) -> Path:
+    stem = model.name.removesuffix(".onnx")
+    return model.with_name(f"{stem}.opt.onnx")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _refuse_overwriting(model: str, target: Path | None, reports: Iterable[Path]) -> None:
+    for report in reports:
+        if not report.parent.is_dir():
+            raise OutputError(f"cannot write {report}: there is no folder {report.parent}")
+        if any(_same_file(report, Path(used)) for used in (model, target) if used):
+            raise UsageError(f"{report} is a model, not a place for a report")
+
+
+def _write_reports(report: Report, paths: Iterable[Path]) -> None:
+    from graphpass.render import render
+
+    for path in paths:
+        _write_text(path, render(report, path))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Return where human output goes: as wide as it needs to be where nobody looks at it."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else 200, highlight=False)
+
+
+def _progress(quiet: bool) -> Any:
+    """Return a bar on stderr, or nothing where nobody would see it."""
+    from graphpass.progress import Bar, Silence
+
+    return Silence() if quiet or not sys.stderr.isatty() else Bar()
+
+
+# --------------------------------------------------------------------- compare and inspect
+
+
+@commands.command()
+@click.argument("original")
+@click.argument("candidate")
+@_VALIDATION
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every feed and output.")
+def compare(original: str, candidate: str, quiet: bool, verbose: bool, **options: Any) -> int:
+    """Say whether CANDIDATE computes what ORIGINAL does; exit with 1 if it does not."""
+    from graphpass import api
+
+    with _progress(quiet) as progress:
+        progress("comparing", 0.1)
+        check = api.compare(Path(original), Path(candidate), **options)
+    if check.status == "not comparable":
+        return _fail(f"nothing can be compared: {check.reason}", 4)
+    if not quiet:
+        _print_check(check, verbose)
+    return 0 if check.ok else 1
+
+
+def _print_check(check: Check, verbose: bool) -> None:
+    from graphpass.render import print_table, say
+
+    console = _console()
+    say(console, f"{check.status}: {check.reason}", style="green" if check.ok else "red")
+    for name in check.random_outputs:
+        say(console, f"not compared, since it differs between two runs: '{name}'", style="yellow")
+    shown = check.comparisons if verbose else [c for c in check.comparisons if not c.ok]
+    if shown:
+        rows = (
+            (c.name, c.feed, c.provider, f"{c.error:.2g}", f"{c.tolerance:.2g}", c.reason or "ok")
+            for c in shown
+        )
+        header = ("output", "feed", "provider", "error", "tolerance", "")
+        print_table(console, header, rows, right=(3, 4))
+
+
+@commands.command()
+@click.argument("model")
+@click.argument("node", required=False)
+@_PASSES
+@click.option("--allow-external", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER")
+def inspect(
+    model: str,
+    node: str | None,
+    passes: str | None,
+    pipeline: str | None,
+    skip: tuple[str, ...],
+    allow_external: tuple[Path, ...],
+) -> None:
+    """Show what MODEL holds, what passes would rewrite in it, and why not elsewhere.
+
+    With NODE, a node or tensor by name, only what concerns that one.
+    """
+    from graphpass import inspection
+    from graphpass.model import Model
+    from graphpass.registry import without
+
+    source = sys.stdin.buffer.read() if model == "-" else Path(model)
+    steps = without(_which(passes, pipeline), skip)
+    loaded = Model.load(source, allow_external=allow_external)
+    found = inspection.inspect(loaded, steps)
+    inspection.show(_console(), loaded, found, node)
+
+
+# ------------------------------------------------------------------- passes and their tests
+
+
+@commands.command()
+@click.argument("name", required=False)
+def passes(name: str | None) -> None:
+    """List the passes there are, or show one: its laws, its options, an example."""
+    from graphpass import catalogue
+
+    catalogue.show(_console(), name)
+
+
+@commands.command()
+@click.argument("passes", nargs=-1, metavar="[PASS]…")
+@click.option(
+    "--fixtures",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Default: ./fixtures, or those of graphpass itself.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print the note of each fixture as well.")
+def test(passes: tuple[str, ...], fixtures: Path | None, verbose: bool) -> int:
+    """Run passes against fixtures: small models in text that say what must come of them."""
+    from graphpass import fixture
+
+    failed = total = 0
+    for case in fixture.find(fixtures, passes):
+        total += 1
+        problem = fixture.problem(case)
+        failed += problem is not None
+        click.echo(f"{'FAIL' if problem else 'ok  '} {case.name}: {case.expectation}")
+        if verbose and case.note:
+            click.echo(f"       {case.note}")
+        if problem:
+            click.echo("       " + problem.replace("\n", "\n       "))
+    if not total:
+        raise UsageError(f"there is no fixture for {', '.join(passes) or 'any pass'}")
+    click.echo(f"{total - failed} of {total} as expected")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""A report for people and for CI: terminal, Markdown, JUnit XML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from graphpass.report import Check, PassReport, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graphpass.driver import Refusal
+
+Row = tuple[str, ...]
+
+_LISTED = 10  # so many of a kind are shown where nobody asked for all
+_OVERVIEW = ("", "before", "after", "")
+_PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
+
+
+def render(report: Report, path: Path) -> str:
+    """Return the text of a report in the format that the name of its file asks for."""
+    suffix = path.suffix.lower()
+    if suffix == ".md":
+        return markdown(report)
+    if suffix == ".xml":
+        return junit(report)
+    return report.to_json()
+
+
+# ----------------------------------------------------------------------------- what is told
+
+
+def overview(report: Report) -> Iterator[Row]:
+    """Yield what changed: a label, before, after, a remark."""
+    before, after = report.input, report.output
+    yield "nodes", str(before.nodes), str(after.nodes), ""
+    for name in sorted({*before.operators, *after.operators}):
+        old, new = before.operators.get(name, 0), after.operators.get(name, 0)
+        if old != new:
+            yield f"  {name}", str(old), str(new), ""
+    yield "parameters", f"{before.parameters:,}", f"{after.parameters:,}", ""
+    if before.files and after.files:
+        yield "file size", size(before.size_bytes), size(after.size_bytes), ""
+    if report.latency is not None:
+        time = report.latency
+        ratio = f"× {time.ratio:.2f} ({time.ratio_low:.2f} to {time.ratio_high:.2f})"
+        yield "latency", f"{time.before_ms:.3g} ms", f"{time.after_ms:.3g} ms", ratio
+
+
+def passes(report: Report) -> Iterator[Row]:
+    """Yield a row for each pass and one for the file that was written."""
+    for entry in report.passes:
+        yield (
+            entry.name,
+            str(len(entry.rewrites) + len(entry.notes)),
+            str(len(entry.refusals)),
+            *_figures(entry.check if entry.outcome == "kept" else None),
+            _result(entry),
+        )
+    if report.delivery is not None:
+        check = report.delivery
+        yield "written file", "", "", *_figures(check), check.status
+
+
+def _figures(check: Check | None) -> tuple[str, str]:
+    worst = None if check is None else check.worst
+    return ("", "") if worst is None else (f"{worst.error:.2g}", f"{worst.tolerance:.2g}")
+
+
+def _result(entry: PassReport) -> str:
+    if entry.outcome != "kept":
+        return entry.outcome
+    status = entry.check.status if entry.check is not None else ""
+    undone = f", {len(entry.quarantined)} undone" if entry.quarantined else ""
+    return status + undone
+
+
+def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
+    """Yield what a reader must know, one sentence each: what was undone, slower or not compared."""
+    for entry in report.passes:
+        if entry.reason:
+            yield f"{entry.name} was undone: {entry.reason}"
+        lines = [
+            f"{entry.name}: {out.rewrite.rule} at '{out.rewrite.site}' was undone: {out.reason}"
+            for out in entry.quarantined
+        ]
+        yield from _some(lines, everything)
+    if not report.validated:
+        yield "nothing was validated, as --no-validate asks"
+    yield from report.warnings
+    if report.latency is not None and report.latency.slower:
+        yield _slower(report)
+    if report.settings.get("pipeline") == "conv-only":
+        yield from _dense(report, everything)
+
+
+def _slower(report: Report) -> str:
+    assert report.latency is not None
+    told = f"the model takes {report.latency.ratio:.2f} times as long as before"
+    name = report.slower_because_of
+    if not name:
+        return f"{told}; no single pass did it"
+    return f"{told}, because of {name}: --skip {name} avoids it"
+
+
+def _dense(report: Report, everything: bool) -> Iterator[str]:
+    if not report.not_convolutional:
+        yield "every layer is convolutional"
+        return
+    lines = [f"not convolutional: {node.node}: {node.reason}" for node in report.not_convolutional]
+    yield from _some(lines, everything)
+
+
+def refusals(report: Report) -> Iterator[tuple[str, Refusal]]:
+    """Yield every refusal with the name of its pass."""
+    for entry in report.passes:
+        for refusal in entry.refusals:
+            yield entry.name, refusal
+
+
+def _some(lines: Sequence[str], everything: bool) -> Iterator[str]:
+    shown = lines if everything else lines[:_LISTED]
+    yield from shown
+    if len(lines) > len(shown):
+        yield f"… and {len(lines) - len(shown)} more (-v shows them)"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes for people."""
+    if count < 1024:
+        return f"{count} B"
+    value, units = count / 1024, ["KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"
+
+
+# --------------------------------------------------------------------------------- terminal
+
+
+def terminal(report: Report, console: Console, *, title: str = "", verbose: bool = False) -> None:
+    """Print a report; `verbose`: with every rewrite and refusal."""
+    if title:
+        say(console, title, style="bold")
+    if any(entry.outcome == "kept" for entry in report.passes):
+        print_table(console, _OVERVIEW, overview(report), right=(1, 2))
+    print_table(console, _PASSES, passes(report), right=(1, 2, 3, 4))
+    if verbose:
+        _print_details(report, console)
+    for line in remarks(report, everything=verbose):
+        say(console, line, style="yellow")
+
+
+def _print_details(report: Report, console: Console) -> None:
+    for entry in report.passes:
+        for rewrite in entry.rewrites:
+            after = ", ".join(rewrite.after) or "nothing"
+            text = f"{rewrite.number}. {rewrite.rule}: {', '.join(rewrite.before)} → {after}"
+            say(console, f"{entry.name}: {text}")
+        for note in entry.notes:
+            say(console, f"{entry.name}: {note}")
+        for refusal in entry.refusals:
+            say(console, f"{entry.name}: {refusal.node} stays: {refusal.reason} ({refusal.rule})")
+
+
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print a line as it is: names in a model may look like markup, and are not broken."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+
+def print_table(
+    console: Console, header: Row, rows: Iterator[Row], *, right: Sequence[int] = ()
+) -> None:
+    """Print columns; those in `right` hold numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+# ------------------------------------------------------------------------------ Markdown, XML
+
+
+def markdown(report: Report) -> str:
+    """Return the report as Markdown, for a pull request."""
+    names = [facts.files[0].name if facts.files else "" for facts in (report.input, report.output)]
+    lines = ["## graphpass: " + " → ".join(f"`{name}`" for name in names if name), ""]
+    lines += _markdown_table(_OVERVIEW, overview(report))
+    lines += _markdown_table(_PASSES, passes(report))
+    lines += [f"- {line}" for line in remarks(report)]
+    refused = list(refusals(report))
+    if refused:
+        lines += ["", f"<details><summary>{len(refused)} refusals</summary>", ""]
+        lines += [f"- {name}: {r.node}: {r.reason}" for name, r in refused]
+        lines += ["", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(header: Row, rows: Iterator[Row]) -> list[str]:
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    lines += [f"| {' | '.join(cell.strip().replace('|', '/') for cell in row)} |" for row in rows]
+    return [*lines, ""]
+
+
+def junit(report: Report) -> str:
+    """Return the report as JUnit XML: a test case for each pass and one for the delivery."""
+    suite = ElementTree.Element("testsuite", name="graphpass", time=f"{report.total_s:.3f}")
+    for entry in report.passes:
+        case = _case(suite, entry.name, entry.apply_s + entry.check_s)
+        if entry.faulty:
+            problems = [out.reason for out in entry.quarantined]
+            problems += [entry.reason] if entry.reason else []
+            _outcome(case, "failure", problems[0], "\n".join(problems))
+        elif not report.validated and entry.outcome == "kept":
+            _outcome(case, "skipped", "not validated")
+    case = _case(suite, "written file", 0.0)
+    if report.delivery is None:
+        _outcome(case, "skipped", "nothing was written")
+    elif not report.delivery.ok:
+        _outcome(case, "failure", report.delivery.reason)
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(len(suite.findall("testcase/failure"))))
+    suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
+    ElementTree.indent(suite)
+    text: str = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+    return text + "\n"
+
+
+def _case(suite: Any, name: str, seconds: float) -> Any:
+    return ElementTree.SubElement(
+        suite, "testcase", classname="graphpass", name=name, time=f"{seconds:.3f}"
+    )
+
+
+def _outcome(case: Any, kind: str, message: str, text: str = "") -> None:
+    ElementTree.SubElement(case, kind, message=_xml_safe(message)).text = _xml_safe(text) or None
+
+
+def _xml_safe(text: str) -> str:
+    """Replace what XML cannot hold: node names are arbitrary."""
+    return "".join(c if c in "\t\n" or ord(c) >= 32 else "�" for c in text)
