@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from graphpass.errors import RuleError
+from graphpass.errors import GraphpassError, RuleError
 from graphpass.graph import RefusedError, label, operator, producer
 from graphpass.ir import Graph, Node
 from graphpass.match import Match, match
@@ -85,7 +85,11 @@ def apply(
     applied = Applied()
     if "run" in type(step).__dict__:
         for scope in model.scopes():
-            applied.notes.extend(step.run(scope))
+            try:
+                applied.notes.extend(step.run(scope))
+            except RefusedError as refusal:
+                where = scope.name or "the graph"
+                applied.refusals.append(Refusal(step.name, where, str(refusal)))
         model.adopt()
     if step.rules:
         run = _Run(step.rules, model, applied, limit, quarantine, windows, first_number, progress)
@@ -166,7 +170,9 @@ class _Run:
             self._commit(rule, found, built)
         except RefusedError as refusal:
             return self._refuse(rule, found, str(refusal))
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (GraphpassError, MemoryError):  # weights that cannot be read are no rule's fault
+            raise
+        except Exception as error:
             raise RuleError(
                 f"rule {rule.name} failed at {label(found.root)}: {type(error).__name__}: {error}"
             ) from error
