@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphpass.validate.compare import OutputComparison
     from graphpass.validate.options import ValidationOptions
-    from graphpass.validate.original import ReferenceCannotRunError
+    from graphpass.validate.point import ReferenceCannotRunError
     from graphpass.validate.runtime import (
         Limits,
         ProviderUnavailableError,
@@ -28,7 +28,7 @@ _HOMES = {
     "Limits": "runtime",
     "OutputComparison": "compare",
     "ProviderUnavailableError": "runtime",
-    "ReferenceCannotRunError": "original",
+    "ReferenceCannotRunError": "point",
     "RunError": "runtime",
     "Runtime": "runtime",
     "ValidationOptions": "options",

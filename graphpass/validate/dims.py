@@ -36,7 +36,7 @@ def classify(specs: Sequence[InputSpec]) -> dict[str, str]:
             classes[rank_symbol(spec.name)] = RANK
         for axis, size in enumerate(spec.dims or ()):
             if isinstance(size, str) and size not in classes:
-                classes[size] = _class_of(size, axis, spec.dims or ())
+                classes[size] = _class_of(spec.name, size, axis, spec.dims or ())
     return classes
 
 
@@ -45,12 +45,14 @@ def rank_symbol(input_name: str) -> str:
     return f"rank({input_name})"
 
 
-def _class_of(symbol: str, axis: int, dims: tuple[int | str, ...]) -> str:
+def _class_of(input_name: str, symbol: str, axis: int, dims: tuple[int | str, ...]) -> str:
     name = "" if symbol.endswith(f"[{axis}]") else symbol.lower()
     if re.search(r"batch|^n$|^bs$|^b$", name):
         return BATCH
     if re.search(r"height|width|^h$|^w$|pixel", name):
         return SPATIAL
+    if _is_recurrent_state(input_name, dims) and axis == 1:
+        return BATCH
     if re.search(r"seq|len|time|steps|frames|samples|tokens", name):
         return LENGTH
     if axis == 0 and len(dims) > 1:
@@ -59,6 +61,13 @@ def _class_of(symbol: str, axis: int, dims: tuple[int | str, ...]) -> str:
         channels_last = dims[-1] in (1, 3, 4) and dims[1] not in (1, 3, 4)
         return CHANNELS if axis == (len(dims) - 1 if channels_last else 1) else SPATIAL
     return LENGTH
+
+
+def _is_recurrent_state(input_name: str, dims: tuple[int | str, ...]) -> bool:
+    """Whether the dimensions are layers and directions, batch, hidden."""
+    if len(dims) != 3 or not isinstance(dims[0], int) or not isinstance(dims[2], int):
+        return False
+    return dims[0] > 1 or bool(re.search(r"^[hc](_?0|n)?$|state|hidden|cell", input_name.lower()))
 
 
 def first_bindings(classes: Mapping[str, str], fixed: Mapping[str, int]) -> Iterator[Bindings]:
@@ -75,33 +84,26 @@ def first_bindings(classes: Mapping[str, str], fixed: Mapping[str, int]) -> Iter
         yield {**{symbol: sizes[kind] for symbol, kind in free.items()}, **fixed}
 
 
-def varied_bindings(
-    accepted: Bindings, classes: Mapping[str, str], fixed: Mapping[str, int], batch: int
-) -> Iterator[Bindings]:
-    """Yield variations of accepted bindings, the boldest first, the accepted ones last."""
-    free = {symbol: kind for symbol, kind in classes.items() if symbol not in fixed}
-    batches = {symbol: batch for symbol, kind in free.items() if kind == BATCH}
-    seen: list[Bindings] = []
-    for bindings in (
-        {**accepted, **_resized(accepted, free), **batches},
-        {**accepted, **batches},
-        accepted,
-    ):
-        if bindings not in seen:
-            seen.append(bindings)
-            yield bindings
+def with_batch(
+    bindings: Bindings, classes: Mapping[str, str], fixed: Mapping[str, int], batch: int
+) -> Bindings:
+    """Return the bindings with another batch size."""
+    return {
+        symbol: batch if classes[symbol] == BATCH and symbol not in fixed else size
+        for symbol, size in bindings.items()
+    }
 
 
-def _resized(accepted: Bindings, free: Mapping[str, str]) -> Bindings:
-    """Scale spatial and length symbols, each kind's neighbours by unlike factors.
+def resized(bindings: Bindings, classes: Mapping[str, str], fixed: Mapping[str, int]) -> Bindings:
+    """Return bindings with other spatial sizes and lengths, neighbours by unlike factors.
 
     A kind for which the first candidate failed is left alone: the model insists on a size.
     """
-    resized: Bindings = {}
+    sizes = dict(bindings)
     for kind, factors in _OTHER_SIZES.items():
-        symbols = [symbol for symbol, found in free.items() if found == kind]
-        if any(accepted[symbol] != _CANDIDATES[kind][0] for symbol in symbols):
+        symbols = [s for s, found in classes.items() if found == kind and s not in fixed]
+        if any(bindings[symbol] != _CANDIDATES[kind][0] for symbol in symbols):
             continue
-        for symbol, (up, down) in zip(symbols, itertools.cycle(factors)):
-            resized[symbol] = max(1, accepted[symbol] * up // down)
-    return resized
+        for symbol, (up, down) in zip(symbols, itertools.cycle(factors), strict=False):
+            sizes[symbol] = max(1, bindings[symbol] * up // down)
+    return sizes

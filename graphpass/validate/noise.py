@@ -1,4 +1,4 @@
-"""Noise for the floor: inputs moved by one ulp; where there are none to move, the first floats.
+"""Noise for the floor: inputs moved by one ulp, and results inside the network likewise.
 
 The idea is Monte Carlo arithmetic: what random changes of the size of rounding errors do to the
 outputs shows how much rounding errors can do (D. Stott Parker, "Monte Carlo Arithmetic", 1997).
@@ -6,14 +6,17 @@ outputs shows how much rounding errors can do (D. Stott Parker, "Monte Carlo Ari
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from graphpass.validate.channel import Array, Value
+from graphpass.validate.walk import all_graphs, all_nodes
 
 # Distance from 1 to the next larger number.
 _EPSILON: dict[int, float] = {
@@ -28,6 +31,11 @@ _EPSILON: dict[int, float] = {
 }
 _RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 _RANDOM_OPS |= {"Multinomial", "Bernoulli", "Dropout"}
+# What sums up or makes floats: where roundings happen that a rewrite may make differently.
+_ROUNDING_OPS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "BatchNormalization"}
+_ROUNDING_OPS |= {"InstanceNormalization", "LayerNormalization", "LSTM", "GRU", "RNN"}
+_ROUNDING_OPS |= {"ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool", "Softmax"}
+_ROUNDING_OPS |= {"Mul", "Add", "Sub", "Div", "Gather", "Cast", "DequantizeLinear"}
 
 
 def arithmetic_epsilon(model: onnx.ModelProto) -> float:
@@ -48,164 +56,132 @@ def base_tolerance(epsilon: float) -> float:
 def may_be_random(model: onnx.ModelProto) -> bool:
     """Whether an operator may draw random numbers: known ones, and any that ONNX does not know."""
     functions = {(function.domain, function.name) for function in model.functions}
-    for node in _nodes(model):
+    for node in all_nodes(model):
         known = node.domain in ("", "ai.onnx", "ai.onnx.ml")
-        if (known and node.op_type in _RANDOM_OPS) or not (
-            known or (node.domain, node.op_type) in functions
-        ):
+        if known and node.op_type in _RANDOM_OPS:
+            return True
+        if not known and (node.domain, node.op_type) not in functions:
             return True
     return False
 
 
-def moved_by_ulp(
-    values: Mapping[str, Value], epsilon: float, seed: int
-) -> tuple[dict[str, Value], bool]:
-    """Move every float by one ulp in a random direction; say whether there was any.
+def moved_by_ulp(values: Mapping[str, Value], epsilon: float, seed: int) -> dict[str, Value] | None:
+    """Move every float by one ulp in a random direction; None where there is no float.
 
-    Zeros move by an ulp of the array's root mean square (of 1 where it is zero throughout).
+    `epsilon`: at least this is an ulp of 1, where the model computes coarser than its inputs
+    are. Zeros move by an ulp of the array's root mean square (of 1 where it is zero throughout).
     """
-    moved: dict[str, Value] = {}
-    any_moved = False
-    for name, value in values.items():
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        if isinstance(value, np.ndarray) and _is_float(value):
-            moved[name], any_moved = _moved(value, epsilon, rng), True
-        elif isinstance(value, list) and all(isinstance(v, np.ndarray) for v in value):
-            floats = [isinstance(v, np.ndarray) and _is_float(v) for v in value]
-            moved[name] = [
-                _moved(v, epsilon, rng) if isinstance(v, np.ndarray) and _is_float(v) else v
-                for v in value
-            ]
-            any_moved |= any(floats)
-        else:
-            moved[name] = value
-    return moved, any_moved
+    moved = {
+        name: _moved(value, epsilon, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+        for name, value in values.items()
+    }
+    return moved if any(moved[name] is not values[name] for name in moved) else None
 
 
-def _moved(array: Array, epsilon: float, rng: np.random.Generator) -> Array:
-    if array.dtype.kind == "c":
-        return array
-    epsilon = max(epsilon, _own_epsilon(array))
-    wide = array.astype(np.float64)
+def _moved(value: Value, epsilon: float, rng: np.random.Generator) -> Value:
+    if isinstance(value, list):
+        items = [_moved(item, epsilon, rng) for item in value]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else items
+    if not isinstance(value, np.ndarray) or value.dtype.kind == "O":
+        return value
+    own = _EPSILON.get(helper.np_dtype_to_tensor_dtype(value.dtype))
+    if own is None:
+        return value
+    wide: Array = value.astype(np.float64)
     finite = wide[np.isfinite(wide)]
     rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
     size = np.where(wide == 0, rms or 1.0, np.abs(wide))
+    step = max(epsilon, own)
     with np.errstate(all="ignore"):
-        moved = wide + rng.choice((-epsilon, epsilon), wide.shape) * size
-    result: Array = moved.astype(array.dtype)
+        result: Array = (wide + rng.choice((-step, step), wide.shape) * size).astype(value.dtype)
     return result
 
 
-def _own_epsilon(array: Array) -> float:
-    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-    return _EPSILON.get(kind, 0.0)
-
-
-def _is_float(array: Array) -> bool:
-    return array.dtype.kind not in "biuOUSc" or array.dtype.name in ("bfloat16",)
-
-
 def noisy_model(model: onnx.ModelProto, seed: int) -> onnx.ModelProto | None:
-    """Insert noise of one ulp behind every node that makes floats from no floats.
+    """Return the model with results inside multiplied by 1 ± one ulp, at random.
 
-    For models whose inputs are all integers (token ids, images of bytes). None where no such
-    node is found.
+    None where no result is known to be a float. Functions are left alone.
     """
     noisy = onnx.ModelProto()
     noisy.CopyFrom(model)
-    sources = set(_float_sources(noisy.graph))
-    if not sources:
-        return None
-    nodes: list[onnx.NodeProto] = []
-    taken = {name for node in noisy.graph.node for name in (*node.input, *node.output)}
-    outputs = {value.name for value in noisy.graph.output}
-    for index, node in enumerate(noisy.graph.node):
-        nodes.append(node)
-        if index not in sources or node.output[0] in outputs:
-            continue
-        name = node.output[0]
-        quiet, factor = _fresh(name + ".quiet", taken), _fresh(name + ".noise", taken)
+    types = _value_types(model)
+    maker = _NoiseMaker(noisy, seed)
+    for graph in all_graphs(noisy):
+        maker.add_noise(graph, types)
+    return noisy if maker.count else None
+
+
+class _NoiseMaker:
+    """Inserts noise; keeps its names apart from the model's and its draws apart from each other."""
+
+    def __init__(self, model: onnx.ModelProto, seed: int) -> None:
+        self.count = 0
+        self._seed = seed
+        self._prefix = "noise"
+        names = {name for node in all_nodes(model) for name in (*node.input, *node.output)}
+        while any(name.startswith(self._prefix) for name in names):
+            self._prefix += "_"
+
+    def add_noise(self, graph: onnx.GraphProto, types: Mapping[str, int]) -> None:
+        """Insert noise behind every rounding operator of one graph."""
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            nodes.append(copy)
+            kind = types.get(node.output[0], 0) if node.output and node.output[0] else 0
+            if node.op_type in _ROUNDING_OPS and kind in _EPSILON:
+                nodes.extend(self._noise_behind(copy, kind))
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    def _noise_behind(self, node: onnx.NodeProto, kind: int) -> list[onnx.NodeProto]:
+        self.count += 1
+        stem, name = f"{self._prefix}{self.count}", node.output[0]
+        quiet, wide = f"{stem}.quiet", f"{stem}.wide"
+        factor, product = f"{stem}.factor", f"{stem}.product"
         node.output[0] = quiet
-        nodes.append(
-            helper.make_node(
-                "RandomUniformLike",
-                [quiet],
-                [factor],
-                low=1 - 2.0**-23,
-                high=1 + 2.0**-23,
-                seed=float(seed * 1000 + index),
-            )
-        )
-        nodes.append(helper.make_node("Mul", [quiet, factor], [name]))
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del noisy.graph.node[:]
-    noisy.graph.node.extend(copies)
-    return noisy
+        step = _EPSILON[kind]
+        draw: dict[str, Any] = {
+            "low": 1 - step,
+            "high": 1 + step,
+            "seed": float(self._seed * 9973 + self.count),
+        }
+        make = helper.make_node
+        if kind in (TensorProto.FLOAT, TensorProto.DOUBLE):
+            return [
+                make("RandomUniformLike", [quiet], [factor], **draw),
+                make("Mul", [quiet, factor], [name]),
+            ]
+        # ONNX Runtime draws in single and double precision only.
+        return [
+            make("Cast", [quiet], [wide], to=TensorProto.FLOAT),
+            make("RandomUniformLike", [wide], [factor], **draw),
+            make("Mul", [wide, factor], [product]),
+            make("Cast", [product], [name], to=kind),
+        ]
 
 
-def _float_sources(graph: onnx.GraphProto) -> Iterator[int]:
-    single = {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT}
-    for node in graph.node:
-        if node.op_type == "Constant" and any(
-            a.name == "value" and a.t.data_type == TensorProto.FLOAT for a in node.attribute
-        ):
-            single.add(node.output[0])
-    made = set(single)
-    for index, node in enumerate(graph.node):
-        if node.op_type == "Gather" and node.input[0] in single:
-            yield index
-        to_float = any(a.name == "to" and a.i == TensorProto.FLOAT for a in node.attribute)
-        if node.op_type == "Cast" and to_float and node.input[0] not in made:
-            yield index
-        if node.op_type == "DequantizeLinear" and node.input[1] in single:
-            yield index
-        made.update(node.output)
+def _value_types(model: onnx.ModelProto) -> dict[str, int]:
+    # Should the model be malformed, noise comes only where types are declared.
+    with contextlib.suppress(Exception):
+        model = onnx.shape_inference.infer_shapes(model)
+    return {
+        value.name: value.type.tensor_type.elem_type
+        for graph in all_graphs(model)
+        for value in (*graph.value_info, *graph.output)
+    }
 
 
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
-
-
-def _types(model: onnx.ModelProto) -> Iterator[int]:
-    for graph in _graphs(model):
+def _types(model: onnx.ModelProto) -> Iterable[int]:
+    for graph in all_graphs(model):
         yield from (tensor.data_type for tensor in graph.initializer)
         for value in (*graph.input, *graph.output):
             yield value.type.tensor_type.elem_type
-    for node in _nodes(model):
+    for node in all_nodes(model):
         for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.type == onnx.AttributeProto.INT:
+            if attribute.name in ("to", "dtype"):
                 yield attribute.i
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t.data_type
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    stack = [model.graph]
-    while stack:
-        graph = stack.pop()
-        yield graph
-        stack.extend(_subgraphs(graph.node))
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in _graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
-        stack = list(_subgraphs(function.node))
-        while stack:
-            graph = stack.pop()
-            yield from graph.node
-            stack.extend(_subgraphs(graph.node))
-
-
-def _subgraphs(nodes: object) -> Iterator[onnx.GraphProto]:
-    for node in nodes:  # type: ignore[attr-defined]
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                yield from attribute.graphs

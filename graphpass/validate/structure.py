@@ -8,6 +8,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from graphpass.validate.walk import all_graphs, all_nodes
+
 
 def check_structure(
     before: onnx.ModelProto, after: onnx.ModelProto, *, interface_may_change: bool = False
@@ -72,7 +74,7 @@ def _function_changes(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterat
     for key, function in old.items():
         name = f"function '{key[0]}::{key[1]}'"
         if key not in new:
-            if any((n.domain, n.op_type, n.overload) == key for n in _all_nodes(after)):
+            if any((n.domain, n.op_type, n.overload) == key for n in all_nodes(after)):
                 yield f"{name} is called but no longer there"
         elif _signature(function) != _signature(new[key]):
             yield f"{name} has another signature"
@@ -174,11 +176,11 @@ def _without_data(model: onnx.ModelProto, for_inference: bool) -> onnx.ModelProt
 
 
 def _new_invalid_nodes(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
-    known = {node.SerializeToString(deterministic=True) for node in _all_nodes(before)}
+    known = {node.SerializeToString(deterministic=True) for node in all_nodes(before)}
     context = onnx.checker.C.CheckerContext()
     context.ir_version = after.ir_version
     context.opset_imports = {entry.domain: entry.version for entry in after.opset_import}
-    for node in _all_nodes(after):
+    for node in all_nodes(after):
         if node.SerializeToString(deterministic=True) in known:
             continue
         if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
@@ -200,37 +202,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    for graph in _all_graphs(model):
+    for graph in all_graphs(model):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield sparse.values
             yield sparse.indices
-    for node in _all_nodes(model):
+    for node in all_nodes(model):
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t
             yield from attribute.tensors
-
-
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in _all_graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
-
-
-def _all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    stack = [model.graph]
-    stack.extend(graph for f in model.functions for graph in _subgraphs(f.node))
-    while stack:
-        graph = stack.pop()
-        yield graph
-        stack.extend(_subgraphs(graph.node))
-
-
-def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield attribute.g
-            yield from attribute.graphs

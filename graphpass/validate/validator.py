@@ -11,13 +11,16 @@ from typing import Literal
 import numpy as np
 import onnx
 
+from graphpass.errors import GraphpassError
 from graphpass.validate.channel import Value
 from graphpass.validate.compare import OutputComparison, Policy, compare_leaf, leaves
 from graphpass.validate.noise import base_tolerance
 from graphpass.validate.options import ValidationOptions
-from graphpass.validate.original import FULL_NOISE, Original, Point
+from graphpass.validate.original import Original
+from graphpass.validate.point import FULL_NOISE, Point
 from graphpass.validate.runtime import Limits, RunError, Runtime, Session, run_rounds
 from graphpass.validate.structure import check_structure, interface_problems
+from graphpass.wire import read_skeleton
 
 Status = Literal[
     "equal",
@@ -111,12 +114,10 @@ class Validator:
     ) -> Verdict:
         """Compare a skeleton, or a finished file as it will be delivered, with the original."""
         original = self._original.model
-        skeleton = candidate
-        if not isinstance(skeleton, onnx.ModelProto):
-            try:
-                skeleton = onnx.load(str(candidate), load_external_data=False)
-            except Exception as error:
-                return Verdict("cannot run", f"'{candidate}' cannot be read: {error}")
+        try:
+            skeleton = _skeleton(candidate)
+        except GraphpassError as error:
+            return Verdict("invalid", str(error), problems=(str(error),))
         problems = check_structure(original, skeleton, interface_may_change=interface_may_change)
         if problems:
             changed = bool(interface_problems(original, skeleton)) and not interface_may_change
@@ -191,8 +192,9 @@ class Validator:
                     suspects.append((point, outputs))
         # Only now the noise, so that never more than two sessions hold weights.
         for point, outputs in suspects:
-            self._original.deepen(point)
             compared = self._compare_point(point, outputs)
+            while not all(c.ok for c in compared) and self._original.deepen(point):
+                compared = self._compare_point(point, outputs)
             done.extend(compared)
             if any(not c.ok and c.comparable for c in compared):
                 break
@@ -213,7 +215,7 @@ class Validator:
                 candidate.get(name),
                 noise=(point.noise or {}).get(name),
                 policy=self._policy,
-                fallback_scale=self._original.fallback_scale(point.provider, name, point),
+                fallback_scale=self._original.fallback_scale(point, name),
                 provider=point.provider,
                 feed=point.feed.name,
             )
@@ -249,6 +251,10 @@ class Validator:
             tuple(sorted(random)),
             tuple(self._original.dropped),
         )
+
+
+def _skeleton(candidate: onnx.ModelProto | Path) -> onnx.ModelProto:
+    return candidate if isinstance(candidate, onnx.ModelProto) else read_skeleton(candidate)
 
 
 def _accusation(failed: list[OutputComparison]) -> str:

@@ -155,6 +155,9 @@ def _open(sessions: dict[int, Any], head: Head, blobs: list[bytearray]) -> Head:
         "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[head["level"]]
+    if head["level"] == "none":
+        # Repacked weights are a second copy of them, made for many runs; here there are few.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     source: Any = head.get("path")
     if source is None:
         source = bytes(blobs[0])

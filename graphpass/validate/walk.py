@@ -1,0 +1,34 @@
+"""Every graph and node of a model, in subgraphs and functions too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+
+def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Yield the main graph and every graph inside an attribute."""
+    stack = [model.graph]
+    for function in model.functions:
+        stack.extend(_subgraphs(function.node))
+    while stack:
+        graph = stack.pop()
+        yield graph
+        stack.extend(_subgraphs(graph.node))
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node."""
+    for graph in all_graphs(model):
+        yield from graph.node
+    for function in model.functions:
+        yield from function.node
+
+
+def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+            yield from attribute.graphs
