@@ -16,9 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
-from graphpass.reference import BITS, Reference, WriteError, refer
+from graphpass.reference import (
+    BITS,
+    Reference,
+    WireError,
+    WriteError,
+    is_external,
+    refer,
+    tensors,
+)
 from graphpass.wire import read_skeleton
 
 _PREFIX = "graphpass-spool-"
@@ -108,10 +117,29 @@ class Spool:
         path = self.folder / f"model-{self._models}.onnx"
         try:
             path.write_bytes(model.SerializeToString())
+        except EncodeError:
+            return self._detach_over_2_gib(model)
         except OSError as error:
             message = f"cannot keep a model in {self.folder.parent}: {error.strerror}"
             raise WriteError(message) from None
         return read_skeleton(path, threshold=self._threshold, data_folder=folder)
+
+    def _detach_over_2_gib(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Do what `detach` does for a model that protobuf can hold, but not serialize."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for tensor in tensors(copy):
+            if is_external(tensor):
+                raise WireError(
+                    f"tensor '{tensor.name}' of a model over 2 GiB is not loaded: load all or none"
+                )
+            if len(tensor.raw_data) >= self._threshold:
+                placed = self._append(np.frombuffer(tensor.raw_data, np.uint8))
+                explicit = tensor.HasField("data_location")
+                refer(tensor, placed._replace(origin="raw_data", explicit_location=explicit))
+        # A cleared field keeps its memory until its message is gone, so this is a new one.
+        skeleton: onnx.ModelProto = onnx.ModelProto.FromString(copy.SerializeToString())
+        return skeleton
 
     def _append(self, array: npt.NDArray[Any]) -> Reference:
         """Write the elements of `array` in C order, little-endian."""

@@ -6,6 +6,7 @@ Reading one costs as much as the model's graph does, not its weights; `tensor_ar
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 import stat
@@ -319,8 +320,11 @@ def _why_not_a_model(file: Path, head: bytes, error: Exception) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    text = head.decode("utf-8", errors="replace")
-    return all(c.isprintable() or c in "\r\n\t" for c in text[:-4]) and "\ufffd" not in text[:-4]
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character in "\r\n\t" for character in text)
 
 
 _OTHER_KINDS: list[tuple[Callable[[bytes], bool], str]] = [
@@ -355,17 +359,13 @@ def _external(tensor: TensorProto, file: Path, folder: Path, allowed: Sequence[P
     """
     what = f"the data of tensor '{tensor.name}' in {file}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    path = _permitted(entries.get("location", ""), folder, allowed, what)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise WireError(f"{what} cannot be read from {path}: {error.strerror}") from None
+    path, status = _permitted(entries.get("location", ""), folder, allowed, what)
     offset = _natural(entries.get("offset", "0"), what)
     available = status.st_size - offset
     length = _natural(entries["length"], what) if "length" in entries else available
-    if length > available:
+    if not 0 <= length <= available:
         raise WireError(
-            f"{what} is said to be {length} bytes from byte {offset} of {path}, "
+            f"{what} is said to be {max(length, 0)} bytes from byte {offset} of {path}, "
             f"which has only {status.st_size}"
         )
     expected = byte_count(tensor.data_type, list(tensor.dims))
@@ -380,8 +380,10 @@ def _natural(text: str, what: str) -> int:
     return int(text)
 
 
-def _permitted(location: str, folder: Path, allowed: Sequence[Path], what: str) -> Path:
-    """Return the real path of an external data file if the model may read it.
+def _permitted(
+    location: str, folder: Path, allowed: Sequence[Path], what: str
+) -> tuple[Path, os.stat_result]:
+    """Return the real path and status of an external data file if the model may read it.
 
     A model from a stranger must not pull other files of the user into itself: its data lies in its
     own folder, whichever way the location or the file system spells it.
@@ -392,20 +394,31 @@ def _permitted(location: str, folder: Path, allowed: Sequence[Path], what: str) 
     if not location or "\0" in location:
         raise WireError(f"{what} is external, but no file is named")
     path = Path(os.path.realpath(folder / location))
-    if not path.exists():
-        raise WireError(f"{what} should be in {folder / location}, which does not exist")
-    if not path.is_file():
+    allowed_there = any(path.is_relative_to(os.path.realpath(opened)) for opened in allowed)
+    reason = None if allowed_there else _escape(location, path, folder)
+    try:
+        status = path.stat() if reason is None else None
+    except OSError as error:
+        raise WireError(
+            f"{what} cannot be read from {folder / location}: {error.strerror}"
+        ) from None
+    if status is not None and not stat.S_ISREG(status.st_mode):
         raise WireError(f"{what} should be in {folder / location}, which is not a regular file")
-    if any(path.is_relative_to(os.path.realpath(open_folder)) for open_folder in allowed):
-        return path
-    if Path(location).is_absolute():
-        reason = "an absolute path"
-    elif ".." in Path(location).parts:
-        reason = "a path with '..'"
-    elif not path.is_relative_to(os.path.realpath(folder)):
-        reason = "a symbolic link out of the model's folder"
-    elif path.stat().st_nlink > 1:
+    if status is not None and status.st_nlink > 1 and not allowed_there:
         reason = "a hard link, which may be a file from elsewhere"
-    else:
-        return path
-    raise WireError(f"{what} is at '{location}': {reason}, not read unless its folder is allowed")
+    if status is None or reason is not None:
+        raise WireError(
+            f"{what} is at '{location}': {reason}, not read unless its folder is allowed"
+        )
+    return path, status
+
+
+def _escape(location: str, path: Path, folder: Path) -> str | None:
+    """Return how `location`, really `path`, leaves `folder`; None if it does not."""
+    if Path(location).is_absolute():
+        return "an absolute path"
+    if ".." in Path(location).parts:
+        return "a path with '..'"
+    if not path.is_relative_to(os.path.realpath(folder)):
+        return "a symbolic link out of the model's folder"
+    return None
