@@ -1,0 +1,266 @@
+"""What is wrong is found, named, undone and left out; what is right stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import graphpass
+from graphpass.errors import DifferenceError, RuntimeUnavailableError, UsageError
+from graphpass.gate import Gate
+from graphpass.report import Check
+from graphpass.testing import graph
+from graphpass.validate import Runtime
+
+from .toys import (
+    ByHand,
+    Endless,
+    Kernelless,
+    Negate,
+    Raising,
+    Renamer,
+    Tidy,
+    Untidy,
+    chain,
+    operators,
+)
+
+
+def test_the_wrong_rewrite_is_named_and_undone_and_the_right_ones_stay() -> None:
+    result = graphpass.optimize(chain(5), [Tidy(), Negate("c3")])
+    (tidy, negate) = result.report.passes
+    assert [out.rewrite.site for out in negate.quarantined] == ["a3"]
+    assert negate.quarantined[0].rewrite.rule == "AddIsSub"
+    assert negate.quarantined[0].rewrite.before == ("Add of 'a3'",)
+    assert "output 'y' differs by" in negate.quarantined[0].reason
+    assert [r.site for r in negate.rewrites] == ["a0", "a1", "a2", "a4"]
+    assert tidy.outcome == negate.outcome == "kept" and len(tidy.rewrites) == 5
+    assert negate.check is not None and negate.check.ok
+    assert operators(result.model.graph.node) == ["Add"] + ["Relu"] * 5 + ["Sub"] * 4
+
+
+def test_rewrites_are_numbered_through_the_run() -> None:
+    result = graphpass.optimize(chain(3), [Tidy(), Negate()])
+    numbers = [rewrite.number for entry in result.report.passes for rewrite in entry.rewrites]
+    assert numbers == [1, 2, 3, 4, 5, 6]
+
+
+def test_several_wrong_rewrites_are_found_in_few_checks() -> None:
+    result = graphpass.optimize(chain(24), Negate("c5 c19"))
+    (entry,) = result.report.passes
+    assert {out.rewrite.site for out in entry.quarantined} == {"a5", "a19"}
+    assert len(entry.rewrites) == 24 + 22  # the Identities and the other Adds
+    assert entry.checks < 20
+
+
+def test_a_rule_that_is_wrong_everywhere_is_left_out_after_three_strikes() -> None:
+    result = graphpass.optimize(chain(12), Negate("*"))
+    (entry,) = result.report.passes
+    assert len(entry.quarantined) == 12
+    reasons = [out.reason for out in entry.quarantined]
+    assert sum("other places" in reason for reason in reasons) == 12 - 3
+    assert {rewrite.rule for rewrite in entry.rewrites} == {"DropIdentity"}
+    assert operators(result.model.graph.node) == ["Add"] * 12 + ["Relu"] * 12
+
+
+def test_strict_stops_and_names_pass_rule_and_site() -> None:
+    with pytest.raises(DifferenceError, match="pass negate: AddIsSub at 'a1': output 'y'") as info:
+        graphpass.optimize(chain(), [Tidy(), Negate("c1")], strict=True)
+    assert [entry.outcome for entry in info.value.report.passes] == ["kept", "unchanged"]
+
+
+def test_a_rule_that_raises_costs_only_its_pass() -> None:
+    result = graphpass.optimize(chain(), [Raising(), Negate()])
+    raising, negate = result.report.passes
+    assert raising.outcome == "rolled back" and not raising.rewrites
+    assert "rule Raises failed at Relu of" in raising.reason
+    assert "NotImplementedError: not yet" in raising.reason
+    assert negate.outcome == "kept"
+    with pytest.raises(DifferenceError, match="pass raising: rule Raises failed"):
+        graphpass.optimize(chain(), Raising(), strict=True)
+
+
+def test_a_rule_without_end_is_stopped() -> None:
+    model = chain(1)
+    result = graphpass.optimize(model, Endless())
+    assert "does not come to an end" in result.report.passes[0].reason
+    assert result.model == model
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_wrong_change_by_hand_is_undone_announced_or_not(silent: bool) -> None:
+    model = chain()
+    result = graphpass.optimize(model, ByHand(0.01, silent))
+    assert result.report.passes[0].outcome == "rolled back"
+    assert "output 'y' differs" in result.report.passes[0].reason
+    assert result.model == model
+    right = graphpass.optimize(model, ByHand(0.0, silent))
+    assert right.report.passes[0].outcome == ("unchanged" if silent else "kept")
+
+
+def test_a_model_that_the_runtime_has_no_kernel_for_is_undone() -> None:
+    model = chain(2, kind="double")
+    result = graphpass.optimize(model, [Kernelless(), Tidy()])
+    kernelless, tidy = result.report.passes
+    assert not kernelless.rewrites and tidy.outcome == "kept"
+    assert len(kernelless.quarantined) == 2
+    assert "cannot load the model" in kernelless.quarantined[0].reason
+
+
+def test_an_interface_changes_only_where_the_pass_says_so() -> None:
+    model = chain(1)
+    result = graphpass.optimize(model, Renamer())
+    assert result.report.passes[0].outcome == "rolled back"
+    assert result.model == model
+
+
+def test_a_pass_that_changes_nothing_is_not_validated() -> None:
+    result = graphpass.optimize(chain(), [Tidy(), Tidy()])
+    assert result.report.passes[0].checks == 1
+    assert result.report.passes[1].checks == 0 and result.report.passes[1].check is None
+
+
+def test_passes_that_make_work_for_each_other_run_until_nothing_changes(tmp_path: Path) -> None:
+    steps = [Tidy(), Negate(), Untidy()]
+    result = graphpass.optimize(chain(), steps)
+    assert result.report.rounds == 3
+    assert operators(result.model.graph.node) == ["Relu"] * 4 + ["Sum"] * 4
+    first = result.save(tmp_path / "a.onnx").model.path
+    again = graphpass.optimize(first, steps)
+    assert again.report.rewrites == 0 and not again.changed
+    second = again.save(tmp_path / "b.onnx").model.path
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_was_quarantined_is_not_tried_in_the_next_round() -> None:
+    result = graphpass.optimize(chain(), [Negate("c1"), Untidy()])
+    assert [out.rewrite.site for out in result.report.passes[0].quarantined] == ["a1"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 7])
+def test_the_first_rewrites_of_a_run_are_the_same_however_many_follow(count: int) -> None:
+    steps = [Tidy(), Negate()]
+    whole = graphpass.optimize(chain(), steps)
+    part = graphpass.optimize(chain(), steps, max_rewrites=count)
+    done = [r for entry in part.report.passes for r in entry.rewrites]
+    assert done == [r for entry in whole.report.passes for r in entry.rewrites][:count]
+
+
+def test_random_outputs_give_no_ground_to_keep_a_change() -> None:
+    model = graph("() => (float[2] y) { r = RandomNormal<shape=[2]>() y = Identity(r) }")
+    result = graphpass.optimize(model, Tidy())
+    assert result.report.passes[0].outcome == "rolled back"
+    assert "every output differs between two runs" in result.report.passes[0].reason
+    assert result.model == model
+
+
+def test_a_random_output_beside_another_is_named_and_left_out() -> None:
+    model = graph(
+        "(float[2] x) => (float[2] y, float[2] z) "
+        "{ a = Identity(x) y = Relu(a) z = RandomNormal<shape=[2]>() }"
+    )
+    result = graphpass.optimize(model, Tidy())
+    assert result.report.passes[0].outcome == "kept"
+    assert any("'z'" in warning for warning in result.report.warnings)
+
+
+def test_a_model_in_memory_stays_as_it_is() -> None:
+    model, same = chain(), chain()
+    result = graphpass.optimize(model, Tidy())
+    assert model == same
+    assert result.report.input.files == ()
+    assert graphpass.optimize(model.SerializeToString(), Tidy()).model == result.model
+
+
+def test_without_validation_nothing_is_run(monkeypatch: Any, tmp_path: Path) -> None:
+    def load(*arguments: Any) -> None:
+        raise AssertionError("a model was run")
+
+    monkeypatch.setattr(Runtime, "load", load)
+    result = graphpass.optimize(chain(), Negate("c1"), validate=False, latency=True)
+    result.save(tmp_path / "out.onnx")
+    entry = result.report.passes[0]
+    assert entry.check is not None and entry.check.status == "not validated"
+    assert not entry.quarantined and result.report.latency is None
+    renamed = graphpass.optimize(chain(), Renamer(), validate=False)
+    assert renamed.report.passes[0].outcome == "rolled back"  # its structure is looked at
+
+
+def test_a_model_that_does_not_run_is_refused_before_any_work() -> None:
+    model = graph(
+        "(float[2] x) => (float[2] y) { a = Identity(x) y = other.Thing(a) }", domains={"other": 1}
+    )
+    with pytest.raises(RuntimeUnavailableError):
+        graphpass.optimize(model, Tidy())
+    assert graphpass.optimize(model, Tidy(), validate=False).report.rewrites == 1
+
+
+def test_the_users_inputs_are_used() -> None:
+    inputs = {"x": np.ones((9, 7), np.float32)}
+    result = graphpass.optimize(chain(), Tidy(), inputs=inputs)
+    check = result.report.passes[0].check
+    assert check is not None and len(check.comparisons) == 1
+    assert result.report.settings["inputs"] == ["x"]
+    bound = graphpass.optimize(chain(), Tidy(), bind={"N": 5}).report.passes[0].check
+    assert bound is not None and all("N=5" in c.feed for c in bound.comparisons)
+    with pytest.raises(UsageError, match="no symbolic dimension 'M'"):
+        graphpass.optimize(chain(), Tidy(), bind={"M": 5})
+
+
+def test_a_tolerance_that_is_given_replaces_the_noise_floor() -> None:
+    loose = graphpass.optimize(chain(), Negate("c1"), rtol=0.5)
+    assert not loose.report.passes[0].quarantined
+    assert graphpass.optimize(chain(), Negate("c1")).report.passes[0].quarantined
+
+
+def test_skip_leaves_a_pass_out_and_must_name_one() -> None:
+    result = graphpass.optimize(chain(), [Tidy(), Negate()], skip=["negate"])
+    assert [entry.name for entry in result.report.passes] == ["tidy"]
+    with pytest.raises(UsageError, match="no pass 'nope' to skip"):
+        graphpass.optimize(chain(), Tidy(), skip=["nope"])
+
+
+# -------------------------------------------------------------------------------- delivery
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
+    source = tmp_path / "in.onnx"
+    onnx.save(chain(), source)
+    written = [
+        graphpass.optimize(source, [Tidy(), Negate("c1")]).save(tmp_path / name).model.path
+        for name in ("a.onnx", "b.onnx")
+    ]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    assert graphpass.compare(source, written[0]).ok
+
+
+def test_a_file_that_fails_its_check_is_not_delivered(monkeypatch: Any, tmp_path: Path) -> None:
+    target = tmp_path / "out.onnx"
+    target.write_bytes(b"what was there")
+    result = graphpass.optimize(chain(), Tidy())
+
+    def fail(gate: Gate, candidate: Any, *, interface_may_change: bool = False) -> Check:
+        assert isinstance(candidate, Path) and candidate != target
+        return Check("differs", False, "output 'y' differs")
+
+    monkeypatch.setattr(Gate, "check", fail)
+    with pytest.raises(DifferenceError, match="the written file failed its check"):
+        result.save(target)
+    assert target.read_bytes() == b"what was there"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_compare_names_output_and_error() -> None:
+    model, other = chain(), chain()
+    other.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.full(7, 2.0, np.float32), "c0")
+    )
+    assert graphpass.compare(model, chain()).status == "equal"
+    check = graphpass.compare(model, other)
+    assert check.status == "differs" and "output 'y' differs by" in check.reason
+    other.graph.output[0].name = "z"
+    assert graphpass.compare(model, other).status in ("interface changed", "invalid")
