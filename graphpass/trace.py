@@ -58,7 +58,11 @@ class FixedResolutionError(RefusedError):
 
 @dataclass(frozen=True)
 class Collapse:
-    """Where height and width vanish: `kind` is "pool" or "flatten", `source` still has them."""
+    """Where height and width vanish, read from `source`, which still has them.
+
+    `kind` is "pool", "flatten", or "dense": a Conv whose kernel is the whole map, whichever way
+    the map lies in memory.
+    """
 
     node: Node
     source: Tensor
@@ -78,6 +82,7 @@ class Trace:
     collapses: list[Collapse] = field(default_factory=list)
     reshapes: list[Node] = field(default_factory=list)
     trunk_pools: frozenset[int] = frozenset()
+    windows: list[Node] = field(default_factory=list)
 
     def axes_of(self, tensor: Tensor) -> Axes | None:
         """Return the axes of `tensor`; None where its rank is unknown."""
@@ -87,6 +92,15 @@ class Trace:
         if weight is not None:
             return tuple(weight.shape)
         return None if tensor.shape is None else tuple(tensor.shape)
+
+    def value(self, tensor: Tensor) -> Array | None:
+        """Return the value of a small tensor that is constant or computed from shapes."""
+        if id(tensor) in self.values:
+            return self.values[id(tensor)]
+        weight = constant(tensor)
+        if weight is None or weight.size > _SMALL_VALUE or weight.dtype.kind not in "iufb":
+            return None
+        return weight.array()
 
     def lines(self, tensor: Tensor) -> tuple[Line, Line]:
         """Return height and width of a feature map."""
@@ -104,6 +118,11 @@ class Trace:
         return sorted(dims) == [0, 1]
 
     @property
+    def touches_weights(self) -> bool:
+        """Whether a convolution or pooling slides over the image, as it does in one layout only."""
+        return bool(self.windows)
+
+    @property
     def heads(self) -> list[Collapse]:
         """Where height and width vanish for good."""
         return [c for c in self.collapses if id(c.node) not in self.trunk_pools]
@@ -115,25 +134,30 @@ def trace(
     layout: str,
     size: tuple[int, int],
     native: Trace | None = None,
+    *,
+    sliding: bool = False,
 ) -> Trace:
     """Follow `image` through `graph`. `layout` is "NCHW" or "NHWC", `size` is (height, width).
 
     Without `native`, `size` is the resolution that the network was made for: an AveragePool over
     its whole map counts as global. With `native`, the trace at that resolution, pools and
-    Reshapes do at `size` what they do there.
+    Reshapes do at `size` what they do there; where `sliding`, an AveragePool of the head slides.
 
     Raises FixedResolutionError with the node and one sentence where the network cannot do that.
     """
-    tracer = _Tracer(Trace(graph, image, layout, size), native)
+    tracer = _Tracer(Trace(graph, image, layout, size), native, sliding)
     tracer.run()
     return tracer.found
 
 
 class _Tracer:
-    def __init__(self, found: Trace, native: Trace | None) -> None:
+    def __init__(self, found: Trace, native: Trace | None, sliding: bool) -> None:
         self.found = found
         self.native = native
-        self.pools = {id(c.node) for c in native.collapses} if native else set()
+        self.pools: set[int] = set()
+        if native is not None:
+            whole = native.trunk_pools if sliding else {id(c.node) for c in native.collapses}
+            self.pools.update(whole)
         height, width = LAYOUTS[found.layout]
         axes: list[Any] = list(found.image.shape or ())
         axes[height] = Spatial(0, Line.image(found.size[0]))
@@ -169,6 +193,8 @@ class _Tracer:
         assert handler is not None
         known = [() if axes is None else axes for axes in inputs]
         outputs = handler(self, node, known)
+        if handler in (_conv, _pool, _global_pool, _reduce):
+            self.found.windows.append(node)
         source = node.inputs[seen.index(True)]
         for tensor, axes in zip(node.outputs, outputs, strict=False):
             self._record(node, source, tensor, axes)
@@ -183,6 +209,7 @@ class _Tracer:
         self.found.axes[id(tensor)] = axes
         if not sees_pixels(axes):
             kind = "flatten" if flattened or operator(node) in _FLATTENS else "pool"
+            kind = "dense" if operator(node) == "Conv" else kind
             self.found.collapses.append(Collapse(node, source, kind))
 
     def _refuse_bodies(self, node: Node) -> None:
@@ -218,15 +245,6 @@ class _Tracer:
 
     # ---------------------------------------------------------------------- computed shapes
 
-    def value(self, tensor: Tensor) -> Array | None:
-        """Return the value of a small tensor that is constant or computed from shapes."""
-        if id(tensor) in self.found.values:
-            return self.found.values[id(tensor)]
-        weight = constant(tensor)
-        if weight is None or weight.size > _SMALL_VALUE or weight.dtype.kind not in "iufb":
-            return None
-        return weight.array()
-
     def integers(self, node: Node, index: int, name: str) -> list[int] | None:
         """Return an attribute, or the input `index` that replaced it in later opsets."""
         listed = node.attrs.get(name)
@@ -234,7 +252,7 @@ class _Tracer:
             return [int(v) for v in listed] if isinstance(listed, (list, tuple)) else [int(listed)]
         if len(node.inputs) <= index or node.inputs[index].name == "":
             return None
-        value = self.value(node.inputs[index])
+        value = self.found.value(node.inputs[index])
         require(value is not None, f"the {name} of {label(node)} are computed from the image")
         assert value is not None
         return [int(v) for v in value.reshape(-1)]
@@ -251,7 +269,7 @@ class _Tracer:
         compute = _SHAPE_ARITHMETIC.get(op)
         if compute is None or not any(id(t) in self.found.values for t in node.inputs):
             return
-        values = [self.value(t) if t.name else None for t in node.inputs]
+        values = [self.found.value(t) if t.name else None for t in node.inputs]
         if any(v is None and t.name for v, t in zip(values, node.inputs, strict=True)):
             return
         try:
@@ -305,7 +323,19 @@ def _conv(tracer: _Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     channels = tracer.found.axes_of(node.inputs[1])
     if channels is None or sees_pixels(channels):
         raise AxisError("has a kernel that is computed from the image")
+    if _is_dense(tracer, node, inputs[0], channels):
+        return [(inputs[0][0], channels[0], 1, 1)]
     return [(inputs[0][0], channels[0], *_slide(node, _map_axes(node, inputs[0])))]
+
+
+def _is_dense(tracer: _Tracer, node: Node, axes: Axes, weight: Axes) -> bool:
+    """Whether a Conv is a dense layer over a map that does not lie as [N, C, H, W]."""
+    if len(axes) != 4 or all(isinstance(axis, Spatial) for axis in axes[2:]):
+        return False
+    if tracer.native is not None:
+        return id(node) in tracer.pools
+    whole = sizes_of(axes[1:]) == sizes_of(weight[1:])
+    return whole and all(window.padding(1) == (0, 0) for window in windows_of(node))
 
 
 def _slide(node: Node, axes: tuple[Spatial, Spatial]) -> list[Spatial]:
@@ -496,7 +526,9 @@ def _pad(tracer: _Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
 def _softmax(tracer: _Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     at = attribute(node, "axis") % len(axes)
-    over = axes[at : at + 1] if opset(node) >= _SOFTMAX_BY_AXIS else axes[at:]
+    natively = axes if tracer.native is None else tracer.native.axes.get(id(node.inputs[0]), ())
+    flattens = opset(node) < _SOFTMAX_BY_AXIS and operator(node) != "LpNormalization"
+    over = natively[at:] if flattens else natively[at : at + 1]
     if any(isinstance(a, Merged) or (is_spatial(a) and size_of(a) != 1) for a in over):
         raise AxisError("normalizes over pixels (attention)")
     return [axes]
