@@ -43,14 +43,14 @@ class Spool:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, threshold: int = 1024) -> None:
-        """Make the spool in `folder` (default: the system's folder for temporary files).
+        """Make the spool in `folder` (default: $TMPDIR, or the system's folder for large files).
 
         Arrays below `threshold` bytes are kept inline instead.
 
         Raises:
             WriteError: the folder cannot be written to.
         """
-        parent = Path(folder or tempfile.gettempdir())
+        parent = Path(folder or _default_folder())
         self._threshold = threshold
         self._models = 0
         try:
@@ -155,6 +155,14 @@ class Spool:
             message = f"cannot keep new weights in {self.folder.parent}: {error.strerror}"
             raise WriteError(message) from None
         return Reference(str(self.path), offset, array.nbytes)
+
+
+def _default_folder() -> str:
+    """Return $TMPDIR or, rather than /tmp, which is often memory, /var/tmp, which is a disk."""
+    large = "/var/tmp"
+    if "TMPDIR" not in os.environ and os.access(large, os.W_OK | os.X_OK):
+        return large
+    return tempfile.gettempdir()
 
 
 def _make(parent: Path) -> tuple[Path, int]:

@@ -6,12 +6,11 @@ Reading one costs as much as the model's graph does, not its weights; `tensor_ar
 
 from __future__ import annotations
 
-import codecs
 import functools
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from graphpass.external import DataFiles
+from graphpass.filetype import describe
 from graphpass.protobuf import (
     LENGTH_DELIMITED,
     FileSource,
@@ -92,9 +93,10 @@ def read_skeleton(
         raise WireError(f"{file} holds no graph: no nodes, no outputs, no initializers")
     if EXTERNAL_TAG in model.SerializeToString():
         folder = file.parent if data_folder is None else Path(data_folder)
+        data_files = DataFiles(file, folder, allow_external)
         for tensor in tensors(model):
             if is_external(tensor) and not _refers_to(tensor, own):
-                refer(tensor, _external(tensor, file, folder, allow_external))
+                refer(tensor, data_files.reference(tensor))
         for sparse in sparse_tensors(model):
             if is_external(sparse.values) or is_external(sparse.indices):
                 raise WireError(
@@ -306,40 +308,15 @@ def _defer(
 
 
 def _why_not_a_model(file: Path, head: bytes, error: Exception) -> str:
-    """Return a sentence on what `file` is instead of an ONNX model."""
-    if not head:
-        return f"{file} is empty"
-    for test, kind in _OTHER_KINDS:
-        if test(head):
-            return f"{file} is not an ONNX model but {kind}"
+    """Return a sentence on what is wrong with `file`."""
+    kind = describe(head)
+    if kind is not None:
+        return f"{file} is not an ONNX model but {kind}"
     if "UTF-8" in str(error):
         return f"{file} is not a valid ONNX model: a name or text in it is not UTF-8"
     if isinstance(error, DecodeError):
         return f"{file} is not a valid ONNX model: it is damaged, or nested too deeply for protobuf"
     return f"{file} is not a valid ONNX model: {error}"
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
-    except UnicodeDecodeError:
-        return False
-    return all(character.isprintable() or character in "\r\n\t" for character in text)
-
-
-_OTHER_KINDS: list[tuple[Callable[[bytes], bool], str]] = [
-    (lambda head: head.startswith(b"version https://git-lfs"), "a Git LFS pointer: fetch the file"),
-    (lambda head: head.startswith(b"PK\x03\x04"), "a zip archive, as PyTorch saves its own models"),
-    (lambda head: head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5", "a Python pickle"),
-    (lambda head: head.startswith(b"\x1f\x8b"), "compressed by gzip: unpack it first"),
-    (lambda head: head.startswith(b"\x89HDF"), "HDF5, as Keras saves its own models"),
-    (lambda head: head.startswith(b"GGUF"), "GGUF"),
-    (lambda head: head[4:8] == b"ORTM", "ONNX Runtime's own .ort format"),
-    (lambda head: head[4:8] == b"TFL3", "TensorFlow Lite"),
-    (lambda head: head[8:10] == b'{"', "safetensors"),
-    (lambda head: head.lstrip()[:1] in (b"{", b"["), "JSON text"),
-    (_is_text, "text"),
-]
 
 
 def _refers_to(tensor: TensorProto, own: Reference) -> bool:
@@ -349,76 +326,3 @@ def _refers_to(tensor: TensorProto, own: Reference) -> bool:
     except WireError:
         return False
     return reference is not None and (reference.path, reference.stamp) == (own.path, own.stamp)
-
-
-def _external(tensor: TensorProto, file: Path, folder: Path, allowed: Sequence[Path]) -> Reference:
-    """Return where the data of a tensor of the model `file` is that says to be in another file.
-
-    Raises:
-        WireError: it is not there, not as long as the tensor's shape says, or may not be read.
-    """
-    what = f"the data of tensor '{tensor.name}' in {file}"
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    path, status = _permitted(entries.get("location", ""), folder, allowed, what)
-    offset = _natural(entries.get("offset", "0"), what)
-    available = status.st_size - offset
-    length = _natural(entries["length"], what) if "length" in entries else available
-    if not 0 <= length <= available:
-        raise WireError(
-            f"{what} is said to be {max(length, 0)} bytes from byte {offset} of {path}, "
-            f"which has only {status.st_size}"
-        )
-    expected = byte_count(tensor.data_type, list(tensor.dims))
-    if length != expected:
-        raise WireError(f"{what} has {length} bytes in {path}, but its shape needs {expected}")
-    return Reference(str(path), offset, length, "external", stamp(status))
-
-
-def _natural(text: str, what: str) -> int:
-    if not text.isdecimal() or len(text) > 19:
-        raise WireError(f"{what} has the offset or length '{text}', which is no number of bytes")
-    return int(text)
-
-
-def _permitted(
-    location: str, folder: Path, allowed: Sequence[Path], what: str
-) -> tuple[Path, os.stat_result]:
-    """Return the real path and status of an external data file if the model may read it.
-
-    A model from a stranger must not pull other files of the user into itself: its data lies in its
-    own folder, whichever way the location or the file system spells it.
-
-    Raises:
-        WireError: the file is elsewhere, or not a regular file.
-    """
-    if not location or "\0" in location:
-        raise WireError(f"{what} is external, but no file is named")
-    path = Path(os.path.realpath(folder / location))
-    allowed_there = any(path.is_relative_to(os.path.realpath(opened)) for opened in allowed)
-    reason = None if allowed_there else _escape(location, path, folder)
-    try:
-        status = path.stat() if reason is None else None
-    except OSError as error:
-        raise WireError(
-            f"{what} cannot be read from {folder / location}: {error.strerror}"
-        ) from None
-    if status is not None and not stat.S_ISREG(status.st_mode):
-        raise WireError(f"{what} should be in {folder / location}, which is not a regular file")
-    if status is not None and status.st_nlink > 1 and not allowed_there:
-        reason = "a hard link, which may be a file from elsewhere"
-    if status is None or reason is not None:
-        raise WireError(
-            f"{what} is at '{location}': {reason}, not read unless its folder is allowed"
-        )
-    return path, status
-
-
-def _escape(location: str, path: Path, folder: Path) -> str | None:
-    """Return how `location`, really `path`, leaves `folder`; None if it does not."""
-    if Path(location).is_absolute():
-        return "an absolute path"
-    if ".." in Path(location).parts:
-        return "a path with '..'"
-    if not path.is_relative_to(os.path.realpath(folder)):
-        return "a symbolic link out of the model's folder"
-    return None

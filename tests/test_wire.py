@@ -164,6 +164,7 @@ for _type in SIZED_TYPES:
 
 def saved(content: onnx.ModelProto | bytes, folder: Path, name: str = "m.onnx") -> Path:
     path = folder / name
+    path.unlink(missing_ok=True)  # quicker than to overwrite it: nothing is flushed
     path.write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
     return path
 
@@ -317,7 +318,7 @@ def test_corpus_is_read_as_onnx_reads_it() -> None:
 
 
 OTHER_FILES = [
-    (b"", "is empty"),
+    (b"", "an empty file"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
     (b"PK\x03\x04\x00\x00", "PyTorch"),
     (b"\x80\x02}q\x00.", "pickle"),

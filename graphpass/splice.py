@@ -1,0 +1,124 @@
+"""Bytes go from file to file inside the kernel, and durably."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from graphpass.protobuf import Piece, Splice
+from graphpass.reference import WireError, stamp
+
+_CHUNK_BYTES = 1 << 20
+_CANNOT_SPLICE = {
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EBADF,
+    errno.ETXTBSY,
+}
+
+
+def write_file(path: Path, pieces: Iterable[Piece], sources: Sources, mode: int | None) -> None:
+    """Write a new file, durably."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        for piece in pieces:
+            if isinstance(piece, Splice):
+                sources.splice(piece, descriptor)
+            else:
+                _write_all(descriptor, piece)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Sources:
+    """The files that pieces come from, opened once each and checked to be what they were."""
+
+    def __init__(self, stamps: dict[str, str]) -> None:
+        self._stamps = stamps
+        self._descriptors: dict[str, int] = {}
+        self._spliceable = True
+
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            for path, descriptor in self._descriptors.items():
+                if error is None:
+                    self._check(path, descriptor)
+        finally:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+
+    def chunks(self, piece: Piece) -> Iterator[bytes]:
+        """Yield the bytes of `piece`."""
+        if isinstance(piece, bytes):
+            yield piece
+            return
+        source = self._open(piece.path)
+        position, end = piece.offset, piece.offset + piece.length
+        while position < end:
+            chunk = os.pread(source, min(_CHUNK_BYTES, end - position), position)
+            if not chunk:
+                raise WireError(f"{piece.path} became shorter while it was read")
+            yield chunk
+            position += len(chunk)
+
+    def splice(self, piece: Splice, target: int) -> None:
+        """Append the bytes of `piece` to the file `target`, inside the kernel where it can."""
+        source = self._open(piece.path)
+        position, end = piece.offset, piece.offset + piece.length
+        while self._spliceable and position < end:
+            try:
+                count = os.copy_file_range(source, target, end - position, offset_src=position)
+            except OSError as error:
+                if error.errno not in _CANNOT_SPLICE:
+                    raise
+                count = 0
+            self._spliceable = count > 0
+            position += count
+        for chunk in self.chunks(Splice(piece.path, position, end - position)):
+            _write_all(target, chunk)
+
+    def _open(self, path: str) -> int:
+        if path not in self._descriptors:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise WireError(f"cannot read {path}: {error.strerror}") from None
+            self._descriptors[path] = descriptor
+            self._check(path, descriptor)
+        return self._descriptors[path]
+
+    def _check(self, path: str, descriptor: int) -> None:
+        if stamp(os.fstat(descriptor)) != self._stamps[path]:
+            raise WireError(f"{path} has changed since it was read")
