@@ -7,12 +7,12 @@ only the nodes near it back on the list, so that the work grows with nodes plus 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from graphpass.errors import GraphpassError, RuleError
-from graphpass.graph import RefusedError, label, operator, producer
-from graphpass.ir import Graph, Node
+from graphpass.graph import RefusedError, is_output, is_unread, label, operator, producer
+from graphpass.ir import Constant, Graph, Node
 from graphpass.match import Match, match
 from graphpass.model import Model, collection_paused
 from graphpass.pattern import Op, either, optional
@@ -91,10 +91,16 @@ def apply(
                 where = scope.name or "the graph"
                 applied.refusals.append(Refusal(step.name, where, str(refusal)))
         model.adopt()
-    if step.rules:
-        run = _Run(step.rules, model, applied, limit, quarantine, windows, first_number, progress)
+    done, noted = -1, len(applied.refusals)
+    while (step.rules or step.sweeps) and len(applied.rewrites) > done:
+        if done >= 0:
+            model.reread()  # a rewrite may have made a shape known that lets another rule fit
+            del applied.refusals[noted:]
+        done = len(applied.rewrites)
+        run = _Run(step, model, applied, limit, quarantine, windows, first_number, progress)
         with collection_paused():
             run.to_fixpoint()
+        model.sync()
     model.sync()
     if step.changes_interface and applied.changed:
         model.change_interface()
@@ -104,7 +110,7 @@ def apply(
 class _Run:
     def __init__(
         self,
-        rules: Sequence[Rule],
+        step: Pass,
         model: Model,
         applied: Applied,
         limit: int | None,
@@ -121,10 +127,11 @@ class _Run:
         self.first_number = first_number
         self.progress = progress or (lambda: None)
         self.by_root: dict[str, list[Rule]] = {}
-        for rule in rules:
+        for rule in step.rules:
             for root in rule.roots:
                 self.by_root.setdefault(root, []).append(rule)
-        self.depth = max(_depth(rule.pattern) for rule in rules)
+        self.sweeps = step.sweeps
+        self.depth = max((_depth(rule.pattern) for rule in step.rules), default=0)
         self.scopes = model.scopes()
         self.surgeon = Surgeon(model.store, model.names, model.proto.ir_version)
         self.waiting: deque[Node] = deque()
@@ -134,13 +141,15 @@ class _Run:
     def to_fixpoint(self) -> None:
         for scope in self.scopes:
             self._queue(scope.nodes)
+        if self.sweeps:
+            self._sweep()
         most = 100 * len(self.waiting) + 1000
         while self.waiting:
             node = self.waiting.popleft()
             self.queued.discard(id(node))
-            if self.limit is not None and len(self.applied.rewrites) >= self.limit:
+            if self._is_full():
                 break
-            if not self.surgeon.is_dead(node):
+            if node.outputs and not self.surgeon.is_dead(node):
                 self._visit(node)
             if len(self.applied.rewrites) > most:
                 last = self.applied.rewrites[-1]
@@ -149,6 +158,32 @@ class _Run:
             refusal for node, refusal in self.refused.values() if not self.surgeon.is_dead(node)
         )
         self.surgeon.close(self.scopes)
+
+    def _sweep(self) -> None:
+        """Remove what nothing reads, each node and initializer as a rewrite of its own."""
+        for scope in self.scopes:
+            for node in reversed(scope.nodes):
+                if not self.surgeon.is_dead(node) and is_unread(node):
+                    site = next(tensor.name for tensor in node.outputs if tensor.name)
+                    self._remove("UnreadNode", site, label(node), node)
+            for tensor in list(scope.initializers):
+                if not tensor.outputs and not is_output(tensor):
+                    self._remove("UnreadInitializer", tensor.name, f"'{tensor.name}'", tensor)
+
+    def _remove(self, rule: str, site: str, shown: str, what: Node | Constant) -> None:
+        if self._is_full() or (rule, site) in self.quarantine:
+            return
+        if isinstance(what, Constant):
+            self.surgeon.remove_constant(what)
+        else:
+            self.surgeon.remove(what)
+        number = self.first_number + len(self.applied.rewrites)
+        law = "what nothing reads = nothing"
+        self.applied.rewrites.append(Rewrite(number, rule, law, site, (shown,), ()))
+        self.progress()
+
+    def _is_full(self) -> bool:
+        return self.limit is not None and len(self.applied.rewrites) >= self.limit
 
     def _visit(self, node: Node) -> None:
         for rule in self.by_root.get(operator(node), ()):

@@ -80,6 +80,7 @@ class _Reader:
         outer: Mapping[str, Tensor],
     ) -> Graph:
         graph = Graph(proto, self.opsets, parent, self.overridden)
+        graph.lists_initializers = self.initializers_are_constant
         types = _types(inferred, proto)
         names: dict[str, Tensor] = _Scope(outer)
         input_names = {value.name for value in proto.input}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +15,33 @@ from graphpass.weight import Array, Weight
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
+_EXPANDED_BYTES = 1 << 16  # a bias may be written as Expand; a whole network must not come of it
+
 
 class RefusedError(Exception):
     """A rule's conditions do not hold; the text is one sentence that says why."""
+
+
+def has_effects(node: Node) -> bool:
+    """Whether `node` may do more than compute its outputs, as far as ONNX can tell.
+
+    An operator that ONNX does not know may print, count or fail: it stays even if nothing reads it.
+    """
+    if "function::" in operator(node) or schema(node) is None:
+        return True
+    return any(
+        has_effects(inner)
+        for body in node.graph.subgraphs_of(node)
+        for scope in body.scopes()
+        for inner in scope.nodes
+    )
+
+
+def is_unread(node: Node) -> bool:
+    """Whether nothing changes without `node`."""
+    named = [tensor for tensor in node.outputs if tensor.name]
+    used = any(tensor.outputs or is_output(tensor) for tensor in named)
+    return bool(named) and not used and not has_effects(node)
 
 
 def require(condition: object, reason: str) -> None:
@@ -156,8 +181,8 @@ def constant(tensor: Tensor | None) -> Weight | None:
     """Return the value of a tensor that is the same in every run; None if it is not.
 
     Sees initializers, Constant nodes in all their forms, and these through Identity, Cast,
-    Reshape, Flatten, Squeeze, Unsqueeze and Transpose. An initializer that the caller may
-    override is no constant.
+    Reshape, Flatten, Squeeze, Unsqueeze and Transpose, and what Expand makes of them if it is
+    small (a bias). An initializer that the caller may override is no constant.
     """
     if tensor is None or tensor.name == "":
         return None
@@ -236,9 +261,24 @@ def _reshaped(node: Node, source: Weight) -> Weight | None:
     return source.reshape(*shape)
 
 
+def _expanded(node: Node, source: Weight) -> Weight | None:
+    target = integers(node.inputs[1]) if len(node.inputs) > 1 else None
+    if target is None:
+        return None
+    try:
+        shape = np.broadcast_shapes(source.shape, tuple(target))
+    except ValueError:
+        return None
+    if math.prod(shape) * source.dtype.itemsize > _EXPANDED_BYTES:
+        return None
+    read = source.array
+    return Weight(source.name, shape, source.data_type, lambda: np.broadcast_to(read(), shape))
+
+
 _VIEWS = {
     "Identity": _identity,
     "Cast": _cast,
+    "Expand": _expanded,
     "Transpose": _transpose,
     "Reshape": _reshaped,
     "Flatten": _reshaped,

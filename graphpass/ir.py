@@ -155,6 +155,7 @@ class Graph(gs.Graph):  # type: ignore[misc]
 
     opsets: dict[str, int]
     initializers: list[Constant]
+    lists_initializers = False  # each must be an input as well: before IR version 4
     overridden: frozenset[tuple[str, str]]
     parent: Graph | None
     proto: onnx.GraphProto | onnx.FunctionProto
@@ -178,6 +179,11 @@ class Graph(gs.Graph):  # type: ignore[misc]
     def is_function(self) -> bool:
         """Whether this is a function body, which holds no initializers."""
         return isinstance(self.proto, onnx.FunctionProto)
+
+    @property
+    def holds_initializers(self) -> bool:
+        """Whether a weight may be an initializer of this graph, rather than a Constant node."""
+        return not self.is_function and not (self.lists_initializers and self.parent is not None)
 
     def subgraphs_of(self, node: Node) -> Iterator[Graph]:
         """Yield the bodies that `node` holds as attributes."""

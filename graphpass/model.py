@@ -175,6 +175,12 @@ class Model:
         proto.CopyFrom(self._proto)
         return Model(proto, self._spool, self.source)
 
+    def reread(self) -> None:
+        """Build the graph anew, with shapes inferred from what the model is now."""
+        self.sync()
+        self._graph = None
+        self._functions = []
+
     def restore(self, proto: onnx.ModelProto) -> None:
         """Go back to a skeleton that was copied earlier."""
         self._proto = onnx.ModelProto()

@@ -73,12 +73,14 @@ class Pass:
 
     A subclass sets `name`, and `rules` (a tuple, or a property where they depend on options) or
     `run`. Its dataclass fields are its options. `changes_interface`: whether it may change
-    inputs and outputs of the model.
+    inputs and outputs of the model. `sweeps`: whether nodes and initializers that nothing reads
+    are removed first.
     """
 
     name: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]] = ()
     changes_interface: ClassVar[bool] = False
+    sweeps: ClassVar[bool] = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -11,8 +11,16 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphpass.envelope import value_type
-from graphpass.graph import RefusedError, constant, is_output, producer, schema
-from graphpass.ir import Constant, Graph, Node, Tensor, Variable
+from graphpass.graph import (
+    RefusedError,
+    constant,
+    has_effects,
+    is_output,
+    label,
+    producer,
+    schema,
+)
+from graphpass.ir import Constant, Graph, Node, Shape, Tensor, Variable
 from graphpass.match import Match
 from graphpass.pattern import Op
 from graphpass.weight import Array, Weight
@@ -43,6 +51,7 @@ class Surgeon:
         self._dead: dict[int, Node] = {}
         self._dead_constants: dict[int, Constant] = {}
         self._touched: dict[int, Graph] = {}
+        self._named: dict[int, set[str]] = {}
 
     # ------------------------------------------------------------------ a term becomes nodes
 
@@ -55,8 +64,13 @@ class Surgeon:
             built.result = term
             return built
         if not isinstance(term, Op):
-            if not is_output(output) and not graph.is_function:
-                built.result = self._operand(graph, term, output.name, built)
+            if isinstance(term, Weight) and term.origin is not None:
+                built.result = term.origin
+                return built
+            if not is_output(output) and graph.holds_initializers:
+                # the tensor goes, so that its name is free
+                built.result = Constant(output.name, self._stored(term, output.name))
+                built.constants.append(built.result)
                 return built
             weight = self._stored(term, self.fresh(output.name))
             term = Op("Constant", value=Constant(weight.name, weight))
@@ -97,10 +111,9 @@ class Surgeon:
             return origin
         weight = self._stored(value, self.fresh(base))
         constant_tensor = Constant(weight.name, weight)
-        if not graph.is_function:
+        if graph.holds_initializers:
             built.constants.append(constant_tensor)
             return constant_tensor
-        # a function has no initializers
         node = Node("Constant", "", {"value": constant_tensor}, graph=graph)
         output = Variable(weight.name, weight.dtype, list(weight.shape))
         list.append(node.outputs, output)
@@ -177,8 +190,7 @@ class Surgeon:
         outputs = list(root.outputs)
         count = len(outputs) if last.op == root.op else 1
         taken = outputs[:count]
-        if taken[0].shape is None:
-            taken[0].shape = last.outputs[0].shape
+        taken[0].shape = _sharpened(taken[0].shape, last.outputs[0].shape)
         if taken[0].dtype is None:
             taken[0].dtype = last.outputs[0].dtype
         list.clear(last.outputs)
@@ -201,10 +213,12 @@ class Surgeon:
         graph: Graph = root.graph
         source = producer(result)
         if not is_output(output):
+            self._check_visible(result, output, graph)
             graph.initializers.extend(built.constants)
             again = [*output.outputs, *([source] if source is not None else [])]
             _relink(output, result)
         elif source is not None and source.graph is graph and not is_output(result):
+            self._check_visible(output, result, graph)
             index = next(i for i, tensor in enumerate(source.outputs) if tensor is result)
             list.clear(output.inputs)
             list.__setitem__(source.outputs, index, output)
@@ -231,6 +245,25 @@ class Surgeon:
         self._release(old_inputs)
         return [node for node in again if id(node) not in self._dead]
 
+    def _check_visible(self, tensor: Tensor, instead_of: Tensor, graph: Graph) -> None:
+        """Refuse where a reader in a body would take the name of `tensor` for one of its own."""
+        for reader in instead_of.outputs:
+            scope: Graph | None = reader.graph
+            while scope is not graph and scope is not None:
+                if tensor.name in self._own_names(scope):
+                    raise RefusedError(
+                        f"in the body around {label(reader)} '{tensor.name}' is another tensor"
+                    )
+                scope = scope.parent
+
+    def _own_names(self, graph: Graph) -> set[str]:
+        """Return the names that `graph` itself gives to tensors."""
+        if id(graph) not in self._named:
+            values = (*graph.proto.input, *graph.proto.initializer)
+            outputs = (name for node in graph.proto.node for name in node.output)
+            self._named[id(graph)] = {*(value.name for value in values), *outputs}
+        return self._named[id(graph)]
+
     def _release(self, tensors: Iterable[Tensor]) -> None:
         """Remove what nothing reads any more, upwards from `tensors`."""
         stack = list(tensors)
@@ -246,11 +279,24 @@ class Surgeon:
                 continue
             if any(output.outputs or is_output(output) for output in node.outputs):
                 continue
+            if has_effects(node):
+                continue
             self._dead[id(node)] = node
             self._touched[id(node.graph)] = node.graph
             stack.extend(node.inputs)
-            stack.extend(_captured(node))
+            stack.extend(self._captured(node))
             _unlink(node)
+
+    def _captured(self, node: Node) -> list[Tensor]:
+        """Return what the bodies of `node` read from outside; unlink the bodies."""
+        released: list[Tensor] = []
+        for body in node.graph.subgraphs_of(node):
+            for scope in body.scopes():
+                for inner in scope.nodes:
+                    released.extend(inner.inputs)
+                    _unlink(inner)
+                    self._dead[id(inner)] = inner
+        return released
 
     def remove(self, node: Node) -> None:
         """Remove a node whose outputs nothing reads, and what only it needed."""
@@ -315,15 +361,11 @@ def _relink(old: Tensor, new: Tensor) -> None:
     list.clear(old.outputs)
 
 
-def _captured(node: Node) -> list[Tensor]:
-    """Return what the bodies of `node` read from outside; unlink the bodies."""
-    released: list[Tensor] = []
-    for body in node.graph.subgraphs_of(node):
-        for scope in body.scopes():
-            for inner in scope.nodes:
-                released.extend(inner.inputs)
-                _unlink(inner)
-    return released
+def _sharpened(known: Shape | None, found: Shape | None) -> Shape | None:
+    """Fill in what is unknown of one shape from another."""
+    if known is None or found is None or len(known) != len(found):
+        return found if known is None else known
+    return [b if a is None else a for a, b in zip(known, found, strict=True)]
 
 
 def _type_proto(tensor: Tensor) -> onnx.TypeProto:

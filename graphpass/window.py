@@ -64,7 +64,7 @@ def _cut(graph: Graph, nodes: list[Node], output: Tensor, named: Tensor) -> onnx
     if not nodes or output is not named:
         if nodes:
             proto.node[-1].output[0] = named.name
-        else:
+        elif output.name != named.name:
             proto.node.add(op_type="Identity", input=[output.name], output=[named.name])
     if named.dtype is None:
         return None
