@@ -83,11 +83,12 @@ class Fixture:
         exact = "exact" in self.header
         rng = np.random.default_rng(0)
         try:
+            constants: dict[str, Any] = dict(_constant(c, exact, rng) for c in self.constants)
             return testing.graph(
                 self.text,
                 opset=int(self.header.get("opset", 17)),
                 domains=self.domains,
-                **dict(_constant(text, exact, rng) for text in self.constants),
+                **constants,
             )
         except (ValueError, onnx.parser.ParseError) as error:
             raise UsageError(f"{self.name} cannot be read: {error}") from None

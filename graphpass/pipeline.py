@@ -123,7 +123,9 @@ class Pipeline:
             if found is None:
                 self._undo(state, before, check.reason)
                 return False
-            self._quarantine(state, found, check, applied, caught)
+            self._quarantine(state, found, check.reason, applied, caught)
+            if self.strict:
+                self._undo(state, before, f"{found.rule} at '{found.site}': {check.reason}")
 
     def _apply(self, state: _State, limit: int | None) -> Applied:
         start = time.perf_counter()
@@ -212,16 +214,12 @@ class Pipeline:
         self,
         state: _State,
         found: Rewrite,
-        check: Check,
+        reason: str,
         applied: Applied,
         caught: Counter[str],
     ) -> None:
-        if self.strict:
-            raise DifferenceError(
-                f"pass {state.step.name}: {found.rule} at '{found.site}': {check.reason}"
-            )
         caught[found.rule] += 1
-        out = [Quarantined(found, check.reason)]
+        out = [Quarantined(found, reason)]
         if caught[found.rule] >= _STRIKES:
             reason = f"its rule was wrong at {_STRIKES} other places"
             out.extend(

@@ -21,7 +21,7 @@ def chain(length: int = 4, *, kind: str = "float") -> onnx.ModelProto:
         lines += [f"a{i} = Add({last}, c{i})", f"i{i} = Identity(a{i})", f"{end} = Relu(i{i})"]
         last = end
     body = "\n".join(lines)
-    constants = {
+    constants: dict[str, Any] = {
         f"c{i}": np.linspace(0.5 + i, 1.5, 7).astype(np.float32 if kind == "float" else np.float64)
         for i in range(length)
     }
