@@ -1,7 +1,9 @@
 """The built-in passes, in the order of the default pipeline."""
 
 from .clean_up import CleanUp
+from .fold_batchnorm import FoldBatchNorm
 
 __all__ = [
     "CleanUp",
+    "FoldBatchNorm",
 ]
