@@ -1,0 +1,413 @@
+"""`graphpass.convolutionalize`: from a classifier of one resolution to a score map of any.
+
+One straight road: trace the original, make its dense layers convolutions, let the head slide,
+free the resolution, and let the window oracle decide whether the result is right.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from graphpass.axes import Spatial
+from graphpass.driver import apply
+from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
+from graphpass.geometry import Window
+from graphpass.graph import RefusedError, operator
+from graphpass.image import images, native_size, trace_image
+from graphpass.layout import ExternalData
+from graphpass.model import Model
+from graphpass.oracle import Checked, Oracle
+from graphpass.registry import make
+from graphpass.trace import LAYOUTS, FixedResolutionError, Trace, trace
+from graphpass.validate.runtime import Limits, RunError, Runtime
+from graphpass.writer import WrittenFiles, stage_model
+
+HeadKind = Literal["dense", "global"]
+Size = tuple[int, int]
+Progress = Callable[[str, float], None]
+
+STRIDE, WINDOW, OFFSET = "graphpass.stride", "graphpass.window", "graphpass.offset"
+NATIVE, HEAD = "graphpass.native", "graphpass.head"
+
+_STEPS = {
+    "dense": ("gemm-to-conv", "pool-to-window", "unflatten-head", "free-resolution", "clean-up"),
+    "global": ("pool-to-global", "free-resolution", "clean-up"),
+}
+_EXACT = ("clean-up", "flatten-gemm-to-gap-conv")
+_ODD_PIXELS = 5  # that the second size checked has beyond a multiple of the stride
+
+
+@dataclass(frozen=True)
+class MapGeometry:
+    """Where the cells of an output lie on the image, in pixels, as (height, width).
+
+    Cell (i, j) has the box from (offset + i·stride) on, `window` pixels large, of which pixels
+    beyond the image are padding.
+    """
+
+    output: str
+    stride: Size
+    window: Size
+    offset: Size
+
+
+@dataclass
+class DenseReport:
+    """What was made of a classifier, and how it was checked.
+
+    `map_sizes`: cells of each output at the image sizes that were asked for or checked.
+    `steps`: what the passes did, one line each. `freed`: what of the original's own trunk had to
+    be changed before it could run at other sizes, so that the oracle is its freed form there.
+    """
+
+    head: str
+    native: Size
+    layout: str
+    geometry: list[MapGeometry] = field(default_factory=list)
+    map_sizes: dict[Size, dict[str, Size]] = field(default_factory=dict)
+    steps: list[str] = field(default_factory=list)
+    checks: list[Checked] = field(default_factory=list)
+    freed: list[str] = field(default_factory=list)
+    global_context: list[str] = field(default_factory=list)
+    unchanged: bool = False
+
+    @property
+    def worst(self) -> Checked | None:
+        """The check that came closest to its tolerance."""
+        return max(
+            self.checks,
+            key=lambda c: c.comparison.error / (c.comparison.tolerance or 1e-300),
+            default=None,
+        )
+
+
+@dataclass
+class DenseResult:
+    """A converted model: `model`, `report`, and `save`."""
+
+    model: Model
+    report: DenseReport
+
+    def save(
+        self, path: str | os.PathLike[str], *, external_data: ExternalData = "auto"
+    ) -> WrittenFiles:
+        """Write the model; ONNX Runtime has run it. Raises OutputError."""
+        with stage_model(self.model.proto, Path(path), external_data=external_data) as staged:
+            onnx.checker.check_model(str(staged.path))
+            return staged.commit()
+
+
+def convolutionalize(
+    model: Model | onnx.ModelProto | bytes | str | os.PathLike[str],
+    *,
+    head: HeadKind = "dense",
+    sizes: Sequence[Size] = (),
+    native: Size | None = None,
+    logits: bool = False,
+    cam: bool = False,
+    check: bool = True,
+    time_limit_s: float | None = 300.0,
+    memory_limit_mib: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> DenseResult:
+    """Turn an image classifier into a network that scores every place of an image of any size.
+
+    Args:
+        model: a file, the bytes of one, a ModelProto (which stays as it is) or a `Model`.
+        head: "dense": outputs become maps `[N, classes, h, w]` (`[N, h, w, classes]` where the
+            image is NHWC); "global": a pooled head stays global, one answer for each image.
+        sizes: further (height, width) in pixels at which to report the map and to check it.
+        native: the resolution that the network was made for, where its input does not say it.
+        logits: leave out the final Softmax.
+        cam: with `head="global"`, add the class activation map as output `<name>.cam`.
+        check: False to leave out the window oracle.
+        time_limit_s: for one load or run in ONNX Runtime; None: no limit.
+        memory_limit_mib: of the process that ONNX Runtime runs in; None: no limit.
+        threads: of ONNX Runtime; None: as many as there are processors.
+        progress: is told what is being done and how much is done (0 to 1).
+
+    Raises:
+        UsageError: a size below the native one, or options that do not fit the network.
+        ModelError: no image input, no head, or a node that ties the network to its resolution.
+        RuntimeUnavailableError: ONNX Runtime cannot run the original.
+        DifferenceError: the oracle found a cell that is wrong.
+    """
+    tell = progress or (lambda text, done: None)
+    tell("reading", 0.0)
+    original = Model.load(model)
+    if _is_done(original, native):
+        return DenseResult(original, _report_of_done(original, head))
+    if native is not None:
+        _set_native(original, native)
+    found = _traced(original)
+    _require_sizes(found, sizes)
+    if cam and head != "global":
+        raise UsageError("--cam goes with --head global: a dense head is a map already")
+    report = DenseReport(head, found.size, found.layout)
+    report.global_context = [
+        c.node.name or c.node.op for c in found.collapses if id(c.node) in found.trunk_pools
+    ]
+    tell("rewriting", 0.1)
+    done = original.copy()
+    _rewrite(done, head, logits, cam, report)
+    _measure(report, found, done, head, sizes)
+    _write_metadata(done, report)
+    if check:
+        limits = Limits(time_limit_s, memory_limit_mib)
+        with Runtime(limits, threads) as runtime:
+            _check(original, found, done, report, runtime, logits, tell)
+    tell("done", 1.0)
+    return DenseResult(done, report)
+
+
+def _is_done(model: Model, native: Size | None) -> bool:
+    """Whether height and width vary already and the outputs say so, or an earlier run did."""
+    found = images(model.graph)
+    if native is not None or len(found) != 1:
+        return False
+    if any(native_size(found[0], layout) is not None for layout in LAYOUTS):
+        return False
+    marked = any(entry.key == HEAD for entry in model.proto.metadata_props)
+    maps = [o.shape is not None and len(o.shape) == 4 for o in model.graph.outputs]
+    return marked or all(maps)
+
+
+def _report_of_done(model: Model, head: str) -> DenseReport:
+    noted = {entry.key: entry.value for entry in model.proto.metadata_props}
+    size = noted.get(NATIVE, "0,0").split(",")
+    return DenseReport(noted.get(HEAD, head), (int(size[0]), int(size[1])), "", unchanged=True)
+
+
+def _set_native(model: Model, native: Size) -> None:
+    """Fix a symbolic resolution, so that the passes know every size."""
+    found = images(model.graph)
+    if len(found) != 1:
+        return
+    shape = list(found[0].shape or ())
+    layout = "NHWC" if isinstance(shape[3], int) and not isinstance(shape[1], int) else "NCHW"
+    for axis, pixels in zip(LAYOUTS[layout], native, strict=True):
+        declared = shape[axis]
+        if isinstance(declared, int) and declared != pixels:
+            raise UsageError(
+                f"'{found[0].name}' is declared as {shape}: --native {native[0]}x{native[1]} "
+                "does not fit"
+            )
+        shape[axis] = pixels
+    found[0].shape = shape
+    model.change_interface()
+
+
+def _traced(model: Model) -> Trace:
+    try:
+        found = trace_image(model.graph)
+    except FixedResolutionError as error:
+        raise ModelError(f"the resolution cannot vary: {error}") from None
+    if not found.heads:
+        raise ModelError(
+            "the network has no head: nowhere does it turn its map into one answer for the image"
+        )
+    others = [t.name for t in model.graph.inputs if t is not found.image and not t.inputs]
+    constants = {t.name for t in model.proto.graph.initializer}
+    needed = [name for name in others if name not in constants]
+    if needed:
+        raise ModelError(f"besides the image, the network needs the input {', '.join(needed)}")
+    return found
+
+
+def _require_sizes(found: Trace, sizes: Sequence[Size]) -> None:
+    height, width = found.size
+    for size in sizes:
+        if size[0] < height or size[1] < width:
+            raise UsageError(
+                f"--size {size[0]}x{size[1]} is smaller than {height}x{width}, which the network "
+                "was made for: not one window fits"
+            )
+
+
+def _rewrite(model: Model, head: str, logits: bool, cam: bool, report: DenseReport) -> None:
+    steps = [*_EXACT, *(["drop-softmax"] if logits else []), *_STEPS[head]]
+    if cam:
+        steps.insert(steps.index("free-resolution"), "class-activation-map")
+    blocked: list[str] = []
+    for name in steps:
+        applied = apply(make(name), model)
+        report.steps += [f"{name}: {note}" for note in applied.notes]
+        report.steps += [f"{name}: {r.rule} at '{r.site}'" for r in applied.rewrites]
+        if name == "gemm-to-conv":
+            blocked = [refusal.reason for refusal in applied.refusals]
+        elif applied.refusals and name not in _EXACT and name != "drop-softmax":
+            why = f" ({blocked[0]})" if blocked and name == "unflatten-head" else ""
+            raise ModelError(f"{applied.refusals[0].reason}{why}")
+
+
+# ------------------------------------------------------------------------------- geometry
+
+
+def _measure(
+    report: DenseReport, found: Trace, done: Model, head: str, sizes: Sequence[Size]
+) -> None:
+    """Note stride, window and offset of each output, and its size at every image size."""
+    stride = _strides(found)
+    checked = _checked_sizes(found.size, stride)
+    if head == "dense":
+        report.geometry = [_geometry(found, output.name) for output in found.graph.outputs]
+    for size in dict.fromkeys([found.size, *sizes, *checked]):
+        report.map_sizes[size] = _map_sizes(found, size, head)
+
+
+def _strides(found: Trace) -> Size:
+    lines = [found.lines(collapse.source) for collapse in found.heads]
+    return max(h.stride for h, _ in lines), max(w.stride for _, w in lines)
+
+
+def _checked_sizes(native: Size, stride: Size) -> list[Size]:
+    """Two larger sizes, one of them no multiple of the stride, and one that is not square."""
+    (height, width), (down, right) = native, stride
+    return [
+        (height + down, width + right),
+        (height + 2 * down + _ODD_PIXELS, width + 2 * right + _ODD_PIXELS),
+        (height, width + 2 * right),
+    ]
+
+
+def _geometry(found: Trace, output: str) -> MapGeometry:
+    """Put the head's window on top of the feature map's own cells."""
+    numbers = []
+    sources = _sources(found, output)
+    for dim in (0, 1):
+        lines = []
+        for source in sources:
+            line = found.lines(source)[dim]
+            is_output = source.name == output
+            lines.append(line if is_output else line.through(Window(line.size)))
+        joined = lines[0]
+        for line in lines[1:]:
+            joined = joined.joined(line)
+        numbers.append((joined.stride, joined.window, joined.offset))
+    height, width = numbers
+    pairs = [(height[i], width[i]) for i in range(3)]
+    return MapGeometry(output, *pairs)
+
+
+def _sources(found: Trace, output: str) -> list:  # type: ignore[type-arg]
+    """Return the feature maps that an output is computed from; itself, if it is a map."""
+    (tensor,) = (t for t in found.graph.outputs if t.name == output)
+    if found.is_map(tensor):
+        return [tensor]
+    by_id = {id(c.node): c.source for c in found.heads}
+    stack, seen, sources = [tensor], {id(tensor)}, []
+    while stack:
+        for node in stack.pop().inputs:
+            if id(node) in by_id:
+                sources.append(by_id[id(node)])
+                continue
+            for source in node.inputs:
+                if id(source) not in seen and operator(node) != "Shape":
+                    seen.add(id(source))
+                    stack.append(source)
+    return sources
+
+
+def _map_sizes(found: Trace, size: Size, head: str) -> dict[str, Size]:
+    try:
+        at_size = trace(found.graph, found.image, found.layout, size, found)
+    except RefusedError as error:
+        raise ModelError(f"at {size[0]}x{size[1]} pixels, {error}") from None
+    made: dict[str, Size] = {}
+    for output in found.graph.outputs:
+        source = _sources(found, output.name)[0]
+        cells, window = at_size.map_size(source), found.map_size(source)
+        sliding = source.name != output.name and head == "dense"
+        if source.name != output.name and head == "global":
+            made[output.name] = (1, 1)
+            continue
+        made[output.name] = (
+            (cells[0] - window[0] + 1, cells[1] - window[1] + 1) if sliding else cells
+        )
+    return made
+
+
+def _write_metadata(model: Model, report: DenseReport) -> None:
+    values = {NATIVE: _pair(report.native), HEAD: report.head}
+    for key, name in ((STRIDE, "stride"), (WINDOW, "window"), (OFFSET, "offset")):
+        pairs = {g.output: _pair(getattr(g, name)) for g in report.geometry}
+        if not pairs:
+            continue
+        same = len(set(pairs.values())) == 1
+        values[key] = (
+            next(iter(pairs.values()))
+            if same
+            else ";".join(f"{output}={pair}" for output, pair in pairs.items())
+        )
+    kept = [e for e in model.proto.metadata_props if e.key not in values]
+    del model.proto.metadata_props[:]
+    model.proto.metadata_props.extend(kept)
+    for key, value in values.items():
+        model.proto.metadata_props.add(key=key, value=value)
+
+
+def _pair(size: Size) -> str:
+    return f"{size[0]},{size[1]}"
+
+
+# ------------------------------------------------------------------------------ the oracle
+
+
+def _check(
+    original: Model,
+    found: Trace,
+    done: Model,
+    report: DenseReport,
+    runtime: Runtime,
+    logits: bool,
+    tell: Progress,
+) -> None:
+    if logits:
+        original = original.copy()
+        apply(make("drop-softmax"), original)
+        found = _traced(original)
+    oracle = Oracle(original, found, runtime, pooled=report.head == "global")
+    report.freed = oracle.freed
+    batches = [oracle.fixed_batch] if oracle.fixed_batch else [1, 2]
+    try:
+        with runtime.load(done.proto) as candidate:
+            tell("checking at the native size", 0.3)
+            report.checks += oracle.check_native(candidate, batches[-1])
+            for index, size in enumerate(report.map_sizes):
+                tell(f"checking at {size[0]}x{size[1]}", 0.4 + 0.6 * index / len(report.map_sizes))
+                for batch in batches:
+                    report.checks += oracle.check(candidate, size, batch)
+    except RunError as error:
+        raise RuntimeUnavailableError(str(error)) from None
+    finally:
+        oracle.close()
+    _judge(report)
+
+
+def _judge(report: DenseReport) -> None:
+    wrong = [check for check in report.checks if not check.ok]
+    for check in report.checks:
+        promised = report.map_sizes.get(check.size, {}).get(check.output)
+        if promised is not None and check.cells and check.map_size != promised and not wrong:
+            raise DifferenceError(
+                f"the map of '{check.output}' at {_pair(check.size)} pixels has "
+                f"{_pair(check.map_size)} cells where {_pair(promised)} were computed; "
+                "nothing was written"
+            )
+    if wrong:
+        worst = max(wrong, key=lambda check: check.comparison.error)
+        raise DifferenceError(
+            f"output '{worst.output}' {worst.comparison.reason} at {worst.comparison.feed} "
+            f"(tolerance {worst.comparison.tolerance:.2g}): the map is not what the original's "
+            "own head says of each window; nothing was written"
+        )
+
+
+__all__ = ["DenseReport", "DenseResult", "MapGeometry", "Spatial", "convolutionalize"]

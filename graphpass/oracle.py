@@ -1,0 +1,367 @@
+"""The window oracle: what a score map must hold, from the original network alone.
+
+The original's trunk runs on the large image. Out of its feature map every window of the native
+size is cut, and the *original's own head* answers for each. That is what the map's cell must be.
+Unlike the scores of image crops this is exact for padded trunks, too: a crop sees zeros around
+it, the window sees its neighbours (Long, Shelhamer & Darrell, 2015, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphpass.axes import Spatial
+from graphpass.cut import cut
+from graphpass.driver import apply
+from graphpass.errors import ModelError
+from graphpass.graph import Tensor, operator
+from graphpass.image import native_size
+from graphpass.model import Model
+from graphpass.registry import make
+from graphpass.trace import LAYOUTS, Collapse, Trace
+from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf, measure_noise
+from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
+from graphpass.validate.runtime import Runtime, Session
+from graphpass.weight import Array
+
+_CELLS_AT_ONCE = 32
+_MOST_CELLS = 256  # of one output at one size; beyond, a seeded sample with the corners in it
+_NOISE_FACTOR = 10.0
+_DRAWN = 100  # integers that an image of integers is drawn from, when it is not bytes
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One output at one size and batch: how far the map was from the original's own answers.
+
+    `size`: the image, (height, width) in pixels. `map_size`: cells. `cells`: how many of them
+    were compared, over all images of the batch.
+    """
+
+    output: str
+    size: tuple[int, int]
+    batch: int
+    map_size: tuple[int, int]
+    cells: int
+    comparison: OutputComparison
+
+    @property
+    def ok(self) -> bool:
+        """Whether every cell is within the tolerance."""
+        return self.comparison.ok
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Outputs of the network that are computed from the same feature maps."""
+
+    outputs: tuple[str, ...]
+    collapses: tuple[Collapse, ...]
+    proto: onnx.ModelProto
+
+
+class Oracle:
+    """Knows the answers of one original network. `close` frees the runtime's memory."""
+
+    def __init__(self, original: Model, native: Trace, runtime: Runtime, *, pooled: bool) -> None:
+        """`native`: the original traced at its native resolution. `pooled`: one answer an image."""
+        self.native = native
+        self.pooled = pooled
+        self.runtime = runtime
+        self.original = original
+        self.epsilon = arithmetic_epsilon(original.proto)
+        self.policy = Policy(base_tolerance(self.epsilon), _NOISE_FACTOR)
+        self.maps = [t.name for t in native.graph.outputs if native.is_map(t)]
+        self.heads = _heads(original.proto, native, pooled)
+        self.trunk, self.freed = _trunk(original, native, self.maps)
+        self._sessions: dict[str, Session] = {}
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch that the network is made for, if it takes no other."""
+        batch = self.native.axes[id(self.native.image)][0]
+        return batch if isinstance(batch, int) else None
+
+    def check(self, candidate: Session, size: tuple[int, int], batch: int) -> list[Checked]:
+        """Compare every output of `candidate` on a drawn image of `size` pixels."""
+        image = self._draw(size, batch)
+        name = self.native.image.name
+        found = candidate.run({name: image}).outputs
+        expected = self._expected(image, size)
+        checks = [self._compare(out, expected, found, size, batch, None) for out in expected]
+        if all(check.ok for check in checks):
+            return checks
+        moved = moved_by_ulp({name: image}, self.epsilon, 1)
+        if moved is None:
+            return checks
+        again = self._expected(np.asarray(moved[name]), size)
+        return [self._compare(out, expected, found, size, batch, again) for out in expected]
+
+    def check_native(self, candidate: Session, batch: int) -> list[Checked]:
+        """Compare with the original itself at its native size, where the map is one cell."""
+        image = self._draw(self.native.size, batch)
+        feed = {self.native.image.name: image}
+        found = candidate.run(feed).outputs
+        with self.runtime.load(self.original.proto) as session:
+            answers = session.run(feed).outputs
+            moved = moved_by_ulp(feed, self.epsilon, 1)
+            again = session.run(moved).outputs if moved is not None else answers
+        checks = []
+        for name, value in answers.items():
+            expected, noisy = (np.asarray(v).reshape(batch, -1) for v in (value, again[name]))
+            cells = np.asarray(found[name]).reshape(batch, -1)
+            noise = measure_noise({name: expected}, {name: noisy})[name]
+            compared = self._compared(name, expected, cells, "native size", noise)
+            checks.append(Checked(name, self.native.size, batch, (1, 1), batch, compared))
+        return checks
+
+    def close(self) -> None:
+        """Close the sessions."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    # ------------------------------------------------------------------------ what must come
+
+    def _draw(self, size: tuple[int, int], batch: int) -> Array:
+        shape = [int(s) if isinstance(s, int) else 0 for s in self.native.image.shape or ()]
+        shape[0] = batch
+        for axis, pixels in zip(LAYOUTS[self.native.layout], size, strict=True):
+            shape[axis] = pixels
+        kind = np.dtype(self.native.image.dtype)
+        rng = np.random.default_rng([*size, batch])
+        if kind.kind == "f":
+            return rng.standard_normal(shape).astype(kind)
+        return rng.integers(0, 256 if kind == np.uint8 else _DRAWN, shape).astype(kind)
+
+    def _expected(self, image: Array, size: tuple[int, int]) -> dict[str, tuple[Array, Any]]:
+        """Return, for each output, its cells as rows and which cells these are."""
+        features = self._run("trunk", self.trunk, {self.native.image.name: image})
+        expected: dict[str, tuple[Array, Any]] = {}
+        for number, head in enumerate(self.heads):
+            if self.pooled:
+                inputs = {
+                    c.node.outputs[0].name: _pooled(c, self.native, features[c.source.name])
+                    for c in head.collapses
+                }
+                cells = [(image_index, 0, 0) for image_index in range(len(image))]
+            else:
+                cells = self._cells(head, features, size)
+                inputs = {
+                    name: np.concatenate([_cut_window(self.native, c, features, n) for n in cells])
+                    for name, c in {c.source.name: c for c in head.collapses}.items()
+                }
+            answers = self._answers(f"head {number}", head, inputs, len(cells))
+            for name in head.outputs:
+                expected[name] = (answers[name].reshape(len(cells), -1), cells)
+        for name in self.maps:
+            expected[name] = (features[name].reshape(len(image), -1), None)
+        return expected
+
+    def _cells(
+        self, head: _Head, features: Mapping[str, Array], size: tuple[int, int]
+    ) -> list[tuple[int, int, int]]:
+        """Return (image, row, column) of the cells to look at: all, or a sample."""
+        counts = set()
+        for collapse in head.collapses:
+            array = features[collapse.source.name]
+            places = _places(self.native, collapse.source)
+            window = self.native.map_size(collapse.source)
+            counts.add(tuple(array.shape[p] - w + 1 for p, w in zip(places, window, strict=True)))
+        if len(counts) != 1:
+            raise ModelError(
+                f"the head joins maps whose windows differ in number at {size[0]}x{size[1]}"
+            )
+        (rows, columns) = counts.pop()
+        batch = len(features[head.collapses[0].source.name])
+        cells = [(b, i, j) for b in range(batch) for i in range(rows) for j in range(columns)]
+        if len(cells) <= _MOST_CELLS:
+            return cells
+        picked = np.random.default_rng(0).choice(len(cells), _MOST_CELLS, replace=False)
+        return sorted({cells[0], cells[-1], cells[columns - 1], *(cells[k] for k in picked)})
+
+    def _answers(
+        self, key: str, head: _Head, inputs: Mapping[str, Array], count: int
+    ) -> dict[str, Array]:
+        """Run the original's head on `count` windows, as many at a time as its batch allows."""
+        at_once = self.fixed_batch or _CELLS_AT_ONCE
+        image = self.native.image
+        wants_image = any(value.name == image.name for value in head.proto.graph.input)
+        parts: dict[str, list[Array]] = {name: [] for name in head.outputs}
+        for start in range(0, count, at_once):
+            stop = min(start + at_once, count)
+            rows = [min(row, count - 1) for row in range(start, start + at_once)]
+            rows = rows if self.fixed_batch else rows[: stop - start]
+            feed = {name: np.ascontiguousarray(array[rows]) for name, array in inputs.items()}
+            if wants_image:  # for its batch alone: what has pixels comes through the windows
+                feed[image.name] = np.zeros_like(self._draw(self.native.size, len(rows)))
+            answers = self._run(key, head.proto, feed)
+            for name, parts_of in parts.items():
+                parts_of.append(answers[name].reshape(len(rows), -1)[: stop - start])
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def _run(self, key: str, proto: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:
+        if key not in self._sessions:
+            self._sessions[key] = self.runtime.load(proto)
+        outputs = self._sessions[key].run(dict(feed)).outputs
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+    # ---------------------------------------------------------------------------- comparison
+
+    def _compare(
+        self,
+        name: str,
+        expected: Mapping[str, tuple[Array, Any]],
+        found: Mapping[str, Any],
+        size: tuple[int, int],
+        batch: int,
+        again: Mapping[str, tuple[Array, Any]] | None,
+    ) -> Checked:
+        rows, cells = expected[name]
+        array = np.asarray(found[name])
+        map_size = (1, 1)
+        if cells is None or self.pooled:
+            picked = array.reshape(batch, -1)
+        else:
+            channels_last = self.native.layout == "NHWC" or array.ndim == 3
+            by_cell = array if channels_last else array.transpose(0, 2, 3, 1)
+            map_size = (by_cell.shape[1], by_cell.shape[2])
+            if any(i >= map_size[0] or j >= map_size[1] for _, i, j in cells):
+                picked = np.empty((0, 0), array.dtype)  # fewer cells than there are windows
+            else:
+                picked = np.stack([by_cell[cell].reshape(-1) for cell in cells])
+        noise = None if again is None else measure_noise({name: rows}, {name: again[name][0]})[name]
+        feed = f"{size[0]}x{size[1]}, batch {batch}"
+        compared = self._compared(name, rows, picked, feed, noise)
+        return Checked(name, size, batch, map_size, len(rows), compared)
+
+    def _compared(
+        self, name: str, expected: Array, found: Array, feed: str, noise: Any
+    ) -> OutputComparison:
+        return compare_leaf(
+            Place(name, "cpu", feed),
+            expected,
+            found,
+            noise=noise,
+            policy=self.policy,
+            fallback_scale=lambda: 1.0,
+        )
+
+
+def _heads(model: onnx.ModelProto, native: Trace, pooled: bool) -> list[_Head]:
+    """Group the outputs by the feature maps that they come from; cut out a head for each group."""
+    by_name = {}
+    for collapse in native.heads:
+        start = collapse.node.outputs[0] if pooled else collapse.source
+        by_name[start.name] = collapse
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for output in native.graph.outputs:
+        if native.is_map(output):
+            continue
+        starts = tuple(sorted(_reached(native, output, set(by_name))))
+        groups.setdefault(starts, []).append(output.name)
+    heads = []
+    for starts, outputs in groups.items():
+        if not starts:
+            names = ", ".join(outputs)
+            raise ModelError(f"the image has no part in the output {names}")
+        collapses = tuple(c for c in native.heads if _start(c, pooled).name in starts)
+        declared = {_start(c, pooled).name: _declared(native, _start(c, pooled)) for c in collapses}
+        heads.append(_Head(tuple(outputs), collapses, cut(model, declared, outputs)))
+    return heads
+
+
+def _start(collapse: Collapse, pooled: bool) -> Tensor:
+    return collapse.node.outputs[0] if pooled else collapse.source
+
+
+def _reached(native: Trace, output: Tensor, starts: set[str]) -> set[str]:
+    stack, seen, reached = [output], {id(output)}, set()
+    while stack:
+        tensor = stack.pop()
+        if tensor.name in starts:
+            reached.add(tensor.name)
+            continue
+        for node in tensor.inputs:
+            for source in node.inputs:
+                if id(source) not in seen and operator(node) != "Shape":
+                    seen.add(id(source))
+                    stack.append(source)
+    return reached
+
+
+def _declared(native: Trace, tensor: Tensor) -> tuple[int, list[int | None]]:
+    axes = native.axes[id(tensor)]
+    dims = [
+        axis.line.size if isinstance(axis, Spatial) else axis if isinstance(axis, int) else None
+        for axis in axes
+    ]
+    kind = native.image.dtype if tensor.dtype is None else tensor.dtype
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))), dims
+
+
+def _trunk(
+    original: Model, native: Trace, maps: Sequence[str]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Cut out the trunk and let its input have any size; return also what had to be freed."""
+    image = native.image
+    ends = list(dict.fromkeys([*(c.source.name for c in native.heads), *maps]))
+    proto = cut(original.proto, {image.name: _declared(native, image)}, ends)
+    for value in proto.graph.output:
+        tensor = next(t for t in _tensors(native) if t.name == value.name)
+        kind, dims = _declared(native, tensor)
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
+    trunk = original.copy()
+    trunk.restore(proto)
+    applied = apply(make("free-resolution"), trunk)
+    if applied.refusals:
+        raise ModelError(applied.refusals[0].reason)
+    return trunk.proto, applied.notes[:-1]
+
+
+def _tensors(native: Trace) -> list[Tensor]:
+    made = [tensor for node in native.graph.nodes for tensor in node.outputs]
+    return [*native.graph.inputs, *made]
+
+
+def _places(native: Trace, tensor: Tensor) -> tuple[int, int]:
+    """Return which axes are height and width."""
+    found = {a.dim: i for i, a in enumerate(native.axes[id(tensor)]) if isinstance(a, Spatial)}
+    return found[0], found[1]
+
+
+def _cut_window(
+    native: Trace, collapse: Collapse, features: Mapping[str, Array], cell: tuple[int, int, int]
+) -> Array:
+    image, *corner = cell
+    array = features[collapse.source.name]
+    places = _places(native, collapse.source)
+    index: list[slice] = [slice(None)] * array.ndim
+    index[0] = slice(image, image + 1)
+    for place, start, length in zip(places, corner, native.map_size(collapse.source), strict=True):
+        index[place] = slice(start, start + length)
+    return array[tuple(index)]
+
+
+def _pooled(collapse: Collapse, native: Trace, feature: Array) -> Array:
+    """Pool over the whole map in double precision."""
+    axes = _places(native, collapse.source)
+    maximum = operator(collapse.node) in ("GlobalMaxPool", "ReduceMax")
+    wide = feature.astype(np.float64)
+    pooled = wide.max(axes) if maximum else wide.mean(axes)
+    shape = [size if isinstance(size, int) else -1 for size in _declared_out(native, collapse)]
+    shape[0] = len(feature)
+    result: Array = pooled.reshape(shape).astype(feature.dtype)
+    return result
+
+
+def _declared_out(native: Trace, collapse: Collapse) -> list[int | None]:
+    return _declared(native, collapse.node.outputs[0])[1]
+
+
+__all__ = ["Checked", "Oracle", "native_size"]
