@@ -12,10 +12,10 @@ from .fold_batchnorm import FoldBatchNorm
 
 __all__ = [
     "CleanUp",
-    "FoldBatchNorm",
-    "PoolToWindow",
-    "PoolToGlobal",
-    "UnflattenHead",
-    "FreeResolution",
     "DropSoftmax",
+    "FoldBatchNorm",
+    "FreeResolution",
+    "PoolToGlobal",
+    "PoolToWindow",
+    "UnflattenHead",
 ]
