@@ -10,6 +10,9 @@ from onnx import TensorProto
 
 from graphpass.validate.walk import all_graphs, all_nodes
 
+# From here on an initializer that is also an input is a default; before, all are constants.
+_OVERRIDABLE_FROM_IR_VERSION = 4
+
 
 def check_structure(
     before: onnx.ModelProto, after: onnx.ModelProto, *, interface_may_change: bool = False
@@ -29,7 +32,7 @@ def interface_problems(before: onnx.ModelProto, after: onnx.ModelProto) -> list[
 
 
 def _interface_changes(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
-    yield from _value_changes("input", before.graph.input, after.graph.input)
+    yield from _value_changes("input", _caller_inputs(before), _caller_inputs(after))
     yield from _value_changes("output", before.graph.output, after.graph.output)
     yield from _set_changes("default of input", _overridable(before), _overridable(after))
 
@@ -46,7 +49,17 @@ def _value_changes(
             yield f"{what} '{one.name}' was {_type(one.type)} and is {_type(two.type)}"
 
 
+def _caller_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return what a caller may give: before IR version 4 initializers are listed as inputs, too."""
+    if model.ir_version >= _OVERRIDABLE_FROM_IR_VERSION:
+        return list(model.graph.input)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
 def _overridable(model: onnx.ModelProto) -> set[str]:
+    if model.ir_version < _OVERRIDABLE_FROM_IR_VERSION:
+        return set()
     initializers = {tensor.name for tensor in model.graph.initializer}
     return initializers & {value.name for value in model.graph.input}
 
