@@ -18,7 +18,7 @@ from graphpass.model import Model, collection_paused
 from graphpass.pattern import Op, either, optional
 from graphpass.rule import Pass, Rule
 from graphpass.surgery import Built, Surgeon
-from graphpass.window import Window, capture
+from graphpass.window import Window, WindowVerdict, capture
 
 _WIDE = (
     64  # a tensor with more readers than this is shared by accident: they are not looked at again
@@ -27,7 +27,10 @@ _WIDE = (
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One rule applied at one place. `site` names the tensor that was computed anew."""
+    """One rule applied at one place. `site` names the tensor that was computed anew.
+
+    `window`: its nodes before and after, until they were checked; `proof`: what came of that.
+    """
 
     number: int
     rule: str
@@ -36,6 +39,7 @@ class Rewrite:
     before: tuple[str, ...]
     after: tuple[str, ...]
     window: Window | None = None
+    proof: WindowVerdict | None = None
 
     @property
     def key(self) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from graphpass.validate.options import ValidationOptions
 from graphpass.validate.runtime import RunError, available_cpus
 from graphpass.validate.structure import check_structure
 from graphpass.validate.validator import Latency, Validator
+from graphpass.window import Window, WindowVerdict
 
 
 class Gate:
@@ -64,6 +66,12 @@ class Gate:
         if problems:
             return Check("invalid", False, problems[0])
         return Check("not validated", True, "valid ONNX with the same interface; it was not run")
+
+    def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
+        """Run rewrites on their own, each before and after (see `validate.windows`)."""
+        if self._validator is None:
+            return [WindowVerdict("not run", reason="nothing was run")] * len(windows)
+        return self._validator.check_windows(windows)
 
     def latency(self, before: onnx.ModelProto, after: onnx.ModelProto) -> Latency | None:
         """Time two skeletons in turn; None where that cannot be done."""

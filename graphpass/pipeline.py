@@ -111,6 +111,15 @@ class Pipeline:
             state.report.refusals = applied.refusals
             if not applied.rewrites and not self._changed_by_hand(applied, before):
                 return False
+            if wrong := self._wrong_windows(state, applied):
+                self.model.restore(before)
+                state.report.quarantined.extend(wrong)
+                state.quarantine.update(entry.rewrite.key for entry in wrong)
+                if self.strict:
+                    first = wrong[0]
+                    where = f"{first.rewrite.rule} at '{first.rewrite.site}'"
+                    self._undo(state, before, f"{where}: {first.reason}")
+                continue
             check = self._check(state, interface)
             if check.ok:
                 self._keep(state, applied, check, interface)
@@ -135,6 +144,7 @@ class Pipeline:
                 self.model,
                 limit=limit,
                 quarantine=frozenset(state.quarantine),
+                windows=self.gate.validates,
                 first_number=1 + self._rewrites_kept(),
             )
         except (GraphpassError, MemoryError):
@@ -144,6 +154,21 @@ class Pipeline:
             raise RuleError(f"pass {state.step.name} failed: {what}") from error
         finally:
             state.report.apply_s += time.perf_counter() - start
+
+    def _wrong_windows(self, state: _State, applied: Applied) -> list[Quarantined]:
+        """Check each rewrite on its own; return those that do not equal what they replace."""
+        start = time.perf_counter()
+        verdicts = self.gate.check_windows([rewrite.window for rewrite in applied.rewrites])
+        applied.rewrites[:] = [
+            dataclasses.replace(rewrite, window=None, proof=verdict)
+            for rewrite, verdict in zip(applied.rewrites, verdicts, strict=True)
+        ]
+        state.report.check_s += time.perf_counter() - start
+        return [
+            Quarantined(rewrite, rewrite.proof.reason)
+            for rewrite in applied.rewrites
+            if rewrite.proof is not None and not rewrite.proof.ok
+        ]
 
     def _changed_by_hand(self, applied: Applied, before: onnx.ModelProto) -> bool:
         """Whether a pass changed the model in its own `run`, announced or not."""

@@ -26,6 +26,29 @@ class Window:
     output: str
 
 
+@dataclass(frozen=True)
+class WindowVerdict:
+    """How far one rewrite's output was from what it replaces.
+
+    `ratio` is the largest observed/allowed over all elements and feeds; `status` is "ok",
+    "differs" or "not run" (then `reason` says why). `bound`: "elementwise", "norm" (for operators
+    that are not affine) or "equal" (nothing is computed, elements only move).
+    """
+
+    status: str
+    ratio: float = 0.0
+    max_abs_error: float = 0.0
+    allowed: float = 0.0
+    feed: str = ""
+    bound: str = "elementwise"
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against the rewrite."""
+        return self.status != "differs"
+
+
 def capture(found: Match, built: Built) -> Window | None:
     """Cut out a rewrite before it is committed; None where a type is unknown."""
     output = found.root.outputs[0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -13,13 +15,15 @@ import onnx
 
 from graphpass.errors import GraphpassError
 from graphpass.validate.channel import Value
-from graphpass.validate.compare import OutputComparison, Policy, compare_leaf, leaves
+from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
+from graphpass.validate.measure import leaves
 from graphpass.validate.noise import base_tolerance
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
 from graphpass.validate.point import FULL_NOISE, Point
 from graphpass.validate.runtime import Limits, RunError, Runtime, Session, run_rounds
 from graphpass.validate.structure import check_structure, interface_problems
+from graphpass.window import Window, WindowVerdict
 from graphpass.wire import read_skeleton
 
 Status = Literal[
@@ -110,9 +114,16 @@ class Validator:
             self._original.points(provider)
 
     def check(
-        self, candidate: onnx.ModelProto | Path, *, interface_may_change: bool = False
+        self,
+        candidate: onnx.ModelProto | Path,
+        *,
+        interface_may_change: bool = False,
+        quick: bool = False,
     ) -> Verdict:
-        """Compare a skeleton, or a finished file as it will be delivered, with the original."""
+        """Compare a skeleton, or a finished file as it will be delivered, with the original.
+
+        `quick`: on the first feed only, for a result that is going to be checked in full later.
+        """
         original = self._original.model
         try:
             skeleton = _skeleton(candidate)
@@ -125,15 +136,21 @@ class Validator:
             return Verdict(status, problems[0], problems=tuple(problems))
         comparisons: list[OutputComparison] = []
         for provider in self.options.providers:
-            points = self._original.points(provider)
+            points = self._original.points(provider)[: 1 if quick else None]
             try:
                 comparisons.extend(self._compare(candidate, provider, points))
             except RunError as error:
                 reason = f"{error} (provider {provider}, where the original runs)"
                 return self._verdict("cannot run", reason, comparisons)
-            if any(not c.ok and c.comparable for c in comparisons):
+            if _has_failed(comparisons):
                 break
         return self._judge(comparisons)
+
+    def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
+        """Run each rewrite on its own, on the CPU, against the bound derived from it."""
+        from graphpass.validate.windows import check_windows
+
+        return check_windows(windows, self._runtime, seed=self.options.seed)
 
     def latency(
         self,
@@ -184,24 +201,26 @@ class Validator:
             for point in points:
                 outputs = self._outputs(session, point)
                 compared = self._compare_point(point, outputs)
-                if all(c.ok for c in compared):
-                    done.extend(compared)
-                elif point.noise_level >= FULL_NOISE and any(c.comparable for c in compared):
-                    return done + compared
-                else:
+                if point.noise_level < FULL_NOISE and not all(c.ok for c in compared):
                     suspects.append((point, outputs))
+                    continue
+                done.extend(compared)
+                if _has_failed(compared):
+                    return done
         # Only now the noise, so that never more than two sessions hold weights.
         for point, outputs in suspects:
             compared = self._compare_point(point, outputs)
             while not all(c.ok for c in compared) and self._original.deepen(point):
                 compared = self._compare_point(point, outputs)
             done.extend(compared)
-            if any(not c.ok and c.comparable for c in compared):
+            if _has_failed(compared):
                 break
         return done
 
     def _outputs(self, session: Session, point: Point) -> dict[str, Value]:
         outputs = session.run(point.feed.values).outputs
+        if len(outputs) != len(point.outputs):
+            return outputs
         # By position: where a pass may change the interface, names may differ.
         return dict(zip(point.outputs, outputs.values(), strict=True))
 
@@ -210,24 +229,26 @@ class Validator:
         reference, candidate = leaves(point.outputs), leaves(outputs)
         return [
             compare_leaf(
-                name,
+                Place(name, point.provider, point.feed.name),
                 reference.get(name),
                 candidate.get(name),
                 noise=(point.noise or {}).get(name),
                 policy=self._policy,
-                fallback_scale=self._original.fallback_scale(point, name),
-                provider=point.provider,
-                feed=point.feed.name,
+                fallback_scale=partial(self._original.fallback_scale, point, name),
             )
             for name in dict.fromkeys([*reference, *candidate])
             if name not in random
         ]
 
     def _judge(self, comparisons: list[OutputComparison]) -> Verdict:
+        # Which outputs are random may have come out later than the first comparisons.
+        comparisons = [
+            c for c in comparisons if c.name not in self._original.random_outputs(c.provider)
+        ]
         failed = [c for c in comparisons if not c.ok and c.comparable]
         if failed:
             return self._verdict("differs", _accusation(failed), comparisons)
-        settled = {(c.name, c.provider) for c in comparisons if c.ok}
+        settled = {(c.name, c.provider) for c in comparisons if c.ok and not c.blank}
         unsettled = [c for c in comparisons if (c.name, c.provider) not in settled]
         if unsettled:
             return self._verdict("not comparable", _incomparable(unsettled[0]), comparisons)
@@ -253,6 +274,10 @@ class Validator:
         )
 
 
+def _has_failed(comparisons: list[OutputComparison]) -> bool:
+    return any(not c.ok and c.comparable for c in comparisons)
+
+
 def _skeleton(candidate: onnx.ModelProto | Path) -> onnx.ModelProto:
     return candidate if isinstance(candidate, onnx.ModelProto) else read_skeleton(candidate)
 
@@ -267,6 +292,8 @@ def _accusation(failed: list[OutputComparison]) -> str:
 
 
 def _incomparable(one: OutputComparison) -> str:
+    if one.blank:
+        return f"output '{one.name}' has no finite element in the original, whatever is fed"
     if one.noise_floor is None:
         return f"output '{one.name}' changes its shape when the original's inputs move by one ulp"
     return (

@@ -21,7 +21,7 @@ from graphpass.reference import reference_of
 from graphpass.validate.channel import Array
 from graphpass.validate.magnitude import MOVEMENT, magnitude_nodes, one, summands
 from graphpass.validate.runtime import RunError, Runtime
-from graphpass.window import Window
+from graphpass.window import Window, WindowVerdict
 
 # In `c·n·u`: the sum is done twice, before and after, and the fold rounds each weight once.
 _FACTOR = 2.0
@@ -32,29 +32,6 @@ _DIM = 4  # for symbolic dimensions other than the batch
 
 # unit roundoff: half the distance from 1 to the next number
 _ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
-
-
-@dataclass(frozen=True)
-class WindowVerdict:
-    """How far one rewrite's output was from what it replaces.
-
-    `ratio` is the largest observed/allowed over all elements and feeds; `status` is "ok",
-    "differs" or "not run" (then `reason` says why). `bound`: "elementwise", "norm" (for operators
-    that are not affine) or "equal" (nothing is computed, elements only move).
-    """
-
-    status: str
-    ratio: float = 0.0
-    max_abs_error: float = 0.0
-    allowed: float = 0.0
-    feed: str = ""
-    bound: str = "elementwise"
-    reason: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing speaks against the rewrite."""
-        return self.status != "differs"
 
 
 @dataclass
