@@ -12,6 +12,7 @@ from graphpass.validate.walk import all_graphs, all_nodes
 
 # From here on an initializer that is also an input is a default; before, all are constants.
 _OVERRIDABLE_FROM_IR_VERSION = 4
+_LISTED = 5  # so many names are enough to see what is meant
 
 
 def check_structure(
@@ -41,8 +42,15 @@ def _value_changes(
     what: str, before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
 ) -> Iterator[str]:
     names, new_names = [value.name for value in before], [value.name for value in after]
+    gone = [name for name in names if name not in new_names]
+    new = [name for name in new_names if name not in names]
     if names != new_names:
-        yield f"the {what}s were {_listed(names)} and are {_listed(new_names)}"
+        if gone:
+            yield f"{what} {_listed(gone)} is gone"
+        if new:
+            yield f"{what} {_listed(new)} is new"
+        if not (gone or new):
+            yield f"the {what}s were {_listed(names)} and are {_listed(new_names)}"
         return
     for one, two in zip(before, after, strict=True):
         if one.type != two.type:
@@ -134,7 +142,9 @@ def _type(type_: onnx.TypeProto) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"
+    quoted = [f"'{name}'" for name in names]
+    more = [f"{len(quoted) - _LISTED} more"] if len(quoted) > _LISTED else []
+    return ", ".join([*quoted[:_LISTED], *more]) or "none"
 
 
 # Validity
