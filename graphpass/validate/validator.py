@@ -150,7 +150,13 @@ class Validator:
         """Run each rewrite on its own, on the CPU, against the bound derived from it."""
         from graphpass.validate.windows import check_windows
 
-        return check_windows(windows, self._runtime, seed=self.options.seed)
+        return check_windows(
+            windows,
+            self._runtime,
+            seed=self.options.seed,
+            rtol=self.options.rtol or 0.0,
+            atol=self.options.atol or 0.0,
+        )
 
     def latency(
         self,

@@ -46,14 +46,22 @@ class _Prepared:
     exact: bool
     summands: int
     weight_bytes: int
+    rtol: float
+    atol: float
     verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
 
 
 def check_windows(
-    windows: Sequence[Window | None], runtime: Runtime, *, seed: int = 0
+    windows: Sequence[Window | None],
+    runtime: Runtime,
+    *,
+    seed: int = 0,
+    rtol: float = 0.0,
+    atol: float = 0.0,
 ) -> list[WindowVerdict]:
     """Run each window before and after on the same inputs and compare against its own bound.
 
+    `rtol` (of the output's largest magnitude) and `atol` are allowed beyond the bound.
     A window that ONNX Runtime cannot run is "not run": a later level has to answer for it.
     """
     verdicts = [WindowVerdict("not run", reason="the types of its tensors are unknown")] * len(
@@ -62,7 +70,7 @@ def check_windows(
     prepared: dict[int, _Prepared] = {}
     for index, window in enumerate(windows):
         if window is not None:
-            prepared[index] = _prepare(window, index)
+            prepared[index] = _prepare(window, index, rtol, atol)
     for group in _groups(prepared):
         _check_group([prepared[index] for index in group], runtime, seed)
     for index, item in prepared.items():
@@ -73,7 +81,7 @@ def check_windows(
 # ------------------------------------------------------------------------------- preparing
 
 
-def _prepare(window: Window, index: int) -> _Prepared:
+def _prepare(window: Window, index: int, rtol: float, atol: float) -> _Prepared:
     before, after = window.before.graph, window.after.graph
     operators = [node.op_type for node in (*before.node, *after.node)]
     shapes, partition = _shapes(window, operators)
@@ -90,6 +98,8 @@ def _prepare(window: Window, index: int) -> _Prepared:
         exact,
         max(summands(before, known), summands(after, known)),
         sum(_bytes(tensor) for tensor in held),
+        rtol,
+        atol,
     )
 
 
@@ -433,11 +443,12 @@ def _allowed(
     count = min(item.summands, active) if active else item.summands
     unit = _FACTOR * (count + _EXTRA_SUMMANDS) * roundoff
     tiny = float(np.finfo(np.float32).tiny) if before.dtype.name != "float16" else 2.0**-24
+    scale = float(np.abs(before.astype(np.float64)[finite]).max(initial=0.0))
+    granted = item.atol + item.rtol * scale
     if magnitude is None:
-        scale = float(np.abs(before.astype(np.float64)[finite]).max(initial=0.0))
-        return np.asarray(unit * max(scale, 1.0) + tiny), "norm"
+        return np.asarray(unit * max(scale, 1.0) + tiny + granted), "norm"
     size = np.broadcast_to(np.asarray(magnitude, np.float64), before.shape)[finite]
-    return unit * size + tiny, "elementwise"
+    return unit * size + tiny + granted, "elementwise"
 
 
 def _worst_ratio(error: Array, allowed: Array) -> float:
