@@ -24,7 +24,14 @@ from graphpass.image import native_size
 from graphpass.model import Model
 from graphpass.registry import make
 from graphpass.trace import LAYOUTS, Collapse, Trace
-from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf, measure_noise
+from graphpass.validate.compare import (
+    Noise,
+    OutputComparison,
+    Place,
+    Policy,
+    compare_leaf,
+    measure_noise,
+)
 from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
 from graphpass.validate.runtime import Runtime, Session
 from graphpass.weight import Array
@@ -62,7 +69,8 @@ class _Head:
 
     outputs: tuple[str, ...]
     collapses: tuple[Collapse, ...]
-    proto: onnx.ModelProto
+    from_maps: onnx.ModelProto
+    from_pooled: onnx.ModelProto  # the same where nothing is pooled
 
 
 class Oracle:
@@ -77,7 +85,7 @@ class Oracle:
         self.epsilon = arithmetic_epsilon(original.proto)
         self.policy = Policy(base_tolerance(self.epsilon), _NOISE_FACTOR)
         self.maps = [t.name for t in native.graph.outputs if native.is_map(t)]
-        self.heads = _heads(original.proto, native, pooled)
+        self.heads = _heads(original.proto, native)
         self.trunk, self.freed = _trunk(original, native, self.maps)
         self._sessions: dict[str, Session] = {}
 
@@ -96,11 +104,28 @@ class Oracle:
         checks = [self._compare(out, expected, found, size, batch, None) for out in expected]
         if all(check.ok for check in checks):
             return checks
+        noise = self._noise(image, size, expected)
+        return [self._compare(out, expected, found, size, batch, noise[out]) for out in expected]
+
+    def _noise(
+        self, image: Array, size: tuple[int, int], expected: Mapping[str, tuple[Array, Any]]
+    ) -> dict[str, Noise]:
+        """Measure how far the answers move with the image, and with what the head reads, by ulps.
+
+        The head has a noise of its own: pooling a window and pooling the whole map round
+        differently, and that difference is not averaged away as one in each pixel is.
+        """
+        name = self.native.image.name
         moved = moved_by_ulp({name: image}, self.epsilon, 1)
-        if moved is None:
-            return checks
-        again = self._expected(np.asarray(moved[name]), size)
-        return [self._compare(out, expected, found, size, batch, again) for out in expected]
+        other = image if moved is None else np.asarray(moved[name])
+        runs = [self._expected(other, size), self._expected(image, size, stirred=True)]
+        noise = {}
+        for output, (rows, _) in expected.items():
+            one, two = (
+                measure_noise({output: rows}, {output: run[output][0]})[output] for run in runs
+            )
+            noise[output] = one.joined(two)
+        return noise
 
     def check_native(self, candidate: Session, batch: int) -> list[Checked]:
         """Compare with the original itself at its native size, where the map is one cell."""
@@ -139,29 +164,72 @@ class Oracle:
             return rng.standard_normal(shape).astype(kind)
         return rng.integers(0, 256 if kind == np.uint8 else _DRAWN, shape).astype(kind)
 
-    def _expected(self, image: Array, size: tuple[int, int]) -> dict[str, tuple[Array, Any]]:
-        """Return, for each output, its cells as rows and which cells these are."""
+    def _expected(
+        self, image: Array, size: tuple[int, int], *, stirred: bool = False
+    ) -> dict[str, tuple[Array, Any]]:
+        """Return, for each output, its cells as rows and which cells these are.
+
+        `stirred`: what the head reads, pooled where it pools, is moved by rounding errors.
+        """
         features = self._run("trunk", self.trunk, {self.native.image.name: image})
         expected: dict[str, tuple[Array, Any]] = {}
         for number, head in enumerate(self.heads):
             if self.pooled:
-                inputs = {
-                    c.node.outputs[0].name: _pooled(c, self.native, features[c.source.name])
-                    for c in head.collapses
-                }
-                cells = [(image_index, 0, 0) for image_index in range(len(image))]
+                cells = [(index, 0, 0) for index in range(len(image))]
+                inputs = self._pooled_inputs(head, features)
             else:
                 cells = self._cells(head, features, size)
-                inputs = {
-                    name: np.concatenate([_cut_window(self.native, c, features, n) for n in cells])
-                    for name, c in {c.source.name: c for c in head.collapses}.items()
-                }
-            answers = self._answers(f"head {number}", head, inputs, len(cells))
+                inputs = self._windows(head, features, cells)
+            pooled = self.pooled
+            if stirred and not pooled:
+                inputs, pooled = self._pooled_windows(head, inputs), True
+            if stirred:
+                inputs = self._stirred(head, inputs)
+            answers = self._answers(f"head {number}", head, inputs, len(cells), pooled)
             for name in head.outputs:
                 expected[name] = (answers[name].reshape(len(cells), -1), cells)
         for name in self.maps:
             expected[name] = (features[name].reshape(len(image), -1), None)
         return expected
+
+    def _stirred(self, head: _Head, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Move what the head reads by an ulp; a mean over n pixels by √n, as its rounding errors.
+
+        (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 4.2: a sum of n
+        terms is off by up to n−1 roundings, by about √n of them where they are independent.)
+        """
+        terms = [
+            np.prod(self.native.map_size(c.source)) for c in head.collapses if c.kind == "pool"
+        ]
+        epsilon = self.epsilon * float(np.sqrt(max(terms, default=1)))
+        moved = moved_by_ulp(inputs, epsilon, 2) or inputs
+        return {name: np.asarray(value) for name, value in moved.items()}
+
+    def _pooled_inputs(self, head: _Head, features: Mapping[str, Array]) -> dict[str, Array]:
+        """Pool every feature map over the whole of each image."""
+        return {
+            c.node.outputs[0].name: _pooled(c, self.native, features[c.source.name])
+            for c in head.collapses
+        }
+
+    def _windows(
+        self, head: _Head, features: Mapping[str, Array], cells: Sequence[tuple[int, int, int]]
+    ) -> dict[str, Array]:
+        """Cut a window of the native size for each cell; they lie along the batch."""
+        return {
+            c.source.name: np.concatenate([_cut_window(self.native, c, features, n) for n in cells])
+            for c in head.collapses
+        }
+
+    def _pooled_windows(self, head: _Head, windows: Mapping[str, Array]) -> dict[str, Array]:
+        """Pool those windows that the head pools; the others stay."""
+        pooled = {}
+        for collapse in head.collapses:
+            window = windows[collapse.source.name]
+            if collapse.kind == "pool":
+                window = _pooled(collapse, self.native, window)
+            pooled[_start(collapse, True).name] = window
+        return pooled
 
     def _cells(
         self, head: _Head, features: Mapping[str, Array], size: tuple[int, int]
@@ -186,12 +254,14 @@ class Oracle:
         return sorted({cells[0], cells[-1], cells[columns - 1], *(cells[k] for k in picked)})
 
     def _answers(
-        self, key: str, head: _Head, inputs: Mapping[str, Array], count: int
+        self, key: str, head: _Head, inputs: Mapping[str, Array], count: int, pooled: bool
     ) -> dict[str, Array]:
         """Run the original's head on `count` windows, as many at a time as its batch allows."""
+        proto = head.from_pooled if pooled else head.from_maps
+        key = f"{key} {'pooled' if pooled else ''}"
         at_once = self.fixed_batch or _CELLS_AT_ONCE
         image = self.native.image
-        wants_image = any(value.name == image.name for value in head.proto.graph.input)
+        wants_image = any(value.name == image.name for value in proto.graph.input)
         parts: dict[str, list[Array]] = {name: [] for name in head.outputs}
         for start in range(0, count, at_once):
             stop = min(start + at_once, count)
@@ -200,7 +270,7 @@ class Oracle:
             feed = {name: np.ascontiguousarray(array[rows]) for name, array in inputs.items()}
             if wants_image:  # for its batch alone: what has pixels comes through the windows
                 feed[image.name] = np.zeros_like(self._draw(self.native.size, len(rows)))
-            answers = self._run(key, head.proto, feed)
+            answers = self._run(key, proto, feed)
             for name, parts_of in parts.items():
                 parts_of.append(answers[name].reshape(len(rows), -1)[: stop - start])
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
@@ -220,7 +290,7 @@ class Oracle:
         found: Mapping[str, Any],
         size: tuple[int, int],
         batch: int,
-        again: Mapping[str, tuple[Array, Any]] | None,
+        noise: Noise | None,
     ) -> Checked:
         rows, cells = expected[name]
         array = np.asarray(found[name])
@@ -235,7 +305,6 @@ class Oracle:
                 picked = np.empty((0, 0), array.dtype)  # fewer cells than there are windows
             else:
                 picked = np.stack([by_cell[cell].reshape(-1) for cell in cells])
-        noise = None if again is None else measure_noise({name: rows}, {name: again[name][0]})[name]
         feed = f"{size[0]}x{size[1]}, batch {batch}"
         compared = self._compared(name, rows, picked, feed, noise)
         return Checked(name, size, batch, map_size, len(rows), compared)
@@ -253,31 +322,33 @@ class Oracle:
         )
 
 
-def _heads(model: onnx.ModelProto, native: Trace, pooled: bool) -> list[_Head]:
+def _heads(model: onnx.ModelProto, native: Trace) -> list[_Head]:
     """Group the outputs by the feature maps that they come from; cut out a head for each group."""
-    by_name = {}
-    for collapse in native.heads:
-        start = collapse.node.outputs[0] if pooled else collapse.source
-        by_name[start.name] = collapse
+    sources = {collapse.source.name for collapse in native.heads}
     groups: dict[tuple[str, ...], list[str]] = {}
     for output in native.graph.outputs:
-        if native.is_map(output):
-            continue
-        starts = tuple(sorted(_reached(native, output, set(by_name))))
-        groups.setdefault(starts, []).append(output.name)
+        if not native.is_map(output):
+            read = tuple(sorted(_reached(native, output, sources)))
+            groups.setdefault(read, []).append(output.name)
     heads = []
-    for starts, outputs in groups.items():
-        if not starts:
-            names = ", ".join(outputs)
-            raise ModelError(f"the image has no part in the output {names}")
-        collapses = tuple(c for c in native.heads if _start(c, pooled).name in starts)
-        declared = {_start(c, pooled).name: _declared(native, _start(c, pooled)) for c in collapses}
-        heads.append(_Head(tuple(outputs), collapses, cut(model, declared, outputs)))
+    for read, outputs in groups.items():
+        if not read:
+            raise ModelError(f"the image has no part in the output {', '.join(outputs)}")
+        collapses = tuple(c for c in native.heads if c.source.name in read)
+        from_maps, from_pooled = (
+            cut(
+                model,
+                {t.name: _declared(native, t) for t in (_start(c, pooled) for c in collapses)},
+                outputs,
+            )
+            for pooled in (False, True)
+        )
+        heads.append(_Head(tuple(outputs), collapses, from_maps, from_pooled))
     return heads
 
 
 def _start(collapse: Collapse, pooled: bool) -> Tensor:
-    return collapse.node.outputs[0] if pooled else collapse.source
+    return collapse.node.outputs[0] if pooled and collapse.kind == "pool" else collapse.source
 
 
 def _reached(native: Trace, output: Tensor, starts: set[str]) -> set[str]:

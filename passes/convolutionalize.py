@@ -220,7 +220,7 @@ class FreeResolution(Pass):
         done: list[str] = []
         with Editor(graph) as edit:
             done += _free_pools(found, edit)
-            done += _free_reshapes(found, others[-1], edit)
+            done += _free_reshapes(native, others[-1], edit)
             done += _free_softmax(found, edit)
         _declare(graph, found, others)
         return [*done, f"height and width of '{found.image.name}' vary"]
