@@ -61,7 +61,8 @@ _MOVES = (
     "Unsqueeze",
     "Where",
 )
-# those that IEEE 754 rounds in one way only,
+# those that IEEE 754 rounds in one way only (not in float16, which runtimes compute in float32 and
+# round when they please),
 _ARITHMETIC = ("Abs", "Add", "Ceil", "Div", "Floor", "Mul", "Neg", "Reciprocal", "Sqrt", "Sub")
 _COMPARISONS = ("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or")
 # and those that are exact on integers: sums of floats depend on their order, max(-0, 0) on taste
@@ -71,7 +72,7 @@ _FOLDED = (*_MOVES, *_ARITHMETIC, *_COMPARISONS, *_COUNTS, *_SHAPES, "Cast", "Co
 # what these read is folded before them: they may stay, because their result is larger
 _GROWING = ("ConstantOfShape", "Expand", "Gather", "Pad", "Range", "Tile", "Where")
 
-_NUMBERS = ("float16", "float32", "float64", "int32", "int64")
+_NUMBERS = ("float32", "float64", "int32", "int64")
 _INTEGERS = ("int32", "int64")
 
 
@@ -178,7 +179,7 @@ def _is_exact(node: Node, kinds: list[str]) -> bool:
     if op in _ARITHMETIC:
         return set(kinds) <= set(_NUMBERS)
     if op in _COMPARISONS or op == "Cast":
-        return set(kinds) <= {*_NUMBERS, "bool"}
+        return set(kinds) <= {*_NUMBERS, "float16", "bool"}
     if op in _COUNTS:
         return set(kinds) <= set(_INTEGERS)
     if op == "Pad":
