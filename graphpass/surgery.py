@@ -74,11 +74,20 @@ class Surgeon:
                 return built
             weight = self._stored(term, self.fresh(output.name))
             term = Op("Constant", value=Constant(weight.name, weight))
-        name = self._node_name(found, term)
-        self._node(graph, term, Variable(output.name), name, built)
+        heirs = _names_left(found)
+        name = self._root_name(found, term, heirs)
+        self._node(graph, term, Variable(output.name), name, heirs, built)
         return built
 
-    def _node(self, graph: Graph, term: Op, output: Variable, name: str, built: Built) -> None:
+    def _node(
+        self,
+        graph: Graph,
+        term: Op,
+        output: Variable,
+        name: str,
+        heirs: dict[str, list[str]],
+        built: Built,
+    ) -> None:
         op = term.ops[0]
         operands: list[Tensor] = []
         for index, part in enumerate(term.inputs):
@@ -87,7 +96,9 @@ class Surgeon:
             elif isinstance(part, Op):
                 base = f"{output.name}.{part.ops[0].lower()}"
                 inner = Variable(self.fresh(base))
-                self._node(graph, part, inner, self.fresh(base) if name else "", built)
+                left = heirs.get(part.ops[0])
+                inner_name = left.pop(0) if left else self.fresh(base) if name else ""
+                self._node(graph, part, inner, inner_name, heirs, built)
                 operands.append(inner)
             elif isinstance(part, gs.Tensor):
                 operands.append(part)
@@ -127,12 +138,13 @@ class Surgeon:
         array = value.array() if isinstance(value, Weight) else np.asarray(value)
         return Weight.of(self._store(array, name), name)
 
-    def _node_name(self, found: Match, term: Op) -> str:
-        """Give the node the name of the one that it continues."""
-        for node in found.nodes:
-            if node.op in term.ops and node.name:
-                return str(node.name)
-        return str(found.root.name)
+    def _root_name(self, found: Match, term: Op, heirs: dict[str, list[str]]) -> str:
+        op, root = term.ops[0], found.root
+        if heirs.get(op):
+            return heirs[op].pop(0)
+        if root.name and any(part.ops[0] == root.op for part in _inner(term)):
+            return self.fresh(f"{root.name}.{op.lower()}")
+        return str(root.name)
 
     def fresh(self, base: str) -> str:
         """Return a name near `base` that nothing in the model has."""
@@ -335,6 +347,29 @@ class Surgeon:
             elif id(node) not in self._dead:
                 living.append(node)
         return living
+
+
+def _names_left(found: Match) -> dict[str, list[str]]:
+    """Return the names of the matched nodes that go, by operator: new ones of a kind take them."""
+    gone: set[int] = set()
+    left: dict[str, list[str]] = {}
+    for node in found.nodes:  # a node comes after its readers
+        read = [reader for tensor in node.outputs for reader in tensor.outputs]
+        stays = any(is_output(tensor) for tensor in node.outputs) or any(
+            id(reader) not in gone for reader in read
+        )
+        if id(node) in gone or (node is not found.root and stays):
+            continue
+        gone.add(id(node))
+        if node.name:
+            left.setdefault(str(node.op), []).append(str(node.name))
+    return left
+
+
+def _inner(term: Op) -> list[Op]:
+    """Return the operators below the root of `term`."""
+    direct = [part for part in term.inputs if isinstance(part, Op)]
+    return [op for part in direct for op in (part, *_inner(part))]
 
 
 def _operand_name(node: str, op: str, index: int) -> str:

@@ -13,6 +13,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphpass import wire
+from graphpass.reference import refer, reference_of
 
 Array = npt.NDArray[Any]
 
@@ -95,6 +96,19 @@ class Weight(LazyValues):  # type: ignore[misc]
         tensor.ClearField("dims")
         tensor.dims.extend(sizes)
         return Weight.of(tensor, self.name)
+
+    def rows(self, part: slice) -> Array:
+        """Read a part along axis 0, and from a file no more than that."""
+        start, stop, _ = part.indices(self.shape[0])
+        reference = None if self.tensor is None else reference_of(self.tensor)
+        if reference is None or self.nbytes != reference.length:  # elements below a byte
+            return self.array()[start:stop]
+        each = self.nbytes // self.shape[0]
+        tensor = onnx.TensorProto(name=self.name, data_type=self.data_type)
+        tensor.dims.extend((stop - start, *self.shape[1:]))
+        where = (reference.offset + start * each, (stop - start) * each)
+        refer(tensor, reference._replace(offset=where[0], length=where[1]))
+        return wire.tensor_array(tensor)
 
     def __repr__(self) -> str:
         return f"Weight({self.name!r}, shape={self.shape}, dtype={self.dtype})"

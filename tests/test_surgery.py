@@ -207,3 +207,46 @@ def test_a_pass_may_use_graphsurgeon_itself() -> None:
     assert applied.notes == ["scaled "]
     onnx.checker.check_model(result, full_check=True)
     assert [node.op_type for node in result.graph.node] == ["Relu", "Mul", "Abs"]
+
+
+class ReluFirst(Rule):
+    """Relu(Flatten(x)) = Flatten(Relu(x))."""
+
+    pattern = Op("Relu", Op("Flatten", any_("x"), shared=True))
+
+    def rewrite(self, x: Any) -> Any:
+        return Op("Flatten", Op("Relu", x))
+
+
+@dataclass(frozen=True)
+class MoveRelu(Pass):
+    """A rule whose parts change places."""
+
+    name = "move-relu"
+    rules = (ReluFirst(),)
+
+
+def test_nodes_that_change_places_keep_their_names() -> None:
+    model = graph("(float[N,3,2] x) => (float[N,6] y) { [flat] f = Flatten(x) [act] y = Relu(f) }")
+    result = check(MoveRelu(), model, "Relu Flatten", exact=True)
+    assert [node.name for node in result.graph.node] == ["act", "flat"]
+
+
+def test_the_name_of_a_node_that_stays_is_not_given_again() -> None:
+    model = graph(
+        "(float[N,3,2] x) => (float[N,6] y, float[N,6] z)"
+        " { [flat] f = Flatten(x) [act] y = Relu(f) z = Abs(f) }"
+    )
+    result = check(MoveRelu(), model, "Flatten Relu Flatten Abs", exact=True)
+    names = [node.name for node in result.graph.node if node.name]
+    assert names[0] == "flat" and len(set(names)) == len(names)
+
+
+def test_part_of_a_weight_is_read_from_where_it_lies() -> None:
+    values = np.arange(4096, dtype=np.float32).reshape(64, 8, 8)
+    model = graph("(float[64,8,8] x) => (float[64,8,8] y) { y = Add(x, c) }", c=values)
+    weight = Model.load(model).graph.initializers[0].weight
+    assert np.array_equal(weight.rows(slice(3, 9)), values[3:9])
+    assert np.array_equal(
+        weight.reshape(512, 8).rows(slice(500, 600)), values.reshape(512, 8)[500:]
+    )
