@@ -245,7 +245,8 @@ def test_the_name_of_a_node_that_stays_is_not_given_again() -> None:
 def test_part_of_a_weight_is_read_from_where_it_lies() -> None:
     values = np.arange(4096, dtype=np.float32).reshape(64, 8, 8)
     model = graph("(float[64,8,8] x) => (float[64,8,8] y) { y = Add(x, c) }", c=values)
-    weight = Model.load(model).graph.initializers[0].weight
+    loaded = Model.load(model)
+    weight = loaded.graph.initializers[0].weight
     assert np.array_equal(weight.rows(slice(3, 9)), values[3:9])
     assert np.array_equal(
         weight.reshape(512, 8).rows(slice(500, 600)), values.reshape(512, 8)[500:]
