@@ -2,7 +2,8 @@
 
 Distances are relative to the output's scale, its largest finite magnitude in the original: the
 rounding errors of a network are proportional to what is summed up, not to the single element
-that remains. For integers, booleans and strings the distance is the fraction that differs.
+that remains. Slices of an output that have a scale of their own are measured by that, too. For
+integers, booleans and strings the distance is the fraction of elements that differ.
 
 The noise floor of an output is its distance from itself when the original is run with inputs
 moved by one ulp, or with ONNX Runtime's optimizations. A rewrite only reorders or merges
@@ -12,46 +13,70 @@ closer than a base which follows from the precision of the arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from graphpass.validate.channel import Array, Value
+from graphpass.validate.measure import (
+    classes,
+    cosine,
+    difference,
+    identical,
+    is_discrete,
+    largest,
+    leaves,
+    magnitude,
+    max_relative,
+    max_ulps,
+    part_name,
+    parts,
+    structure_difference,
+    top1_agreement,
+    wide,
+)
 
-# A floor beyond this and the tolerance would let anything pass: the output says nothing.
+# With a floor beyond this, the tolerance would let anything pass: the output says nothing.
 MAX_NOISE_FLOOR = 0.05
-_CLASS_AXIS_MIN = 2
+# A slice may hold the remains of a cancellation of larger numbers; it gets more room.
+_PART_SLACK = 8.0
 
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """One output on one feed and provider. Distances are relative to `scale`, see the module.
+    """One output on one feed and provider.
 
-    `error` is at the same time the tolerance that would have been needed. `noise_floor` is None
-    where it did not have to be measured. `max_rel_error` is the largest elementwise
-    |difference| / |original|, over elements above 1e-3 of the scale; `max_ulps` likewise, in
-    units of the output's own dtype. `comparable` is False where the floor exceeds
-    `MAX_NOISE_FLOOR` and the outputs are further apart than the base.
+    `scale`, `error`, `noise_floor`, `tolerance` belong together: to the whole output, or to the
+    slice `part` (``[:, 7]``) that came closest to its tolerance. `error`, `noise_floor` and
+    `tolerance` are relative to `scale`. `error` is at the same time the tolerance that would
+    have been needed. `noise_floor` is None where it did not have to be measured.
+
+    `max_abs_error`, `max_rel_error`, `max_ulps`, `cosine` are of the whole output;
+    `max_rel_error` (elementwise, relative to the element) and `max_ulps` (in units of the
+    output's own dtype) leave out elements below 1e-3 of its scale.
+
+    `comparable` is False where the floor exceeds `MAX_NOISE_FLOOR` and would excuse the error.
+    `blank`: the original has no finite element here.
     """
 
     name: str
     provider: str
     feed: str
-    dtype: str
-    scale: float
-    max_abs_error: float
-    max_rel_error: float
-    error: float
-    noise_floor: float | None
-    tolerance: float
-    max_ulps: float
-    cosine: float
-    top1_agreement: float | None
-    ok: bool
+    dtype: str = "none"
+    part: str = ""
+    scale: float = 0.0
+    max_abs_error: float = 0.0
+    max_rel_error: float = 0.0
+    error: float = 0.0
+    noise_floor: float | None = None
+    tolerance: float = 0.0
+    max_ulps: float = 0.0
+    cosine: float = 1.0
+    top1_agreement: float | None = None
+    ok: bool = True
     comparable: bool = True
+    blank: bool = False
     reason: str = ""
 
     @property
@@ -62,31 +87,36 @@ class OutputComparison:
 
 @dataclass(frozen=True)
 class Noise:
-    """What moved when the original was run again with noise.
+    """What moved when the original was run again with noise, in the output's own unit.
 
-    `distance`: as in `OutputComparison.error`. `unstable`: elements that became or ceased to be
-    finite (None: none). `structure_changed`: another shape or length, as after NonMaxSuppression.
+    `distance`: the largest movement, or the fraction of elements that changed. `parts`: by axis,
+    the largest in each slice. `unstable`: elements that became or ceased to be finite (None:
+    none). `structure_changed`: another shape or length, as after NonMaxSuppression.
     """
 
-    distance: float
-    unstable: npt.NDArray[np.bool_] | None = None
+    distance: float = 0.0
+    parts: Mapping[int, Array] = field(default_factory=dict)
+    unstable: Array | None = None
     structure_changed: bool = False
 
     def joined(self, other: Noise) -> Noise:
         """Return the worse of both."""
         if self.structure_changed or other.structure_changed:
-            return Noise(np.inf, None, True)
+            return Noise(structure_changed=True)
         masks = [mask for mask in (self.unstable, other.unstable) if mask is not None]
-        mask = None if not masks else np.logical_or.reduce(masks)
-        return Noise(max(self.distance, other.distance), mask)
+        return Noise(
+            max(self.distance, other.distance),
+            {axis: np.maximum(found, other.parts[axis]) for axis, found in self.parts.items()},
+            np.logical_or.reduce(masks) if masks else None,
+        )
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How strict to be: base by dtype name, factor on the floor, or the user's rtol and atol.
+    """How strict to be: a base, a factor on the noise floor, or the user's rtol and atol.
 
-    `rtol` is relative to the output's scale, `atol` is absolute; given either, the noise floor
-    plays no part.
+    `base` and `rtol` are relative to the output's scale, `atol` is absolute. Given rtol or atol,
+    the noise floor plays no part, nor do slices.
     """
 
     base: float
@@ -99,26 +129,20 @@ class Policy:
         """Whether the user has set the tolerance."""
         return self.rtol is not None or self.atol is not None
 
-    def tolerance(self, floor: float, scale: float, *, discrete: bool) -> float:
-        """Return the tolerance relative to `scale`."""
+    def tolerance(self, scale: float, floor: float, slack: float = 1.0) -> float:
+        """Return the tolerance relative to `scale`; `floor` is relative, too."""
         if self.fixed:
-            absolute = (self.atol or 0.0) / scale if scale else 0.0
-            return (self.rtol or 0.0) + absolute
-        return max(0.0 if discrete else self.base, self.factor * floor)
+            return (self.rtol or 0.0) + (self.atol or 0.0) / scale
+        return max(self.base * slack, self.factor * floor)
 
 
-def leaves(outputs: Mapping[str, Value]) -> dict[str, Array | None]:
-    """Flatten sequences and maps: ``y[0]``, ``y[key]``; an empty optional is None."""
-    flat: dict[str, Array | None] = {}
-    for name, value in outputs.items():
-        if isinstance(value, list):
-            flat[f"len({name})"] = np.array(len(value))
-            flat.update(leaves({f"{name}[{index}]": item for index, item in enumerate(value)}))
-        elif isinstance(value, Mapping):
-            flat.update(leaves({f"{name}[{key}]": np.asarray(v) for key, v in value.items()}))
-        else:
-            flat[name] = value
-    return flat
+@dataclass(frozen=True)
+class Place:
+    """Which output, where: what a comparison is labelled with."""
+
+    name: str
+    provider: str
+    feed: str
 
 
 def measure_noise(reference: Mapping[str, Value], again: Mapping[str, Value]) -> dict[str, Noise]:
@@ -128,219 +152,191 @@ def measure_noise(reference: Mapping[str, Value], again: Mapping[str, Value]) ->
 
 
 def _noise(reference: Array | None, again: Array | None) -> Noise:
-    if _structure_difference(reference, again):
-        return Noise(np.inf, None, True)
+    if structure_difference(reference, again):
+        return Noise(structure_changed=True)
     if reference is None or again is None or reference.size == 0:
-        return Noise(0.0)
-    if _is_discrete(reference):
+        return Noise()
+    if is_discrete(reference):
         return Noise(float(np.mean(reference != again)))
-    one, two = _wide(reference), _wide(again)
-    unstable = _class_of_elements(one) != _class_of_elements(two)
-    finite = np.isfinite(one) & np.isfinite(two)
-    scale = _scale(one)
-    distance = _max_abs(one, two, finite) / (scale or 1.0)
-    return Noise(distance, unstable if unstable.any() else None)
+    one, two = wide(reference), wide(again)
+    delta = difference(one, two, np.isfinite(one) & np.isfinite(two))
+    unstable = classes(one) != classes(two)
+    return Noise(float(delta.max()), dict(parts(delta)), unstable if unstable.any() else None)
 
 
 def compare_leaf(
-    name: str,
+    place: Place,
     reference: Array | None,
     candidate: Array | None,
     *,
     noise: Noise | None,
     policy: Policy,
-    fallback_scale: float,
-    provider: str,
-    feed: str,
+    fallback_scale: Callable[[], float],
 ) -> OutputComparison:
-    """Compare one leaf. `fallback_scale` stands in where the original is zero throughout."""
-    make = _Maker(name, provider, feed, "none" if reference is None else reference.dtype.name)
-    problem = _structure_difference(reference, candidate)
+    """Compare one leaf. `fallback_scale` is asked where the original is zero throughout."""
+    label = (place.name, place.provider, place.feed)
+    problem = structure_difference(reference, candidate)
     if problem:
-        unsteady = noise is not None and noise.structure_changed
-        return make.structural(problem, comparable=not unsteady)
-    if reference is None or candidate is None or reference.size == 0:
-        return make.equal()
+        excused = noise is not None and noise.structure_changed
+        return OutputComparison(
+            *label, error=np.inf, ok=False, comparable=not excused, reason=problem
+        )
+    if reference is None or candidate is None:
+        return OutputComparison(*label)
+    if reference.size == 0:
+        return OutputComparison(*label, dtype=reference.dtype.name)
     if noise is not None and noise.structure_changed:
         noise = None
-    if _is_discrete(reference):
-        return _compare_discrete(make, reference, candidate, noise, policy)
-    return _compare_floats(make, reference, candidate, noise, policy, fallback_scale)
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """Makes comparisons that share name, provider, feed and dtype."""
-
-    name: str
-    provider: str
-    feed: str
-    dtype: str
-
-    def make(self, **figures: Any) -> OutputComparison:
-        neutral: dict[str, Any] = {
-            "scale": 0.0,
-            "max_abs_error": 0.0,
-            "max_rel_error": 0.0,
-            "error": 0.0,
-            "noise_floor": None,
-            "tolerance": 0.0,
-            "max_ulps": 0.0,
-            "cosine": 1.0,
-            "top1_agreement": None,
-            "ok": True,
-        }
-        return OutputComparison(
-            self.name, self.provider, self.feed, self.dtype, **{**neutral, **figures}
-        )
-
-    def equal(self) -> OutputComparison:
-        return self.make()
-
-    def structural(self, problem: str, *, comparable: bool = True) -> OutputComparison:
-        return self.make(error=np.inf, ok=False, reason=problem, comparable=comparable)
-
-
-def _structure_difference(reference: Array | None, candidate: Array | None) -> str:
-    if reference is None and candidate is None:
-        return ""
-    if reference is None or candidate is None:
-        return "is there on one side only"
-    if reference.dtype != candidate.dtype:
-        return f"has dtype {candidate.dtype} instead of {reference.dtype}"
-    if reference.shape != candidate.shape:
-        return f"has shape {list(candidate.shape)} instead of {list(reference.shape)}"
-    return ""
+    if is_discrete(reference):
+        return _compare_discrete(place, reference, candidate, noise, policy)
+    return _compare_floats(place, reference, candidate, noise, policy, fallback_scale)
 
 
 def _compare_discrete(
-    make: _Maker, reference: Array, candidate: Array, noise: Noise | None, policy: Policy
+    place: Place, reference: Array, candidate: Array, noise: Noise | None, policy: Policy
 ) -> OutputComparison:
     error = float(np.mean(reference != candidate))
-    floor = noise.distance if noise is not None else None
-    tolerance = policy.tolerance(floor or 0.0, 1.0, discrete=True)
-    if policy.fixed:
-        tolerance = 0.0
-    too_noisy = floor is not None and floor > MAX_NOISE_FLOOR and error > 0
-    return make.make(
+    floor = None if noise is None else noise.distance
+    tolerance = 0.0 if policy.fixed or floor is None else policy.factor * floor
+    comparable = error == 0 or floor is None or floor <= MAX_NOISE_FLOOR
+    numbers = reference.dtype.kind in "iub"
+    return OutputComparison(
+        place.name,
+        place.provider,
+        place.feed,
+        reference.dtype.name,
         scale=1.0,
-        max_abs_error=_max_integer_difference(reference, candidate),
+        max_abs_error=float(np.abs(wide(reference) - wide(candidate)).max()) if numbers else 0.0,
         error=error,
         noise_floor=floor,
         tolerance=tolerance,
-        top1_agreement=1.0 - error if error else None,
-        ok=error <= tolerance and not too_noisy,
-        comparable=not too_noisy,
-        reason="" if error <= tolerance else f"differs in {error:.2%} of its elements",
+        top1_agreement=1.0 - error if reference.dtype.kind in "iu" else None,
+        ok=error <= tolerance and comparable,
+        comparable=comparable,
+        reason=f"differs in {error:.2%} of its elements" if error > tolerance else "",
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The figures of the whole output, or of one slice."""
+
+    name: str
+    scale: float
+    error: float
+    floor: float | None
+    tolerance: float
+
+    @property
+    def urgency(self) -> float:
+        """How close to the tolerance; beyond 1 it is exceeded."""
+        if self.tolerance == 0:
+            return np.inf if self.error > 0 else 0.0
+        return self.error / self.tolerance
+
+
 def _compare_floats(
-    make: _Maker,
+    place: Place,
     reference: Array,
     candidate: Array,
     noise: Noise | None,
     policy: Policy,
-    fallback_scale: float,
+    fallback_scale: Callable[[], float],
 ) -> OutputComparison:
-    one, two = _wide(reference), _wide(candidate)
-    classes = _class_of_elements(one)
-    misplaced = classes != _class_of_elements(two)
+    if identical(reference, candidate):
+        return _equal(place, reference, noise, policy, fallback_scale)
+    one, two = wide(reference), wide(candidate)
+    misplaced = classes(one) != classes(two)
     if noise is not None and noise.unstable is not None:
         misplaced &= ~noise.unstable
-    finite = np.isfinite(one) & np.isfinite(two)
-    scale = _scale(one) or fallback_scale
-    max_abs = _max_abs(one, two, finite)
-    error = np.inf if misplaced.any() else max_abs / scale
-    floor = noise.distance if noise is not None else None
-    tolerance = policy.tolerance(floor or 0.0, scale, discrete=False)
-    too_noisy = not policy.fixed and floor is not None and floor > MAX_NOISE_FLOOR
-    too_noisy = too_noisy and error > policy.base
-    large = finite & (np.abs(one) > 1e-3 * scale)
-    return make.make(
-        scale=scale,
-        max_abs_error=max_abs,
-        max_rel_error=_max(np.abs(two - one), np.abs(one), large),
-        error=error,
-        noise_floor=floor,
-        tolerance=tolerance,
-        max_ulps=_max_ulps(reference, one, two, large),
-        cosine=_cosine(one, two, finite),
-        top1_agreement=_top1_agreement(reference, candidate),
-        ok=error <= tolerance and not too_noisy,
-        comparable=not too_noisy,
-        reason=_float_reason(misplaced, error, tolerance),
+    both_finite = np.isfinite(one) & np.isfinite(two)
+    delta = difference(one, two, both_finite)
+    sizes = np.where(np.isfinite(one), np.abs(one), 0.0)
+    worst = max(
+        _measured_parts(sizes, delta, noise, policy, fallback_scale), key=lambda p: p.urgency
+    )
+    excess = worst.error > worst.tolerance
+    # Too noisy to judge, unless it is as close as any output must be, or off beyond all noise.
+    noisy = not policy.fixed and (worst.floor or 0.0) > MAX_NOISE_FLOOR
+    comparable = bool(misplaced.any()) or excess or worst.error <= policy.base or not noisy
+    reason = _reason(int(misplaced.sum()), worst, excess)
+    large = both_finite & (sizes > 1e-3 * worst.scale)
+    return OutputComparison(
+        place.name,
+        place.provider,
+        place.feed,
+        reference.dtype.name,
+        part=worst.name,
+        scale=worst.scale,
+        max_abs_error=float(delta.max()),
+        max_rel_error=max_relative(delta, one, large),
+        error=np.inf if misplaced.any() else worst.error,
+        noise_floor=worst.floor,
+        tolerance=worst.tolerance,
+        max_ulps=max_ulps(delta, reference, large),
+        cosine=cosine(one, two, both_finite),
+        top1_agreement=top1_agreement(reference, candidate),
+        ok=not reason and comparable,
+        comparable=comparable,
+        blank=not np.isfinite(one).any(),
+        reason=reason,
     )
 
 
-def _float_reason(misplaced: Array, error: float, tolerance: float) -> str:
-    if misplaced.any():
-        return f"has NaN or infinity in other places ({int(misplaced.sum())} elements)"
-    if error > tolerance:
-        return f"differs by {error:.2g} of its scale"
+def _equal(
+    place: Place,
+    array: Array,
+    noise: Noise | None,
+    policy: Policy,
+    fallback_scale: Callable[[], float],
+) -> OutputComparison:
+    scale = magnitude(array) or fallback_scale()
+    floor = None if noise is None else noise.distance / scale
+    return OutputComparison(
+        place.name,
+        place.provider,
+        place.feed,
+        array.dtype.name,
+        scale=scale,
+        noise_floor=floor,
+        tolerance=policy.tolerance(scale, floor or 0.0),
+        top1_agreement=top1_agreement(array, array),
+        blank=not np.isfinite(wide(array)).any(),
+    )
+
+
+def _measured_parts(
+    sizes: Array,
+    delta: Array,
+    noise: Noise | None,
+    policy: Policy,
+    fallback_scale: Callable[[], float],
+) -> Iterator[_Part]:
+    """Yield the whole output, then the worst slice along each axis that has slices."""
+    everywhere = np.ones(sizes.shape, dtype=bool)
+    scale = largest(sizes, everywhere) or fallback_scale()
+    floor = None if noise is None else noise.distance / scale
+    tolerance = policy.tolerance(scale, floor or 0.0)
+    yield _Part("", scale, largest(delta, everywhere) / scale, floor, tolerance)
+    if policy.fixed:
+        return
+    for (axis, scales), (_, errors) in zip(parts(sizes), parts(delta), strict=True):
+        floors = np.zeros_like(scales) if noise is None else noise.parts[axis]
+        room = np.maximum(policy.base * _PART_SLACK * scales, policy.factor * floors)
+        with np.errstate(all="ignore"):
+            urgencies = np.where(scales > 0, errors / room, 0.0)
+        index = int(np.argmax(urgencies))
+        own = float(scales[index])
+        if own > 0:
+            floor = None if noise is None else float(floors[index]) / own
+            tolerance = policy.tolerance(own, floor or 0.0, _PART_SLACK)
+            yield _Part(part_name(axis, index), own, float(errors[index]) / own, floor, tolerance)
+
+
+def _reason(misplaced: int, worst: _Part, excess: bool) -> str:
+    if misplaced:
+        return f"has NaN or infinity in other places ({misplaced} elements)"
+    if excess:
+        where = f" in {worst.name}" if worst.name else ""
+        return f"differs by {worst.error:.2g} of its scale{where}"
     return ""
-
-
-def _is_discrete(array: Array) -> bool:
-    return array.dtype.kind in "biuOUS" and array.dtype.name not in _LOW_FLOATS
-
-
-# ml_dtypes' floats have kind 'V' or 'f', depending on its version; never take them for integers.
-_LOW_FLOATS = {"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"}
-
-
-def _wide(array: Array) -> Array:
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-
-
-def _class_of_elements(array: Array) -> Array:
-    """Return 0 for finite elements, 1 for +inf, 2 for -inf, 3 for NaN."""
-    real = array.real
-    classes: Array = np.where(np.isnan(array), 3, np.where(np.isinf(array), 1 + (real < 0), 0))
-    return classes
-
-
-def _scale(array: Array) -> float:
-    return _max(np.abs(array), np.ones(()), np.isfinite(array))
-
-
-def _max_abs(one: Array, two: Array, where: Array) -> float:
-    with np.errstate(invalid="ignore", over="ignore"):
-        return _max(np.abs(two - one), np.ones(()), where)
-
-
-def _max(numerator: Array, denominator: Array, where: Array) -> float:
-    if not where.any():
-        return 0.0
-    with np.errstate(all="ignore"):
-        return float(np.max(numerator / denominator, where=where, initial=0.0))
-
-
-def _max_integer_difference(one: Array, two: Array) -> float:
-    if one.dtype.kind not in "iub":
-        return 0.0
-    return float(np.max(np.abs(one.astype(np.float64) - two.astype(np.float64))))
-
-
-def _max_ulps(reference: Array, one: Array, two: Array, where: Array) -> float:
-    if reference.dtype.kind == "c" or reference.dtype.name.startswith("float8"):
-        return 0.0
-    with np.errstate(all="ignore"):
-        spacing = np.abs(np.spacing(np.abs(reference))).astype(np.float64)
-        return _max(np.abs(two - one), spacing, where)
-
-
-def _cosine(one: Array, two: Array, where: Array) -> float:
-    a, b = one[where], two[where]
-    norm = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    if norm == 0 or not np.isfinite(norm):
-        return 1.0 if np.array_equal(a, b) else 0.0
-    return float(np.abs(np.vdot(a, b)) / norm) if a.dtype.kind == "c" else float(a @ b / norm)
-
-
-def _top1_agreement(reference: Array, candidate: Array) -> float | None:
-    """Fraction of rows with the same largest element, where the output looks like class scores."""
-    if reference.ndim != 2 or reference.shape[1] < _CLASS_AXIS_MIN or reference.dtype.kind == "c":
-        return None
-    same: Array = np.argmax(reference, axis=1) == np.argmax(candidate, axis=1)
-    return float(np.mean(same))

@@ -23,11 +23,15 @@ _WORDS = ("graph", "pass", "", "Knoten", "节点", "a b")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to draw a feed: kind of values, a number per symbol, the range of plain integers."""
+    """How to draw a feed: kind of values, a number per symbol, the range of plain integers.
+
+    `large` is the standard deviation of values of that kind.
+    """
 
     kind: str
     bindings: Bindings
     integers: tuple[int, int] = INTEGER_RANGES[0]
+    large: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -103,19 +107,19 @@ def _array(
         return rng.integers(max(low, 0), min(high, 2), shape).astype(dtype)
     if dtype.kind in "iu":
         return _integers(spec, shape, recipe, rng)
-    values = _floats(shape, recipe.kind, rng)
+    values = _floats(shape, recipe, rng)
     if dtype.kind == "c":
-        values = values + 1j * _floats(shape, recipe.kind, rng)
+        values = values + 1j * _floats(shape, recipe, rng)
     with np.errstate(over="ignore"):
         return values.astype(dtype)
 
 
-def _floats(shape: tuple[int, ...], kind: str, rng: np.random.Generator) -> Array:
-    if kind == "zeros":
+def _floats(shape: tuple[int, ...], recipe: Recipe, rng: np.random.Generator) -> Array:
+    if recipe.kind == "zeros":
         return np.zeros(shape)
-    if kind == "uniform":
+    if recipe.kind == "uniform":
         return rng.uniform(0.0, 1.0, shape)
-    return rng.standard_normal(shape) * {"large": 100.0, "small": 0.01}.get(kind, 1.0)
+    return rng.standard_normal(shape) * {"large": recipe.large, "small": 0.01}.get(recipe.kind, 1.0)
 
 
 def _integers(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 
 from graphpass.validate import noise
-from graphpass.validate.channel import Array
-from graphpass.validate.compare import leaves
+from graphpass.validate.measure import identical, leaves, magnitude
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.point import FULL_NOISE, ONE_DRAW, REORDERED, Point, ReferenceCannotRunError
 from graphpass.validate.runtime import Level, RunError, Runtime, Session
@@ -69,11 +67,11 @@ class Original:
     def fallback_scale(self, point: Point, leaf: str) -> float:
         """Return a scale for an output that is zero here: that on other points, or the inputs'."""
         values = [leaves(other.outputs).get(leaf) for other in self._points[point.provider]]
-        scale = max((_magnitude(value) for value in values), default=0.0)
+        scale = max((magnitude(value) for value in values), default=0.0)
         if scale > 0:
             return scale
         inputs = leaves(point.feed.values).values()
-        return max((_magnitude(value) for value in inputs), default=0.0) or 1.0
+        return max((magnitude(value) for value in inputs), default=0.0) or 1.0
 
     def _first_runs(self, provider: str) -> list[Point]:
         try:
@@ -135,21 +133,4 @@ def _unsteady(session: Session, point: Point) -> set[str]:
     """Run once more, in a session that has run before: a fresh one repeats its random numbers."""
     again = leaves(session.run(point.feed.values).outputs)
     first = leaves(point.outputs)
-    return {name for name in first if not _identical(first[name], again.get(name))}
-
-
-def _identical(one: Array | None, two: Array | None) -> bool:
-    if one is None or two is None:
-        return one is two
-    if one.shape != two.shape or one.dtype != two.dtype:
-        return False
-    if one.dtype.kind in "OUS":
-        return bool((one == two).all())
-    return one.tobytes() == two.tobytes()
-
-
-def _magnitude(value: Array | None) -> float:
-    if value is None or value.size == 0 or value.dtype.kind in "OUSb":
-        return 0.0
-    magnitudes = np.abs(value.astype(np.complex128 if value.dtype.kind == "c" else np.float64))
-    return float(np.max(magnitudes, where=np.isfinite(magnitudes), initial=0.0))
+    return {name for name in first if not identical(first[name], again.get(name))}

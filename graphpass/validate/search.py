@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 
 from graphpass.validate.channel import Array, Value
-from graphpass.validate.compare import leaves
 from graphpass.validate.cost import multiply_adds
 from graphpass.validate.dims import Bindings, classify, first_bindings, resized, with_batch
 from graphpass.validate.feeds import (
@@ -23,6 +22,8 @@ from graphpass.validate.feeds import (
     overrides,
 )
 from graphpass.validate.inputs import InputSpec, input_specs
+from graphpass.validate.measure import is_discrete, leaves
+from graphpass.validate.noise import arithmetic_epsilon
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.point import Point, ReferenceCannotRunError
 from graphpass.validate.runtime import RunError, Session
@@ -33,6 +34,8 @@ from graphpass.wire import WireError, tensor_array
 _FURTHER_FEEDS = (("large", 2), ("uniform", 3), ("zeros", 1))
 # How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
 _FEWER_FEEDS = ((1e9, 1), (3e8, 2), (0.0, 3))
+_GENTLER_FEEDS = ("uniform", "small")
+_SINGLE_EPSILON = 2.0**-23
 _MAX_ATTEMPTS = 80
 _MAX_SEARCH_S = 60.0
 _MAX_OVERRIDE_BYTES = 16 << 20
@@ -48,6 +51,8 @@ class FeedSearch:
         self.dropped: list[str] = []
         self._model, self._options = model, options
         self._specs = input_specs(model)
+        # Half precision overflows where single does not, and what is left then is chance.
+        self._large = 100.0 if arithmetic_epsilon(model) <= _SINGLE_EPSILON else 8.0
         self._classes = classify(self._specs)
         self._may_resize = self._may_batch = True
         unknown = sorted(set(options.bind) - set(self._classes))
@@ -67,8 +72,11 @@ class FeedSearch:
             point = self._varied(session, provider, replace(recipe, kind=kind), batch)
             if point is not None:
                 points.append(point)
-        if not any(_finite_somewhere(point.outputs) for point in points):
-            points.extend(self._try(session, provider, self._draw(replace(recipe, kind="small"))))
+        for kind in _GENTLER_FEEDS:
+            # A feed on which all is NaN tests nothing, and must not be all that there is.
+            if not any(_finite_somewhere(point.outputs) for point in points):
+                feed = self._draw(replace(recipe, kind=kind))
+                points.extend(self._try(session, provider, feed))
         points.extend(self._overridden(session, provider, first.feed))
         return points
 
@@ -109,7 +117,7 @@ class FeedSearch:
         ranges = INTEGER_RANGES if any(map(_is_plain_integer, self._specs)) else INTEGER_RANGES[:1]
         pairs = itertools.product(range(len(bindings)), range(len(ranges)))
         for i, j in sorted(pairs, key=lambda pair: pair[0] + 2 * pair[1]):
-            yield Recipe("normal", bindings[i], ranges[j])
+            yield Recipe("normal", bindings[i], ranges[j], self._large)
 
     def _draw(self, recipe: Recipe) -> Feed:
         try:
@@ -218,5 +226,5 @@ def _elements(tensor: onnx.TensorProto) -> int:
 def _finite_somewhere(outputs: dict[str, Value]) -> bool:
     """Whether every output has at least one finite element (or none at all)."""
     arrays = [array for array in leaves(outputs).values() if array is not None and array.size]
-    floats = [array for array in arrays if array.dtype.kind not in "OUSbiu"]
+    floats = [array for array in arrays if not is_discrete(array)]
     return all(np.isfinite(array.astype(np.complex128)).any() for array in floats)

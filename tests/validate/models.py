@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, parser
 
+Array = npt.NDArray[Any]
 
-def parse(text: str, ir_version: int = 9, opset: int = 17, *imports: str) -> onnx.ModelProto:
+
+def parse(text: str, *imports: str, ir_version: int = 9, opset: int = 17) -> onnx.ModelProto:
     """Return a model from the text of a graph."""
     domains = ", ".join([f'"" : {opset}', *imports])
     return parser.parse_model(f"<ir_version: {ir_version}, opset_import: [{domains}]> {text}")
+
+
+# y counts to `trips`, which may be as many as one likes.
+COUNTING = """g (int64 trips, float x) => (float y) {
+    go = Constant <value = bool {1}> ()
+    y = Loop (trips, go, x) <body = b (int64 i, bool c, float v) => (bool d, float w) {
+        d = Identity (c)
+        one = Constant <value = float {1}> ()
+        w = Add (v, one)
+    }>
+}"""
+
+# y is as many zeros as one likes.
+ALLOCATING = "g (int64[1] n) => (float[M] y) { y = ConstantOfShape (n) }"
+
+RELU = "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }"
 
 
 def convnet(
@@ -21,19 +42,19 @@ def convnet(
     `weight_error` is the relative error of one weight in one channel of the second Conv.
     """
     rng = np.random.default_rng(seed)
-    nodes, initializers, value, channels = [], [], "x", 3
+    nodes: list[onnx.NodeProto] = []
+    initializers: list[onnx.TensorProto] = []
+    value, channels = "x", 3
 
-    def constant(name: str, array: np.ndarray) -> str:  # type: ignore[type-arg]
+    def constant(name: str, array: Array) -> str:
         initializers.append(numpy_helper.from_array(array.astype(np.float32), name))
         return name
 
     for layer in range(depth):
-        weight = rng.standard_normal((16, channels, 3, 3)) * np.sqrt(2 / (9 * channels))
-        bias, shift, mean = (rng.standard_normal(16) * 0.1 for _ in range(3))
-        scale, variance = rng.uniform(0.5, 1.5, 16), rng.uniform(0.5, 2, 16)
-        weight, bias, shift, mean, scale, variance = (
-            array.astype(np.float32) for array in (weight, bias, shift, mean, scale, variance)
-        )
+        kernel = rng.standard_normal((16, channels, 3, 3)) * np.sqrt(2 / (9 * channels))
+        weight: Array = kernel.astype(np.float32)
+        bias, shift, mean = (rng.standard_normal(16).astype(np.float32) * 0.1 for _ in range(3))
+        scale, variance = (rng.uniform(0.5, 2, 16).astype(np.float32) for _ in range(2))
         if folded:
             factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + 1e-5)
             weight = weight * factor[:, None, None, None]

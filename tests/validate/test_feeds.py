@@ -1,0 +1,170 @@
+import numpy as np
+import onnx
+import pytest
+
+from graphpass.validate.cost import multiply_adds
+from graphpass.validate.dims import classify, first_bindings, resized, with_batch
+from graphpass.validate.feeds import Recipe, draw_feed, overrides
+from graphpass.validate.inputs import input_specs
+
+from .models import convnet, parse
+
+IMAGE = parse("g (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Relu (x) }")
+
+
+def recipe(model: onnx.ModelProto, kind: str = "normal") -> Recipe:
+    return Recipe(kind, next(first_bindings(classify(input_specs(model)), {})))
+
+
+def test_symbols_are_classified_by_name_and_place() -> None:
+    model = parse(
+        "g (float[N,3,H,W] image, float[batch,seq] tokens, float[2,?,64] state, float[T] samples)"
+        " => (float[N,3,H,W] y) { y = Relu (image) }"
+    )
+    assert classify(input_specs(model)) == {
+        "N": "batch",
+        "H": "spatial",
+        "W": "spatial",
+        "batch": "batch",
+        "seq": "length",
+        "state[1]": "batch",
+        "T": "length",
+    }
+
+
+def test_channels_may_come_last() -> None:
+    model = parse("g (float[A,P,Q,3] x) => (float[A,P,Q,3] y) { y = Relu (x) }")
+    assert classify(input_specs(model)) == {"A": "batch", "P": "spatial", "Q": "spatial"}
+
+
+def test_a_dimension_without_a_name_is_called_after_its_input() -> None:
+    model = parse("g (float[3,4] x) => (float[3,4] y) { y = Relu (x) }")
+    model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    assert [spec.dims for spec in input_specs(model)] == [("x[0]", 4)]
+
+
+def test_one_symbol_has_one_value_in_all_inputs() -> None:
+    model = parse("g (float[N,3] a, float[N,5] b) => (float[N,3] y) { y = Relu (a) }")
+    for bindings in list(first_bindings(classify(input_specs(model)), {}))[:3]:
+        feed = draw_feed(input_specs(model), Recipe("normal", bindings), 0)
+        a, b = (np.asarray(feed.values[name]) for name in "ab")
+        assert a.shape == (bindings["N"], 3)
+        assert b.shape == (bindings["N"], 5)
+
+
+def test_bound_symbols_keep_their_value_in_every_variation() -> None:
+    classes = classify(input_specs(IMAGE))
+    fixed = {"N": 4, "H": 20}
+    bindings = next(first_bindings(classes, fixed))
+    assert (bindings["N"], bindings["H"]) == (4, 20)
+    varied = with_batch(resized(bindings, classes, fixed), classes, fixed, 3)
+    assert (varied["N"], varied["H"]) == (4, 20)
+    assert varied["W"] != bindings["W"]
+
+
+def test_variations_change_the_batch_and_are_not_square() -> None:
+    classes = classify(input_specs(IMAGE))
+    bindings = next(first_bindings(classes, {}))
+    varied = with_batch(resized(bindings, classes, {}), classes, {}, 2)
+    assert bindings["N"] == 1 and varied["N"] == 2
+    assert varied["H"] != varied["W"]
+
+
+def test_drawing_is_seeded_and_kinds_differ() -> None:
+    specs, same = input_specs(IMAGE), recipe(IMAGE)
+    one, two = (np.asarray(draw_feed(specs, same, 0).values["x"]) for _ in range(2))
+    assert one.tobytes() == two.tobytes()
+    assert one.tobytes() != np.asarray(draw_feed(specs, same, 1).values["x"]).tobytes()
+    drawn = {
+        kind: np.asarray(draw_feed(specs, recipe(IMAGE, kind), 0).values["x"])
+        for kind in ("normal", "large", "uniform", "zeros")
+    }
+    assert drawn["normal"].min() < -2 and drawn["normal"].dtype == np.float32
+    assert np.abs(drawn["large"]).max() > 100
+    assert drawn["uniform"].min() >= 0 and drawn["uniform"].max() <= 1
+    assert not drawn["zeros"].any()
+
+
+def test_indices_stay_inside_of_what_they_index() -> None:
+    model = parse(
+        "g (int64[N,S] ids, int32[N,S] types) => (float[N,S,2] y)"
+        " <float[7,2] words = {1,1,1,1,1,1,1,1,1,1,1,1,1,1}, float[2,2] kinds = {1,1,1,1}> {"
+        " flat = Identity (ids) a = Gather (words, flat)"
+        " wide = Cast <to=7> (types) b = Gather (kinds, wide) y = Add (a, b) }"
+    )
+    specs = input_specs(model)
+    assert [spec.index_bound for spec in specs] == [7, 2]
+    feed = draw_feed(specs, recipe(model), 0)
+    assert set(np.unique(np.asarray(feed.values["ids"]))) <= set(range(7))
+    assert set(np.unique(np.asarray(feed.values["types"]))) <= {0, 1}
+
+
+def test_bytes_cover_their_whole_range() -> None:
+    model = parse("g (uint8[64,64] x) => (uint8[64,64] y) { y = Identity (x) }")
+    drawn = np.asarray(draw_feed(input_specs(model), recipe(model), 0).values["x"])
+    assert (drawn.min(), drawn.max()) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    ("type_", "kind"),
+    [("float16", "f"), ("double", "f"), ("bool", "b"), ("string", "O"), ("complex64", "c")],
+)
+def test_other_types_are_drawn(type_: str, kind: str) -> None:
+    model = parse(f"g ({type_}[4] x) => ({type_}[4] y) {{ y = Identity (x) }}")
+    drawn = np.asarray(draw_feed(input_specs(model), recipe(model), 0).values["x"])
+    assert (drawn.dtype.kind, drawn.shape) == (kind, (4,))
+
+
+def test_sequences_and_optionals_are_drawn() -> None:
+    model = parse(
+        "g (seq(float[2]) s, optional(float[3]) o) => (float[2] y)"
+        " { zero = Constant <value = int64 {0}> () y = SequenceAt (s, zero) }"
+    )
+    feed = draw_feed(input_specs(model), recipe(model), 0)
+    sequence = feed.values["s"]
+    assert isinstance(sequence, list)
+    assert [np.asarray(item).shape for item in sequence] == [(2,), (2,)]
+    assert np.asarray(feed.values["o"]).shape == (3,)
+
+
+def test_what_cannot_be_drawn_is_named() -> None:
+    model = parse("g (sparse_tensor(float[2]) s) => (float[2] y) { y = Identity (s) }")
+    with pytest.raises(
+        ValueError, match="input 's' has a type that cannot be drawn: sparse tensor"
+    ):
+        draw_feed(input_specs(model), Recipe("normal", {}), 0)
+
+
+DEFAULTED = (
+    "g (float[3] x, float[3] w) => (float[3] y) <float[3] w = {-2, 0, 2}> { y = Mul (x, w) }"
+)
+
+
+def test_inputs_with_a_default_are_not_drawn() -> None:
+    model = parse(DEFAULTED)
+    assert [spec.overridable for spec in input_specs(model)] == [False, True]
+    assert set(draw_feed(input_specs(model), recipe(model), 0).values) == {"x"}
+
+
+def test_below_ir_version_4_initializers_are_no_inputs() -> None:
+    assert [spec.name for spec in input_specs(parse(DEFAULTED, ir_version=3))] == ["x"]
+
+
+def test_overrides_differ_and_keep_the_sign() -> None:
+    [drawn] = overrides({"w": np.array([-2, 0, 2], np.float32)}, 0).values()
+    values = np.asarray(drawn)
+    assert values.dtype == np.float32
+    assert -3 <= values[0] <= -1 and 0 <= values[1] <= 0.1 and 1 <= values[2] <= 3
+    assert values.tolist() != [-2, 0, 2]
+
+
+def test_cost_counts_multiply_adds() -> None:
+    image = {"x": (1, 3, 8, 8)}
+    kernels = 16 * 3 * 9 + 3 * 16 * 16 * 9
+    cost = multiply_adds(convnet(), image)
+    assert kernels * 64 < cost < kernels * 64 * 1.1
+    assert multiply_adds(convnet(), {"x": (2, 3, 8, 8)}) == pytest.approx(2 * cost, rel=0.01)
+    product = parse("g (float[N,20] x) => (float[N,30] y) { y = MatMul (x, w) }")
+    weight = onnx.numpy_helper.from_array(np.ones((20, 30), np.float32), "w")
+    product.graph.initializer.append(weight)
+    assert multiply_adds(product, {"x": (5, 20)}) == 5 * 20 * 30
