@@ -12,9 +12,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
+
 from graphpass.reference import WriteError, is_external, tensors
 from graphpass.splice import Sources, sync, write_file
-from graphpass.wire import skeleton_or_none
+from graphpass.wire import graph_bytes
 
 
 class Claim:
@@ -105,7 +107,7 @@ class Claim:
             path = self._destination.parent / name
             if path.exists() and path.stat().st_ino == inode:
                 if committed:
-                    remove_unused(path, self._destination)
+                    remove_unused(path)
                 else:
                     path.unlink()
 
@@ -136,26 +138,23 @@ def own_data(destination: Path) -> list[Path]:
 
 def _locations(model: Path) -> set[str]:
     """Return where the model in a file says that its external data is; no model, no places."""
-    skeleton = skeleton_or_none(model)
-    if skeleton is None:
-        return set()
     return {
         os.path.normpath(entry.value)
-        for tensor in tensors(skeleton)
+        for tensor in tensors(onnx.ModelProto.FromString(graph_bytes(model)))
         if is_external(tensor)
         for entry in tensor.external_data
         if entry.key == "location"
     }
 
 
-def remove_unused(data: Path, destination: Path) -> bool:
-    """Remove the data file of an overwritten model, unless another model may need it."""
+def remove_unused(data: Path) -> bool:
+    """Remove the data file of an overwritten model, unless a model beside it names it."""
     with contextlib.suppress(OSError):
         status = data.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             return False
         for other in data.parent.iterdir():
-            if other != data and other.is_file() and data.name in _locations(other):
+            if other != data and other.is_file() and os.fsencode(data.name) in graph_bytes(other):
                 return False
         data.unlink()
         return True

@@ -12,6 +12,7 @@ from graphpass.protobuf import Piece, Splice
 from graphpass.reference import WireError, stamp
 
 _CHUNK_BYTES = 1 << 20
+_SPLICED_FROM_BYTES = 1 << 16  # below that, a copy costs less than a call
 _CANNOT_SPLICE = {
     errno.EXDEV,
     errno.EINVAL,
@@ -26,23 +27,17 @@ _CANNOT_SPLICE = {
 def write_file(path: Path, pieces: Iterable[Piece], sources: Sources, mode: int | None) -> None:
     """Write a new file, durably."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
+    with open(descriptor, "wb", buffering=_CHUNK_BYTES) as file:  # noqa: PTH123
         if mode is not None:
             os.fchmod(descriptor, mode)
         for piece in pieces:
-            if isinstance(piece, Splice):
-                sources.splice(piece, descriptor)
-            else:
-                _write_all(descriptor, piece)
+            if isinstance(piece, Splice) and piece.length >= _SPLICED_FROM_BYTES:
+                file.flush()
+                piece = sources.splice(piece, descriptor)
+            for chunk in sources.chunks(piece):
+                file.write(chunk)
+        file.flush()
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def sync(folder: Path) -> None:
@@ -93,8 +88,8 @@ class Sources:
             yield chunk
             position += len(chunk)
 
-    def splice(self, piece: Splice, target: int) -> None:
-        """Append the bytes of `piece` to the file `target`, inside the kernel where it can."""
+    def splice(self, piece: Splice, target: int) -> Splice:
+        """Append `piece` to the file `target` inside the kernel; return what it cannot do so."""
         source = self._open(piece.path)
         position, end = piece.offset, piece.offset + piece.length
         while self._spliceable and position < end:
@@ -106,8 +101,7 @@ class Sources:
                 count = 0
             self._spliceable = count > 0
             position += count
-        for chunk in self.chunks(Splice(piece.path, position, end - position)):
-            _write_all(target, chunk)
+        return Splice(piece.path, position, end - position)
 
     def _open(self, path: str) -> int:
         if path not in self._descriptors:

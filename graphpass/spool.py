@@ -122,7 +122,10 @@ class Spool:
         except OSError as error:
             message = f"cannot keep a model in {self.folder.parent}: {error.strerror}"
             raise WriteError(message) from None
-        return read_skeleton(path, threshold=self._threshold, data_folder=folder)
+        try:
+            return read_skeleton(path, threshold=self._threshold, data_folder=folder)
+        except WireError as error:
+            raise WireError(str(error).replace(str(path), "the model in memory")) from None
 
     def _detach_over_2_gib(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Do what `detach` does for a model that protobuf can hold, but not serialize."""
@@ -138,7 +141,10 @@ class Spool:
                 explicit = tensor.HasField("data_location")
                 refer(tensor, placed._replace(origin="raw_data", explicit_location=explicit))
         # A cleared field keeps its memory until its message is gone, so this is a new one.
-        skeleton: onnx.ModelProto = onnx.ModelProto.FromString(copy.SerializeToString())
+        try:
+            skeleton: onnx.ModelProto = onnx.ModelProto.FromString(copy.SerializeToString())
+        except EncodeError:
+            raise WireError("the model in memory is more than 2 GiB without its weights") from None
         return skeleton
 
     def _append(self, array: npt.NDArray[Any]) -> Reference:

@@ -88,7 +88,8 @@ def read_skeleton(
         WireError: the file is no readable ONNX model, or its external data is not where it may be.
     """
     file = Path(path)
-    model, own = _parse(file, threshold)
+    content, own = _content(file, threshold)
+    model: onnx.ModelProto = onnx.ModelProto.FromString(content)
     if not (model.graph.node or model.graph.output or model.graph.initializer):
         raise WireError(f"{file} holds no graph: no nodes, no outputs, no initializers")
     if EXTERNAL_TAG in model.SerializeToString():
@@ -106,12 +107,15 @@ def read_skeleton(
     return model
 
 
-def skeleton_or_none(path: Path) -> onnx.ModelProto | None:
-    """Return the model in a file, its external data left where it says; None if there is none."""
+def graph_bytes(path: Path) -> bytes:
+    """Return a model file but for its large weights; nothing if it is no model.
+
+    External data is not looked for: the locations are what the file says.
+    """
     try:
-        return _parse(path, 1024)[0]
+        return _content(path, 1024)[0]
     except WireError:
-        return None
+        return b""
 
 
 def tensor_array(tensor: TensorProto) -> npt.NDArray[Any]:
@@ -207,18 +211,17 @@ def _decode(tensor: TensorProto) -> npt.NDArray[Any]:
         raise WireError(f"tensor '{tensor.name}' is malformed: {error}") from None
 
 
-def _parse(file: Path, threshold: int) -> tuple[onnx.ModelProto, Reference]:
-    """Return the model in `file`, its large inline data deferred, and a reference to the file."""
+def _content(file: Path, threshold: int) -> tuple[bytes, Reference]:
+    """Return the bytes of a skeleton of `file`, surely valid, and a reference to the whole file."""
     try:
         descriptor = _open_regular(file)
         try:
             status = os.fstat(descriptor)
-            own = Reference(os.path.realpath(file), 0, status.st_size, "raw_data", stamp(status))
-            location_of(own.path)
+            path = "/" + location_of(os.path.realpath(file))
+            own = Reference(path, 0, status.st_size, "raw_data", stamp(status))
             content = _without_payloads(FileSource(descriptor), own, max(threshold, 1))
-            model = onnx.ModelProto.FromString(content)
             _strict_model().FromString(content)
-            return model, own
+            return content, own
         except (MalformedError, DecodeError) as error:
             raise WireError(_why_not_a_model(file, os.pread(descriptor, 4096, 0), error)) from None
         finally:

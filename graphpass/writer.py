@@ -189,7 +189,7 @@ class StagedModel:
                 sync(folder)
             self.path.rename(self._destination)
             sync(folder)
-            kept = tuple(path for path in old if not remove_unused(path, self._destination))
+            kept = tuple(path for path in old if not remove_unused(path))
             return WrittenFiles(WrittenFile(self._destination, size), data, kept)
 
     def discard(self) -> None:

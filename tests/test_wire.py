@@ -485,6 +485,32 @@ def test_links_inside_and_allowed_folders_are_read(tmp_path: Path) -> None:
         read_skeleton(external_model(folder), allow_external=[tmp_path / "other"])
 
 
+def test_relative_paths_and_links_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "w.data").write_bytes(random_bytes(160))
+    external = external_model(tmp_path)
+    inline = saved(model(raw("w")), tmp_path, "inline.onnx")
+    (tmp_path / "link.onnx").symlink_to(inline)
+    monkeypatch.chdir(tmp_path)
+    for name, file in (
+        (external.name, "w.data"),
+        ("inline.onnx", "inline.onnx"),
+        ("link.onnx", "inline.onnx"),
+    ):
+        (tensor,) = read_skeleton(name, threshold=16).graph.initializer
+        assert tensor.external_data[0].value == str(tmp_path.resolve() / file)[1:]
+    skeleton = read_skeleton(f"/{inline}", threshold=16)  # two slashes are another root to some
+    assert same(attach(skeleton), onnx.load(inline))
+
+
+def test_a_path_that_onnx_cannot_express_is_refused(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.onnx"))
+    path.write_bytes(model().SerializeToString())
+    with pytest.raises(WireError, match="not valid UTF-8"):
+        read_skeleton(path)
+
+
 def test_a_reference_in_the_file_itself_is_not_believed(tmp_path: Path) -> None:
     """A skeleton that was saved, or forged, refers to any file of the user below "/"."""
     path = saved(model(raw("w")), tmp_path)

@@ -464,6 +464,17 @@ def test_spool_detaches_a_model_in_memory(external: bool, tmp_path: Path) -> Non
         assert attach(spool.detach(unloaded, tmp_path)) == loaded
 
 
+def test_a_model_in_memory_that_protobuf_cannot_nest(tmp_path: Path) -> None:
+    deep = model()
+    graph = deep.graph
+    for _ in range(1000):
+        attribute = graph.node.add(op_type="If").attribute.add(name="then_branch")
+        attribute.type = onnx.AttributeProto.GRAPH
+        graph = attribute.g
+    with Spool(tmp_path) as spool, pytest.raises(WireError, match=r"model in memory .* nested"):
+        spool.detach(deep)
+
+
 def test_an_abandoned_spool_is_removed(tmp_path: Path) -> None:
     script = (
         "import os, sys; from graphpass.spool import Spool; "
@@ -477,6 +488,6 @@ def test_an_abandoned_spool_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_spool_on_a_full_disk(tmp_path: Path) -> None:
+def test_spool_without_its_folder(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="cannot keep new weights"):
         Spool(tmp_path / "none")
