@@ -78,9 +78,10 @@ def _parameters(affine: Node, size: int) -> list[Floats]:
     for role, tensor in zip(
         ("scale", "offset", "mean", "variance"), affine.inputs[1:], strict=True
     ):
-        name = f"the {role} of {label(affine)}, '{tensor.name}',"
-        require(not is_overridable(tensor), f"{name} may be overridden at run time")
         weight = constant(tensor)
+        name = f"the {role} of {label(affine)}, '{tensor.name}',"
+        overridable = weight is None and is_overridable(tensor)
+        require(not overridable, f"{name} may be overridden at run time")
         require(weight is not None, f"{name} is not a constant")
         assert weight is not None
         values.append(vector(weight, size))
