@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 
+from graphpass.protobuf import LENGTH_DELIMITED, varint
 from graphpass.reference import WriteError, is_external, tensors
 from graphpass.splice import Sources, sync, write_file
 from graphpass.wire import graph_bytes
@@ -154,8 +155,15 @@ def remove_unused(data: Path) -> bool:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             return False
         for other in data.parent.iterdir():
-            if other != data and other.is_file() and os.fsencode(data.name) in graph_bytes(other):
+            if other != data and other.is_file() and _names(other, os.fsencode(data.name)):
                 return False
         data.unlink()
         return True
     return False
+
+
+def _names(model: Path, name: bytes) -> bool:
+    """Say whether the model in a file has `name` as a location, or as the end of one."""
+    content = graph_bytes(model)
+    value = onnx.StringStringEntryProto.VALUE_FIELD_NUMBER << 3 | LENGTH_DELIMITED
+    return varint(value) + varint(len(name)) + name in content or b"/" + name in content

@@ -221,6 +221,24 @@ def test_data_that_another_model_uses_stays(tmp_path: Path) -> None:
     assert content_of(tmp_path / "copy.onnx") == content_of(path) == before
 
 
+@pytest.mark.parametrize("location", ["./m.onnx.data", "sub/../m.onnx.data"])
+def test_data_that_another_model_spells_differently_stays(location: str, tmp_path: Path) -> None:
+    path = saved(model(), tmp_path / "m.onnx", external=True)
+    other = onnx.load(path, load_external_data=False)
+    for tensor in tensors(other):
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    (tmp_path / "other.onnx").write_bytes(other.SerializeToString())
+    assert write_model(read_skeleton(path), path).superseded == (tmp_path / "m.onnx.data",)
+
+
+def test_a_longer_name_is_another_name(tmp_path: Path) -> None:
+    path = saved(model(), tmp_path / "m.onnx", external=True)
+    saved(model(), tmp_path / "decoder_m.onnx", external=True)
+    assert write_model(read_skeleton(path), path).superseded == ()
+    assert content_of(tmp_path / "decoder_m.onnx")
+
+
 def test_data_by_another_name_stays(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(model(), path, save_as_external_data=True, location="weights.bin")
