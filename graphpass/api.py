@@ -381,7 +381,7 @@ def _warnings(pipeline: Pipeline) -> list[str]:
 def _measure(report: Report, gate: Gate, stages: list[tuple[str, onnx.ModelProto]]) -> None:
     """Time the result against the original; where it is slower, find the pass that did it."""
     report.latency = gate.latency(stages[0][1], stages[-1][1])
-    if report.latency is None or not report.latency.slower:
+    if not report.slower:
         return
     worst = 1.0
     for (_, before), (name, after) in itertools.pairwise(stages):

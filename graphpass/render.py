@@ -92,7 +92,7 @@ def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
     if not report.validated:
         yield "nothing was validated, as --no-validate asks"
     yield from report.warnings
-    if report.latency is not None and report.latency.slower:
+    if report.slower:
         yield _slower(report)
     if report.settings.get("pipeline") == "conv-only":
         yield from _dense(report, everything)

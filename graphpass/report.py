@@ -31,6 +31,7 @@ SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 Outcome = Literal["kept", "unchanged", "rolled back"]
 
 _CHUNK_BYTES = 1 << 20
+_SLOWER_FROM_RATIO = 1.05
 # Anything measured by a clock; all else is the same in every run on the same input.
 _TIMES = {"started_at", "total_s", "load_s", "apply_s", "check_s", "latency", "slower_because_of"}
 
@@ -168,6 +169,12 @@ class Report:
     def rewrites(self) -> int:
         """How many rewrites were kept."""
         return sum(len(entry.rewrites) for entry in self.passes)
+
+    @property
+    def slower(self) -> bool:
+        """Whether the model takes longer than before, by more than noise and enough to matter."""
+        time = self.latency
+        return time is not None and time.slower and time.ratio > _SLOWER_FROM_RATIO
 
     @property
     def faulty(self) -> list[PassReport]:
