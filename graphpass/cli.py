@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphpass.cli_dense import convolutionalize, heatmap
 from graphpass.errors import DifferenceError, GraphpassError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -438,6 +439,9 @@ def test(passes: tuple[str, ...], fixtures: Path | None, verbose: bool) -> int:
     click.echo(f"{total - failed} of {total} as expected")
     return 1 if failed else 0
 
+
+commands.add_command(convolutionalize)
+commands.add_command(heatmap)
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,6 @@ from typing import Literal
 
 import onnx
 
-from graphpass.axes import Spatial
 from graphpass.driver import apply
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
 from graphpass.geometry import Window
@@ -111,6 +110,7 @@ def convolutionalize(
     native: Size | None = None,
     logits: bool = False,
     cam: bool = False,
+    keep_batch: bool = True,
     check: bool = True,
     time_limit_s: float | None = 300.0,
     memory_limit_mib: int | None = None,
@@ -127,6 +127,7 @@ def convolutionalize(
         native: the resolution that the network was made for, where its input does not say it.
         logits: leave out the final Softmax.
         cam: with `head="global"`, add the class activation map as output `<name>.cam`.
+        keep_batch: False lets a fixed batch vary.
         check: False to leave out the window oracle.
         time_limit_s: for one load or run in ONNX Runtime; None: no limit.
         memory_limit_mib: of the process that ONNX Runtime runs in; None: no limit.
@@ -145,7 +146,7 @@ def convolutionalize(
     if _is_done(original, native):
         return DenseResult(original, _report_of_done(original, head))
     if native is not None:
-        _set_native(original, native)
+        set_native(original, native)
     found = _traced(original)
     _require_sizes(found, sizes)
     if cam and head != "global":
@@ -156,7 +157,7 @@ def convolutionalize(
     ]
     tell("rewriting", 0.1)
     done = original.copy()
-    _rewrite(done, head, logits, cam, report)
+    _rewrite(done, _steps(head, logits, cam, keep_batch), report)
     _measure(report, found, done, head, sizes)
     _write_metadata(done, report)
     if check:
@@ -185,7 +186,7 @@ def _report_of_done(model: Model, head: str) -> DenseReport:
     return DenseReport(noted.get(HEAD, head), (int(size[0]), int(size[1])), "", unchanged=True)
 
 
-def _set_native(model: Model, native: Size) -> None:
+def set_native(model: Model, native: Size) -> None:
     """Fix a symbolic resolution, so that the passes know every size."""
     found = images(model.graph)
     if len(found) != 1:
@@ -231,10 +232,18 @@ def _require_sizes(found: Trace, sizes: Sequence[Size]) -> None:
             )
 
 
-def _rewrite(model: Model, head: str, logits: bool, cam: bool, report: DenseReport) -> None:
+def _steps(head: str, logits: bool, cam: bool, keep_batch: bool) -> list[str]:
+    """Return the names of the passes to run, in order."""
     steps = [*_EXACT, *(["drop-softmax"] if logits else []), *_STEPS[head]]
+    at = steps.index("free-resolution")
+    if not keep_batch:
+        steps.insert(at + 1, "free-batch")
     if cam:
-        steps.insert(steps.index("free-resolution"), "class-activation-map")
+        steps.insert(at, "class-activation-map")
+    return steps
+
+
+def _rewrite(model: Model, steps: Sequence[str], report: DenseReport) -> None:
     blocked: list[str] = []
     for name in steps:
         applied = apply(make(name), model)
@@ -258,8 +267,28 @@ def _measure(
     checked = _checked_sizes(found.size, stride)
     if head == "dense":
         report.geometry = [_geometry(found, output.name) for output in found.graph.outputs]
+    for output, cam in _cams(done, found).items():
+        height, width = found.lines(_sources(found, output)[0])
+        report.geometry.append(
+            MapGeometry(
+                cam,
+                (height.stride, width.stride),
+                (height.window, width.window),
+                (height.offset, width.offset),
+            )
+        )
     for size in dict.fromkeys([found.size, *sizes, *checked]):
         report.map_sizes[size] = _map_sizes(found, size, head)
+
+
+def _cams(done: Model, found: Trace) -> dict[str, str]:
+    """Return the class activation map of each output, where there is one."""
+    added = [o.name for o in done.graph.outputs[len(found.graph.outputs) :]]
+    of = {
+        out.name: [a for a in added if a.startswith(f"{out.name}.cam")]
+        for out in found.graph.outputs
+    }
+    return {name: cams[0] for name, cams in of.items() if cams}
 
 
 def _strides(found: Trace) -> Size:
@@ -373,9 +402,11 @@ def _check(
         original = original.copy()
         apply(make("drop-softmax"), original)
         found = _traced(original)
-    oracle = Oracle(original, found, runtime, pooled=report.head == "global")
+    cams = _cams(done, found)
+    oracle = Oracle(original, found, runtime, pooled=report.head == "global", cams=cams)
     report.freed = oracle.freed
-    batches = [oracle.fixed_batch] if oracle.fixed_batch else [1, 2]
+    batch = images(done.graph)[0].shape[0]
+    batches = [batch] if isinstance(batch, int) else [k * (oracle.fixed_batch or 1) for k in (1, 2)]
     try:
         with runtime.load(done.proto) as candidate:
             tell("checking at the native size", 0.3)
@@ -410,4 +441,4 @@ def _judge(report: DenseReport) -> None:
         )
 
 
-__all__ = ["DenseReport", "DenseResult", "MapGeometry", "Spatial", "convolutionalize"]
+__all__ = ["DenseReport", "DenseResult", "MapGeometry", "convolutionalize"]

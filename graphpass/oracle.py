@@ -20,7 +20,7 @@ from graphpass.cut import cut
 from graphpass.driver import apply
 from graphpass.errors import ModelError
 from graphpass.graph import Tensor, operator
-from graphpass.image import native_size
+from graphpass.image import trace_image
 from graphpass.model import Model
 from graphpass.registry import make
 from graphpass.trace import LAYOUTS, Collapse, Trace
@@ -76,8 +76,19 @@ class _Head:
 class Oracle:
     """Knows the answers of one original network. `close` frees the runtime's memory."""
 
-    def __init__(self, original: Model, native: Trace, runtime: Runtime, *, pooled: bool) -> None:
-        """`native`: the original traced at its native resolution. `pooled`: one answer an image."""
+    def __init__(
+        self,
+        original: Model,
+        native: Trace,
+        runtime: Runtime,
+        *,
+        pooled: bool,
+        cams: Mapping[str, str] | None = None,
+    ) -> None:
+        """`native`: the original traced at its native resolution. `pooled`: one answer an image.
+
+        `cams`: class activation maps by the name of the output that each is of.
+        """
         self.native = native
         self.pooled = pooled
         self.runtime = runtime
@@ -87,7 +98,15 @@ class Oracle:
         self.maps = [t.name for t in native.graph.outputs if native.is_map(t)]
         self.heads = _heads(original.proto, native)
         self.trunk, self.freed = _trunk(original, native, self.maps)
+        self.cams = dict(cams or {})
+        self.logit_heads = self._logit_heads() if self.cams else []
         self._sessions: dict[str, Session] = {}
+
+    def _logit_heads(self) -> list[_Head]:
+        """Cut out the heads without the Softmax at their end."""
+        bare = self.original.copy()
+        apply(make("drop-softmax"), bare)
+        return _heads(bare.proto, trace_image(bare.graph))
 
     @property
     def fixed_batch(self) -> int | None:
@@ -132,10 +151,11 @@ class Oracle:
         image = self._draw(self.native.size, batch)
         feed = {self.native.image.name: image}
         found = candidate.run(feed).outputs
-        with self.runtime.load(self.original.proto) as session:
-            answers = session.run(feed).outputs
-            moved = moved_by_ulp(feed, self.epsilon, 1)
-            again = session.run(moved).outputs if moved is not None else answers
+        moved = moved_by_ulp(feed, self.epsilon, 1) or feed
+        key = "original"
+        answers = self._by_batch(key, self.original.proto, image)
+        again = self._by_batch(key, self.original.proto, np.asarray(moved[self.native.image.name]))
+        self._sessions.pop(key).close()  # it holds as much memory as all others together
         checks = []
         for name, value in answers.items():
             expected, noisy = (np.asarray(v).reshape(batch, -1) for v in (value, again[name]))
@@ -171,7 +191,7 @@ class Oracle:
 
         `stirred`: what the head reads, pooled where it pools, is moved by rounding errors.
         """
-        features = self._run("trunk", self.trunk, {self.native.image.name: image})
+        features = self._by_batch("trunk", self.trunk, image)
         expected: dict[str, tuple[Array, Any]] = {}
         for number, head in enumerate(self.heads):
             if self.pooled:
@@ -190,7 +210,25 @@ class Oracle:
                 expected[name] = (answers[name].reshape(len(cells), -1), cells)
         for name in self.maps:
             expected[name] = (features[name].reshape(len(image), -1), None)
+        for number, head in enumerate(self.logit_heads):
+            expected.update(self._pixels(number, head, features))
         return expected
+
+    def _pixels(
+        self, number: int, head: _Head, features: Mapping[str, Array]
+    ) -> dict[str, tuple[Array, Any]]:
+        """Let the head answer for every pixel of the map as if that were the mean: the CAM."""
+        wanted = {out: cam for out, cam in self.cams.items() if out in head.outputs}
+        (collapse,) = head.collapses
+        places = _places(self.native, collapse.source)
+        array = np.moveaxis(features[collapse.source.name], places, (1, 2))
+        cells = _sample(array.shape[0], array.shape[1], array.shape[2])
+        rows = np.stack([array[cell] for cell in cells])
+        start = _start(collapse, True)
+        shape = [s if isinstance(s, int) else -1 for s in _declared(self.native, start)[1]]
+        inputs = {start.name: rows.reshape(len(cells), *shape[1:])}
+        answers = self._answers(f"logits {number}", head, inputs, len(cells), True)
+        return {cam: (answers[out], cells) for out, cam in wanted.items()}
 
     def _stirred(self, head: _Head, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Move what the head reads by an ulp; a mean over n pixels by √n, as its rounding errors.
@@ -247,11 +285,7 @@ class Oracle:
             )
         (rows, columns) = counts.pop()
         batch = len(features[head.collapses[0].source.name])
-        cells = [(b, i, j) for b in range(batch) for i in range(rows) for j in range(columns)]
-        if len(cells) <= _MOST_CELLS:
-            return cells
-        picked = np.random.default_rng(0).choice(len(cells), _MOST_CELLS, replace=False)
-        return sorted({cells[0], cells[-1], cells[columns - 1], *(cells[k] for k in picked)})
+        return _sample(batch, rows, columns)
 
     def _answers(
         self, key: str, head: _Head, inputs: Mapping[str, Array], count: int, pooled: bool
@@ -275,6 +309,16 @@ class Oracle:
                 parts_of.append(answers[name].reshape(len(rows), -1)[: stop - start])
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
+    def _by_batch(self, key: str, proto: onnx.ModelProto, image: Array) -> dict[str, Array]:
+        """Run a part of the original on images, as many at a time as its batch allows."""
+        at_once = self.fixed_batch or len(image)
+        name = self.native.image.name
+        runs = [
+            self._run(key, proto, {name: image[start : start + at_once]})
+            for start in range(0, len(image), at_once)
+        ]
+        return {out: np.concatenate([run[out] for run in runs]) for out in runs[0]}
+
     def _run(self, key: str, proto: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:
         if key not in self._sessions:
             self._sessions[key] = self.runtime.load(proto)
@@ -295,7 +339,7 @@ class Oracle:
         rows, cells = expected[name]
         array = np.asarray(found[name])
         map_size = (1, 1)
-        if cells is None or self.pooled:
+        if cells is None or (self.pooled and name not in self.cams.values()):
             picked = array.reshape(batch, -1)
         else:
             channels_last = self.native.layout == "NHWC" or array.ndim == 3
@@ -320,6 +364,15 @@ class Oracle:
             policy=self.policy,
             fallback_scale=lambda: 1.0,
         )
+
+
+def _sample(batch: int, rows: int, columns: int) -> list[tuple[int, int, int]]:
+    """Return (image, row, column) of every cell, or of a seeded sample where they are many."""
+    cells = [(b, i, j) for b in range(batch) for i in range(rows) for j in range(columns)]
+    if len(cells) <= _MOST_CELLS:
+        return cells
+    picked = np.random.default_rng(0).choice(len(cells), _MOST_CELLS, replace=False)
+    return sorted({cells[0], cells[-1], cells[columns - 1], *(cells[k] for k in picked)})
 
 
 def _heads(model: onnx.ModelProto, native: Trace) -> list[_Head]:
@@ -435,4 +488,4 @@ def _declared_out(native: Trace, collapse: Collapse) -> list[int | None]:
     return _declared(native, collapse.node.outputs[0])[1]
 
 
-__all__ = ["Checked", "Oracle", "native_size"]
+__all__ = ["Checked", "Oracle"]

@@ -2,7 +2,9 @@
 
 from .clean_up import CleanUp
 from .convolutionalize import (
+    ClassActivationMap,
     DropSoftmax,
+    FreeBatch,
     FreeResolution,
     PoolToGlobal,
     PoolToWindow,
@@ -11,9 +13,11 @@ from .convolutionalize import (
 from .fold_batchnorm import FoldBatchNorm
 
 __all__ = [
+    "ClassActivationMap",
     "CleanUp",
     "DropSoftmax",
     "FoldBatchNorm",
+    "FreeBatch",
     "FreeResolution",
     "PoolToGlobal",
     "PoolToWindow",

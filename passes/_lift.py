@@ -37,11 +37,15 @@ class Lifted:
 
 
 class Lifter:
-    """Walks the head of `found.graph` from where height and width vanish to its outputs."""
+    """Walks the head of `found.graph` from where height and width vanish to its outputs.
 
-    def __init__(self, found: Trace, edit: Editor) -> None:
+    `linear`: lift what commutes with a mean, from the map before it is pooled up to a Softmax.
+    """
+
+    def __init__(self, found: Trace, edit: Editor, *, linear: bool = False) -> None:
         self.found = found
         self.edit = edit
+        self.linear = linear
         self.lifted: dict[int, Lifted] = {}
 
     def run(self) -> dict[int, Lifted]:
@@ -57,6 +61,9 @@ class Lifter:
     def _start(self, node: Node, source: Tensor, kind: str) -> None:
         cells = self.found.map_size(source)
         output = node.outputs[0]
+        if kind == "pool" and self.linear:
+            self.lifted[id(output)] = self._before_pooling(node, source)
+            return
         if kind == "pool":
             sliding = operator(node) in ("AveragePool", "MaxPool")
             require(sliding, f"{label(node)} pools over the whole image, whatever its size")
@@ -80,6 +87,17 @@ class Lifter:
         count = size_of(axes[channel])
         self.lifted[id(output)] = Lifted(cells_first, _channel_of(node, shape, count), len(shape))
 
+    def _before_pooling(self, node: Node, source: Tensor) -> Lifted:
+        """Return the map that is pooled, as the cells of what its mean becomes."""
+        mean = operator(node) in ("GlobalAveragePool", "AveragePool", "ReduceMean")
+        require(mean, f"{label(node)} is no mean: there is no map whose mean is the answer")
+        axes = self.found.axes[id(source)]
+        (channel,) = [i for i in range(1, len(axes)) if isinstance(axes[i], int)]
+        require(len(axes) == 4 and channel in (1, 3), f"{label(node)} pools no feature maps")
+        cells = self.edit.permuted(source, TO_NCHW) if channel == 3 else source
+        shape = [size_of(axis) for axis in self.found.axes[id(node.outputs[0])]]
+        return Lifted(cells, _channel_of(node, shape, size_of(axes[channel])), len(shape))
+
     def _slide(self, node: Node, source: Tensor) -> Tensor:
         """Let a Conv over a whole map that lies as [N, H, W, C] slide over it as [N, C, H, W]."""
         axes = self.found.axes[id(source)]
@@ -96,7 +114,13 @@ class Lifter:
         op = operator(node)
         if op in ("Shape", "Size"):
             return
+        if self.linear and op in ("Softmax", "LogSoftmax"):
+            return
         handler = _HANDLERS.get(op)
+        require(
+            not self.linear or op in _LINEAR,
+            f"{label(node)} in the head is not linear: no map has its answer for a mean",
+        )
         require(handler is not None, f"{label(node)} in the head has no counterpart on a map")
         assert handler is not None
         for tensor, lifted in zip(node.outputs, handler(self, node), strict=False):
@@ -337,6 +361,8 @@ def _global_pool(lifter: Lifter, node: Node) -> list[Lifted]:
     return [lifter.first(node)]  # of one cell
 
 
+_LINEAR = """BatchNormalization Conv Dropout Flatten Identity Reshape Squeeze Transpose
+Unsqueeze""".split()
 _ONE_CELL = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd")
 _UNARY = """Abs Cast CastLike Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu
 Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Softplus Softsign Sqrt Swish Tanh

@@ -20,23 +20,33 @@ from graphpass import (
     Pass,
     Tensor,
     attribute,
+    integers,
     label,
     operator,
     opset,
     producer,
     require,
+    static_dim,
 )
 from graphpass.axes import AxisError, Spatial, size_of, target_sizes
 from graphpass.edit import Editor
 from graphpass.errors import ModelError
 from graphpass.geometry import windows_of
 from graphpass.graph import RefusedError
-from graphpass.image import trace_image
+from graphpass.image import images, trace_image
 from graphpass.trace import LAYOUTS, Collapse, Trace, trace
 
 from ._lift import TO_NCHW, TO_NHWC, Lifted, Lifter, cellwise_softmax
 
-__all__ = ["DropSoftmax", "FreeResolution", "PoolToGlobal", "PoolToWindow", "UnflattenHead"]
+__all__ = [
+    "ClassActivationMap",
+    "DropSoftmax",
+    "FreeBatch",
+    "FreeResolution",
+    "PoolToGlobal",
+    "PoolToWindow",
+    "UnflattenHead",
+]
 
 _LARGER = (1, 7, 32, 45, 96)  # pixels more: sizes at which maps are compared
 _AVERAGES = ("GlobalAveragePool", "ReduceMean", "AveragePool")
@@ -354,3 +364,100 @@ class DropSoftmax(Pass):
                 edit.replace(node.outputs[0], node.inputs[0])
                 done.append(f"{label(node)} is gone")
         return done
+
+
+@dataclass(frozen=True)
+class ClassActivationMap(Pass):
+    """W·mean(y) + b = mean(W·y + b): the map W·y + b says which places speak for a class.
+
+    It becomes a further output `<output>.cam` of a network whose head is a mean and one linear
+    layer (Zhou et al., "Learning Deep Features for Discriminative Localization", 2016).
+    """
+
+    name: ClassVar[str] = "class-activation-map"
+    changes_interface: ClassVar[bool] = True
+
+    def run(self, graph: Graph) -> list[str]:
+        """Compute the last linear layer before the pooling, too, and put it out."""
+        if not _is_main(graph):
+            return []
+        found = _traced(graph)
+        added: list[Tensor] = []
+        with Editor(graph) as edit:
+            lifted = Lifter(found, edit, linear=True).run()
+            for output in list(graph.outputs):
+                last = _last_lifted(output, lifted)
+                if last is not None:
+                    added.append(_cam(edit, found, output, last))
+        graph.outputs.extend(added)
+        require(added, "no output of the network is a mean and a linear layer")
+        return [f"'{tensor.name}' is a class activation map" for tensor in added]
+
+
+def _last_lifted(output: Tensor, lifted: dict[int, Lifted]) -> Lifted | None:
+    tensor: Tensor = output
+    while id(tensor) not in lifted:
+        node = producer(tensor)
+        if node is None or operator(node) not in (*_SOFTMAXES, "Flatten", "Reshape", "Squeeze"):
+            return None
+        tensor = node.inputs[0]
+    return lifted[id(tensor)]
+
+
+def _cam(edit: Editor, found: Trace, output: Tensor, last: Lifted) -> Tensor:
+    cells = edit.permuted(last.cells, TO_NHWC) if found.layout == "NHWC" else last.cells
+    cam = edit.one("Identity", [cells])
+    cam.name = edit.fresh(f"{output.name}.cam")
+    cam.dtype, cam.is_graph_output = output.dtype, True
+    (source, *_) = [c.source for c in found.heads]
+    height, width = found.map_size(source)
+    batch, count = (output.shape or [None])[0], _classes(output)
+    channels_last = found.layout == "NHWC"
+    cam.shape = [batch, height, width, count] if channels_last else [batch, count, height, width]
+    return cam
+
+
+def _classes(output: Tensor) -> int | None:
+    sizes = [size for size in (output.shape or [])[1:] if isinstance(size, int) and size != 1]
+    return sizes[0] if len(sizes) == 1 else None
+
+
+@dataclass(frozen=True)
+class FreeBatch(Pass):
+    """A network that treats images one by one takes any number of them.
+
+    The batch of the image and of the outputs becomes symbolic; a Reshape to a shape that begins
+    with the fixed batch takes the batch as it comes.
+    """
+
+    name: ClassVar[str] = "free-batch"
+    changes_interface: ClassVar[bool] = True
+
+    def run(self, graph: Graph) -> list[str]:
+        """Declare the batch symbolic."""
+        if not _is_main(graph) or len(images(graph)) != 1:
+            return []
+        (image,) = images(graph)
+        batch = image.shape[0] if image.shape else None
+        if not isinstance(batch, int):
+            return []
+        with Editor(graph) as edit:
+            for node in list(graph.nodes):
+                shape = integers(node.inputs[1]) if _fixes_batch(node, batch) else None
+                if shape is not None:
+                    free = np.array([0, *shape[1:]], np.int64)
+                    edit.replace(
+                        node.outputs[0], edit.one("Reshape", [node.inputs[0], free], like=node)
+                    )
+        for tensor in (image, *graph.outputs):
+            if tensor.shape and tensor.shape[0] == batch:
+                tensor.shape = ["N", *tensor.shape[1:]]
+        return [f"the batch of '{image.name}' varies"]
+
+
+def _fixes_batch(node: Node, batch: int) -> bool:
+    """Whether a Reshape names the batch, and has it where its input has it: 0 says the same."""
+    if operator(node) != "Reshape" or attribute(node, "allowzero") or len(node.inputs) < 2:
+        return False
+    shape = integers(node.inputs[1])
+    return shape is not None and shape[:1] == [batch] == [static_dim(node.inputs[0], 0)]

@@ -1,0 +1,287 @@
+"""`graphpass convolutionalize` and `graphpass heatmap`: thin, as all commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphpass.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from graphpass.approximate import ApproximationReport
+    from graphpass.dense import DenseReport
+
+_SIZE = re.compile(r"(\d+)(?:[xX×](\d+))?")
+
+
+def _size(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = _SIZE.fullmatch(text)
+    if found is None or int(found[1]) < 1:
+        raise click.BadParameter(f"{text!r} is not HEIGHTxWIDTH in pixels, as in 384x512")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _sizes(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[tuple[int, int], ...]:
+    read = [_size(context, parameter, text) for text in given]
+    return tuple(size for size in read if size is not None)
+
+
+def _numbers(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number or several with commas") from None
+
+
+def _preprocessing(command: Any) -> Any:
+    """Add the options that say how a picture becomes numbers."""
+    for option in (
+        click.option(
+            "--scale",
+            type=float,
+            help="Factor on the pixels (0 to 255).  [default: 1/255, 1 for an input of bytes]",
+        ),
+        click.option(
+            "--std",
+            callback=_numbers,
+            metavar="R,G,B",
+            help="Divided by, after --mean.  [default: that of ImageNet; 1 for grey pictures]",
+        ),
+        click.option(
+            "--mean",
+            callback=_numbers,
+            metavar="R,G,B",
+            help="Subtracted, after --scale.  [default: that of ImageNet; 0 for grey pictures]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.dense.onnx.")
+@click.option(
+    "--head",
+    type=click.Choice(["dense", "global"]),
+    default="dense",
+    help="dense: a map of answers; global: a pooled head stays global.  [default: dense]",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    callback=_sizes,
+    metavar="HxW",
+    help="Image size to report and check. May be repeated.",
+)
+@click.option(
+    "--native",
+    callback=_size,
+    metavar="HxW",
+    help="What the network was made for, if its input does not say.",
+)
+@click.option("--keep-batch/--free-batch", default=True, help="A fixed batch stays, or varies.")
+@click.option("--logits", is_flag=True, help="Leave out the final Softmax.")
+@click.option("--cam", is_flag=True, help="With --head global: add the class activation map.")
+@click.option(
+    "--approximate",
+    type=click.Choice(["gap"]),
+    help="LOSSY: replace a Flatten head by a pooled one, fitted by least squares.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER|NPZ",
+    help="Inputs that --approximate fits its weights on.",
+)
+@click.option(
+    "--test",
+    "test_inputs",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER|NPZ",
+    help="Other inputs that it is judged on.  [default: a quarter of --calibration, held out]",
+)
+@_preprocessing
+@click.option("--no-validate", is_flag=True, help="Leave out the window oracle.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every step and every check.")
+def convolutionalize(
+    model: Path,
+    output: Path | None,
+    head: Any,
+    sizes: tuple[tuple[int, int], ...],
+    native: tuple[int, int] | None,
+    keep_batch: bool,
+    logits: bool,
+    cam: bool,
+    approximate: str | None,
+    calibration: Path | None,
+    test_inputs: Path | None,
+    scale: float | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    no_validate: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Turn the classifier MODEL into a network that scores every place of an image of any size.
+
+    Height and width become symbolic, outputs become maps [N, classes, h, w]. Whether the map is
+    right is decided by the original: its own head, run on every window of its own feature map.
+    """
+    target = output or model.with_name(f"{model.name.removesuffix('.onnx')}.dense.onnx")
+    _require_target(target, model)
+    if approximate is None and (calibration or test_inputs):
+        raise UsageError("--calibration and --test go with --approximate gap")
+    if approximate is not None and calibration is None:
+        raise UsageError(
+            "--approximate gap fits weights to data: it needs --calibration FOLDER|NPZ"
+        )
+    from graphpass import dense
+
+    source: Any = model
+    if calibration is not None:
+        from graphpass.approximate import approximate_gap
+        from graphpass.picture import Preprocessing
+
+        source, approximation = approximate_gap(
+            model, calibration, test_inputs, Preprocessing(scale, mean, std), native=native
+        )
+        _print_approximation(approximation)
+        native = None
+    result = dense.convolutionalize(
+        source,
+        head=head,
+        sizes=sizes,
+        native=native,
+        logits=logits,
+        cam=cam,
+        keep_batch=keep_batch,
+        check=not no_validate,
+    )
+    result.save(target)
+    if not quiet:
+        _print_report(result.report, model, target, verbose, checked=not no_validate)
+
+
+def _require_target(target: Path, model: Path) -> None:
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
+    if target.exists() and model.exists() and target.samefile(model):
+        raise UsageError(f"{target} is the input: give another -o")
+
+
+def _print_report(
+    report: DenseReport, model: Path, target: Path, verbose: bool, *, checked: bool
+) -> None:
+    say = click.echo
+    say(f"{model} → {target}")
+    if report.unchanged:
+        say("height and width vary already: nothing to do")
+        return
+    say(f"made for {_pair(report.native)} pixels ({report.layout}), {report.head} head")
+    for where in report.geometry:
+        say(
+            f"'{where.output}': cells {_pair(where.stride)} pixels apart, each sees "
+            f"{_pair(where.window)} pixels from {_at(where.offset)} on"
+        )
+    if report.global_context:
+        count = len(report.global_context)
+        say(f"and the whole image through {count} global poolings inside the trunk")
+    for size, maps in report.map_sizes.items():
+        shown = ", ".join(f"'{name}' {_pair(cells)}" for name, cells in maps.items())
+        say(f"  image {_pair(size)}: {shown}")
+    for step in report.steps if verbose else ():
+        say(f"  {step}")
+    for check in report.checks if verbose else ():
+        done = check.comparison
+        say(
+            f"  '{check.output}' at {done.feed}: {check.cells} cells, error {done.error:.2g} "
+            f"(tolerance {done.tolerance:.2g})"
+        )
+    if not checked:
+        say("not checked (--no-validate)")
+    worst = report.worst
+    if worst is not None:
+        cells = sum(check.cells for check in report.checks)
+        say(
+            f"window oracle: {cells} cells in {len(report.checks)} comparisons are what the "
+            f"original's own head says; error {worst.comparison.error:.2g} of the scale at most "
+            f"(tolerance {worst.comparison.tolerance:.2g})"
+        )
+
+
+def _print_approximation(report: ApproximationReport) -> None:
+    click.echo(
+        "APPROXIMATION: the dense layer over the map became pooling and a layer fitted to "
+        f"{report.calibration_count} inputs; on {report.test_count} other inputs it gives the "
+        f"original's top class in {report.top1_agreement:.1%}, outputs differ by "
+        f"{report.relative_error:.2g} of their spread (root mean square)",
+        err=True,
+    )
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _pair(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _at(offset: tuple[int, int]) -> str:
+    return f"({offset[0]}, {offset[1]})"
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: IMAGE.heatmap.png.")
+@click.option("--class", "class_index", type=click.IntRange(min=0), help="Default: the strongest.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes, one a line.")
+@click.option("--map", "map_name", metavar="OUTPUT", help="Which output to draw.")
+@click.option("--top", type=click.IntRange(min=1), default=3, help="Boxes to draw.  [default: 3]")
+@_preprocessing
+def heatmap(
+    model: Path,
+    image: Path,
+    output: Path | None,
+    class_index: int | None,
+    labels: Path | None,
+    map_name: str | None,
+    top: int,
+    scale: float | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> None:
+    """Run a dense MODEL on a picture of any size and draw where it sees a class.
+
+    Needs graphpass[image]. The strongest cells are listed with the crop that each of them scores.
+    """
+    from graphpass import heatmap as drawing
+    from graphpass.picture import Preprocessing
+
+    target = output or image.with_suffix(".heatmap.png")
+    _require_target(target, image)
+    names = drawing.read_labels(labels) if labels is not None else None
+    scores = drawing.score(model, image, Preprocessing(scale, mean, std), map_name)
+    chosen = scores.strongest_class if class_index is None else class_index
+    title = drawing.class_name(scores, chosen, names)
+    cells = scores.strongest_cells(chosen, top)
+    drawing.draw(scores, chosen, cells, title, target)
+    click.echo(f"{title}: {scores.height}x{scores.width} cells → {target}")
+    for cell in cells:
+        left, upper, right, lower = cell.box
+        click.echo(f"  {cell.score:.4g} at x {left}..{right}, y {upper}..{lower}")

@@ -1,0 +1,218 @@
+"""Draw where a dense network sees a class. Needs Pillow and matplotlib (`graphpass[image]`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphpass.dense import NATIVE, OFFSET, STRIDE, WINDOW
+from graphpass.errors import ModelError, OutputError, RuntimeUnavailableError, UsageError
+from graphpass.graph import Tensor
+from graphpass.image import images
+from graphpass.model import Model
+from graphpass.picture import ImageInput, Preprocessing, read_picture
+from graphpass.trace import LAYOUTS
+from graphpass.validate.runtime import RunError, Runtime
+from graphpass.weight import Array
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the map, its score, and the crop that it scores: left, upper, right, lower."""
+
+    row: int
+    column: int
+    score: float
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The map of one picture: `values` float [h, w, classes]; the geometry in pixels (y, x)."""
+
+    output: str
+    pixels: Array
+    values: Array
+    stride: Pair
+    center: tuple[float, float]
+    native: Pair
+
+    @property
+    def height(self) -> int:
+        """Rows of cells."""
+        return int(self.values.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Columns of cells."""
+        return int(self.values.shape[1])
+
+    @property
+    def strongest_class(self) -> int:
+        """The class with the largest score anywhere."""
+        return int(self.values.max(axis=(0, 1)).argmax())
+
+    def strongest_cells(self, index: int, count: int) -> list[Cell]:
+        """Return the cells with the largest scores of a class, strongest first."""
+        if index >= self.values.shape[2]:
+            raise UsageError(f"there is no class {index}: the map has {self.values.shape[2]}")
+        scores = self.values[:, :, index]
+        order = np.argsort(-scores, axis=None, kind="stable")[:count]
+        places = [(int(k) // self.width, int(k) % self.width) for k in order]
+        return [Cell(r, c, float(scores[r, c]), self._box(r, c)) for r, c in places]
+
+    def _box(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """Return the crop of the native size around the middle of what the cell sees."""
+        edges = []
+        for place, dim in ((column, 1), (row, 0)):
+            middle = self.center[dim] + place * self.stride[dim]
+            low = max(0, round(middle - self.native[dim] / 2))
+            high = min(self.pixels.shape[dim], round(middle + self.native[dim] / 2))
+            edges.append((low, high))
+        (left, right), (upper, lower) = edges
+        return left, upper, right, lower
+
+
+def score(
+    model: Path | onnx.ModelProto | Model,
+    picture: Path,
+    preprocessing: Preprocessing,
+    map_name: str | None = None,
+) -> Scores:
+    """Run a dense model on a picture of any size.
+
+    Raises ModelError where the model is not dense or does not say where its cells lie (only
+    `convolutionalize` writes that); UsageError where the picture is too small or no picture.
+    """
+    loaded = Model.load(model)
+    wanted = image_input(loaded)
+    output = _map_of(loaded, map_name)
+    stride, window, offset, native = (
+        _noted(loaded, key, output.name) for key in (STRIDE, WINDOW, OFFSET, NATIVE)
+    )
+    pixels = read_picture(picture, wanted.channels)
+    if pixels.shape[0] < native[0] or pixels.shape[1] < native[1]:
+        raise UsageError(
+            f"{picture} has {pixels.shape[0]}x{pixels.shape[1]} pixels, fewer than the "
+            f"{native[0]}x{native[1]} that the network needs"
+        )
+    feed = wanted.batch(preprocessing.apply(pixels, wanted.dtype)[None])
+    try:
+        with Runtime() as runtime, runtime.load(loaded.proto, level="all") as session:
+            found = np.asarray(session.run({wanted.name: feed}).outputs[output.name])
+    except RunError as error:
+        raise RuntimeUnavailableError(str(error)) from None
+    values = found[0] if wanted.layout == "NHWC" else found[0].transpose(1, 2, 0)
+    center = (offset[0] + window[0] / 2, offset[1] + window[1] / 2)
+    return Scores(output.name, pixels, values.astype(np.float64), stride, center, native)
+
+
+def image_input(model: Model) -> ImageInput:
+    """Return what the model's image input wants. Raises ModelError where there is not just one."""
+    found = images(model.graph)
+    if len(found) != 1:
+        raise ModelError("the model does not have exactly one image input")
+    shape = found[0].shape or []
+    layout = "NCHW" if isinstance(shape[1], int) else "NHWC"
+    if isinstance(shape[1], int) and isinstance(shape[3], int):
+        layout = "NHWC" if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"
+    channels = shape[6 - sum(LAYOUTS[layout])]
+    if not isinstance(channels, int):
+        raise ModelError(f"how many channels '{found[0].name}' has is not known")
+    height, width = (shape[axis] for axis in LAYOUTS[layout])
+    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    return ImageInput(found[0].name, size, channels, layout, np.dtype(found[0].dtype))
+
+
+def _map_of(model: Model, name: str | None) -> Tensor:
+    maps = [o for o in model.graph.outputs if o.shape is not None and len(o.shape) == 4]
+    if name is not None:
+        maps = [output for output in maps if output.name == name]
+    if not maps:
+        what = f"no map '{name}' among its outputs" if name else "no map among its outputs"
+        raise ModelError(f"the model has {what}: make one with graphpass convolutionalize")
+    found: Tensor = maps[0]
+    return found
+
+
+def _noted(model: Model, key: str, output: str) -> Pair:
+    """Read "32,32" or "a=32,32;b=16,16" from the metadata."""
+    text = next((e.value for e in model.proto.metadata_props if e.key == key), None)
+    if text is None:
+        raise ModelError(
+            f"the model does not say where its cells lie ({key} is missing from its metadata)"
+        )
+    for part in text.split(";"):
+        name, _, pair = part.rpartition("=")
+        if not name or name == output:
+            height, _, width = pair.partition(",")
+            return int(height), int(width)
+    raise ModelError(f"{key} says nothing about the output '{output}'")
+
+
+def read_labels(path: Path) -> list[str]:
+    """Read the names of the classes, one a line."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+
+
+def class_name(scores: Scores, index: int, labels: list[str] | None) -> str:
+    """Return the label of a class, or its number."""
+    named = labels is not None and index < len(labels)
+    return labels[index] if labels is not None and named else f"class {index}"
+
+
+def draw(scores: Scores, index: int, cells: list[Cell], title: str, target: Path) -> None:
+    """Write the picture with the map of one class over it and the boxes of `cells`, as PNG."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+    except ImportError:
+        raise UsageError("drawing needs matplotlib: pip install 'graphpass[image]'") from None
+    height, width = scores.pixels.shape[:2]
+    figure = Figure(figsize=(max(4.0, 6 * width / height) + 1, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    grey = scores.pixels.shape[2] == 1
+    axes.imshow(scores.pixels[:, :, 0] if grey else scores.pixels, cmap="gray")
+    drawn = axes.imshow(
+        scores.values[:, :, index],
+        extent=_extent(scores),
+        cmap="inferno",
+        alpha=0.5,
+        interpolation="nearest",
+    )
+    for rank, cell in enumerate(cells):
+        left, upper, right, lower = cell.box
+        axes.add_patch(
+            Rectangle(
+                (left, upper),
+                right - left,
+                lower - upper,
+                fill=False,
+                edgecolor="white",
+                linewidth=2.0 if rank == 0 else 1.0,
+            )
+        )
+    axes.set(title=title, xlim=(0, width), ylim=(height, 0), xlabel="pixels", ylabel="pixels")
+    figure.colorbar(drawn, ax=axes, label=scores.output)
+    try:
+        figure.savefig(target, format="png")
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+
+
+def _extent(scores: Scores) -> tuple[float, float, float, float]:
+    """Give each cell the square, one stride large, around the middle of what it sees."""
+    upper, left = (scores.center[dim] - scores.stride[dim] / 2 for dim in (0, 1))
+    lower = upper + scores.height * scores.stride[0]
+    return left, left + scores.width * scores.stride[1], lower, upper
