@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import onnx
@@ -137,29 +136,37 @@ class _NoiseMaker:
         graph.node.extend(nodes)
 
     def _noise_behind(self, node: onnx.NodeProto, kind: int) -> list[onnx.NodeProto]:
+        """Return nodes for `quiet + quiet * draw * ulp`, `draw` between -1 and 1."""
         self.count += 1
         stem, name = f"{self._prefix}{self.count}", node.output[0]
-        quiet, wide = f"{stem}.quiet", f"{stem}.wide"
-        factor, product = f"{stem}.factor", f"{stem}.product"
+        quiet, draw, ulp, step, moved = (
+            f"{stem}.{part}" for part in ("quiet", "draw", "ulp", "step", "moved")
+        )
         node.output[0] = quiet
-        step = _EPSILON[kind]
-        draw: dict[str, Any] = {
-            "low": 1 - step,
-            "high": 1 + step,
-            "seed": float(self._seed * 9973 + self.count),
-        }
+        # ONNX Runtime draws in single and double precision only; attributes are single.
+        wide = kind if kind == TensorProto.DOUBLE else TensorProto.FLOAT
+        seed = float(self._seed * 9973 + self.count)
+        size = helper.make_tensor(ulp, wide, [], [_EPSILON[kind]])
+        random: dict[str, Any] = {"dtype": wide, "low": -1.0, "high": 1.0, "seed": seed}
         make = helper.make_node
-        if kind in (TensorProto.FLOAT, TensorProto.DOUBLE):
-            return [
-                make("RandomUniformLike", [quiet], [factor], **draw),
-                make("Mul", [quiet, factor], [name]),
-            ]
-        # ONNX Runtime draws in single and double precision only.
         return [
-            make("Cast", [quiet], [wide], to=TensorProto.FLOAT),
-            make("RandomUniformLike", [wide], [factor], **draw),
-            make("Mul", [wide, factor], [product]),
-            make("Cast", [product], [name], to=kind),
+            make("Constant", [], [ulp], value=size),
+            make("RandomUniformLike", [quiet], [draw], **random),
+            make("Mul", [draw, ulp], [step]),
+            *self._scaled(quiet, step, moved, kind, wide),
+            make("Add", [quiet, moved], [name]),
+        ]
+
+    def _scaled(
+        self, quiet: str, step: str, moved: str, kind: int, wide: int
+    ) -> list[onnx.NodeProto]:
+        make = helper.make_node
+        if kind == wide:
+            return [make("Mul", [quiet, step], [moved])]
+        return [
+            make("Cast", [quiet], [f"{moved}.wide"], to=wide),
+            make("Mul", [f"{moved}.wide", step], [f"{moved}.product"]),
+            make("Cast", [f"{moved}.product"], [moved], to=kind),
         ]
 
 

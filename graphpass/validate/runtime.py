@@ -233,7 +233,11 @@ class _Worker:
         return self._process.pid
 
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        """Look without reaping: its number must not be given away before the group is killed."""
+        if self._process.returncode is not None:
+            return False
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, flags) is None
 
     def kill(self) -> None:
         self._finalizer()
@@ -275,12 +279,12 @@ class _Worker:
         return RunError("run", f"ONNX Runtime cannot run the model: {message}")
 
     def _death(self, doing: str) -> RunError:
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            code = 0
+        deadline = time.monotonic() + 5
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
         said = self._last_words()
         self.kill()
+        code = self._process.returncode
         what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
         if -code == signal.SIGKILL:
             what += " (by hand, or because the machine ran out of memory)"

@@ -1,16 +1,382 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
-from graphpass.validate import ValidationOptions, Validator
+from graphpass.validate import (
+    ProviderUnavailableError,
+    ReferenceCannotRunError,
+    ValidationOptions,
+    Validator,
+    Verdict,
+)
 
-from .models import convnet
+from .models import ALLOCATING, COUNTING, Array, convnet, parse
+
+
+def check(
+    original: onnx.ModelProto | str,
+    candidate: onnx.ModelProto | str,
+    options: ValidationOptions | None = None,
+) -> Verdict:
+    one, two = (parse(m) if isinstance(m, str) else m for m in (original, candidate))
+    with Validator(one, options) as validator:
+        return validator.check(two)
+
+
+# Right and wrong rewrites
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_right_fold_is_within_tolerance(seed: int) -> None:
+    verdict = check(
+        convnet(seed=seed), convnet(seed=seed, folded=True), ValidationOptions(seed=seed)
+    )
+    assert verdict.ok and verdict.status == "within tolerance"
+    assert "output 'y' differs by" in verdict.reason
+    tolerances = [c.tolerance for c in verdict.comparisons if not c.feed.startswith("zeros")]
+    assert len(tolerances) == 3 and max(tolerances) < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_right_fold_is_within_tolerance_and_one_wrong_weight_is_not(seed: int) -> None:
-    with Validator(convnet(seed=seed), ValidationOptions(seed=seed)) as validator:
-        right = validator.check(convnet(seed=seed, folded=True))
-        wrong = validator.check(convnet(seed=seed, folded=True, weight_error=0.01))
-    assert right.status == "within tolerance"
-    assert all(c.tolerance < 1e-5 for c in right.comparisons)
-    assert wrong.status == "differs"
-    assert "output 'y' differs by" in wrong.reason
+@pytest.mark.parametrize("error", [0.01, -0.003])
+def test_one_weight_of_one_channel_that_is_wrong_is_caught(seed: int, error: float) -> None:
+    verdict = check(convnet(seed=seed), convnet(seed=seed, folded=True, weight_error=error))
+    assert verdict.status == "differs" and not verdict.ok
+    for part in ("output 'y' differs by", "noise floor", "on feed '", "provider cpu"):
+        assert part in verdict.reason
+
+
+def test_a_model_is_equal_to_itself_on_several_feeds() -> None:
+    verdict = check(convnet(), convnet())
+    assert verdict.status == "equal" and verdict.ok
+    feeds = {c.feed for c in verdict.comparisons}
+    assert feeds == {
+        "normal, N=1, H=64, W=64",
+        "large, N=2, H=96, W=64",
+        "uniform, N=3, H=96, W=64",
+        "zeros, N=1, H=96, W=64",
+    }
+    assert all(c.error == 0 and c.noise_floor and c.ok for c in verdict.comparisons)
+
+
+def test_quick_is_the_first_feed_only() -> None:
+    with Validator(convnet()) as validator:
+        verdict = validator.check(convnet(folded=True), quick=True)
+    assert [c.feed for c in verdict.comparisons] == ["normal, N=1, H=64, W=64"]
+
+
+def test_two_validators_say_the_same_to_the_bit() -> None:
+    one, two = (check(convnet(), convnet(folded=True)) for _ in range(2))
+    assert one == two
+
+
+def test_exchanged_axes_show_because_feeds_are_not_square() -> None:
+    text = """g (float[N,C,H,W] x) => (float[P,Q,R,S] y) {
+        t = Transpose <perm=[0,1,2,3]> (x) y = Relu (t) }"""
+    original, candidate = parse(text), parse(text.replace("[0,1,2,3]", "[0,1,3,2]"))
+    square = ValidationOptions(bind={"H": 1, "W": 1})
+    assert check(original, candidate, square).status == "equal"
+    verdict = check(original, candidate, ValidationOptions(bind={"N": 1}))
+    assert verdict.status == "differs"
+
+
+# Conditioning
+
+
+def amplifier(gain: float, error: float) -> onnx.ModelProto:
+    """Return y = sin(gain x + error): an ulp of x moves y by about 1e-7 gain."""
+    model = parse("""g (float[N,64] x) => (float[N,64] y) {
+        wide = Mul (x, gain) moved = Add (wide, error) y = Sin (moved) }""")
+    for name, value in {"gain": gain, "error": error}.items():
+        array = np.array([value], np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model
+
+
+def test_the_same_error_is_nothing_to_an_ill_conditioned_model_but_wrong_in_a_good_one() -> None:
+    inputs = {"x": np.random.default_rng(0).uniform(1, 2, (4, 64)).astype(np.float32)}
+    options = ValidationOptions(inputs=inputs)
+    ill = check(amplifier(3e4, 0.0), amplifier(3e4, 1e-2), options)
+    assert ill.status == "within tolerance"
+    assert all(1e-3 < (c.noise_floor or 0) < 5e-2 for c in ill.comparisons)
+    good = check(amplifier(3.0, 0.0), amplifier(3.0, 1e-2), options)
+    assert good.status == "differs"
+    assert ill.comparisons[0].error == pytest.approx(good.comparisons[0].error, rel=0.3)
+
+
+def test_chaos_is_not_comparable_and_no_licence() -> None:
+    inputs = {"x": np.random.default_rng(0).uniform(1, 2, (4, 64)).astype(np.float32)}
+    verdict = check(amplifier(1e7, 0.0), amplifier(1e7, 1.0), ValidationOptions(inputs=inputs))
+    assert verdict.status == "not comparable" and not verdict.ok
+    assert "when the original's inputs move by one ulp" in verdict.reason
+
+
+def test_half_precision_has_half_the_digits() -> None:
+    def model(error: float) -> onnx.ModelProto:
+        model = parse("g (float16[N,64] x) => (float16[N,64] y) { y = MatMul (x, w) }")
+        weight = np.random.default_rng(0).standard_normal((64, 64)) * (1 + error)
+        tensor = numpy_helper.from_array(weight.astype(np.float16), "w")
+        model.graph.initializer.append(tensor)
+        return model
+
+    assert check(model(0.0), model(5e-4)).status == "within tolerance"
+    assert check(model(0.0), model(0.1)).status == "differs"
+
+
+def test_rtol_and_atol_replace_the_noise_floor() -> None:
+    original, candidate = convnet(), convnet(folded=True, weight_error=0.01)
+    assert check(original, candidate, ValidationOptions(rtol=1e-3)).status == "within tolerance"
+    assert check(original, candidate, ValidationOptions(atol=10.0)).status == "within tolerance"
+    right = convnet(folded=True)
+    assert check(original, right, ValidationOptions(rtol=1e-9)).status == "differs"
+
+
+def test_a_head_that_is_zero_throughout_has_no_scale_and_passes() -> None:
+    text = "g (float[N,4] x) => (float[N,2] y) { a = Tanh (x) y = MatMul (a, w) }"
+    original, candidate = (
+        parse(text),
+        parse(text.replace("(x)", "(b)").replace("{", "{ b = Neg (x)")),
+    )
+    for model in (original, candidate):
+        zeros = numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")
+        model.graph.initializer.append(zeros)
+    assert check(original, candidate).status == "equal"
+
+
+# What is left out, or cannot be said
+
+
+def test_random_outputs_are_left_out_by_name() -> None:
+    text = """g (float[N,4] x) => (float[N,4] y, float[N,4] z) {
+        noise = RandomNormalLike (x) y = Add (x, noise) z = Neg (x) }"""
+    verdict = check(text, text)
+    assert verdict.status == "equal" and verdict.random_outputs == ("y",)
+    assert {c.name for c in verdict.comparisons} == {"z"}
+    assert check(text, text.replace("Neg", "Abs")).status == "differs"
+
+
+def test_dropout_in_training_mode_is_random() -> None:
+    text = """g (float[N,400] x) => (float[N,400] y) {
+        half = Constant <value = float {0.5}> () train = Constant <value = bool {1}> ()
+        y = Dropout (x, half, train) }"""
+    verdict = check(text, text)
+    assert verdict.status == "not comparable" and verdict.random_outputs == ("y",)
+    assert verdict.reason == "every output differs between two runs of the original"
+
+
+def test_integers_must_be_equal() -> None:
+    text = "g (float[N,50] x) => (int64[N] y) { y = ArgMax <axis=1, keepdims=0> (x) }"
+    assert check(text, text).status == "equal"
+    verdict = check(text, text.replace("ArgMax", "ArgMin"))
+    assert verdict.status == "differs"
+    assert "output 'y' differs in 100.00% of its elements" in verdict.reason
+
+
+def test_nan_alone_does_not_satisfy() -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { a = Abs (x) b = Neg (a) y = Log (b) }"
+    verdict = check(text, text)
+    assert verdict.status == "not comparable"
+    assert verdict.reason == "output 'y' has no finite element in the original, whatever is fed"
+
+
+def test_nan_where_the_original_has_none_is_a_difference() -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { a = Abs (x) y = Sqrt (a) }"
+    verdict = check(text, text.replace("Abs", "Identity"))
+    assert verdict.status == "differs"
+    assert "has NaN or infinity in other places" in verdict.reason
+
+
+def test_sequences_are_compared_item_by_item() -> None:
+    text = """g (float[N,4] x) => (seq(float[?,4]) y) {
+        z = Neg (x) y = SequenceConstruct (x, z) }"""
+    assert check(text, text).status == "equal"
+    verdict = check(text, text.replace("Neg", "Abs"))
+    assert verdict.status == "differs" and "output 'y[1]'" in verdict.reason
+    verdict = check(text, text.replace("(x, z)", "(x)"))
+    assert verdict.status == "differs" and "output 'y[1]' is missing" in verdict.reason
+
+
+# Statuses that come before any comparison
+
+
+def test_another_interface_is_told_before_anything_runs() -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"
+    verdict = check(text, text.replace("float[N,4] x", "float[M,4] x"))
+    assert verdict.status == "interface changed"
+    assert verdict.reason == "input 'x' was float[N,4] and is float[M,4]"
+    assert check(text, text.replace("Relu", "Nonsense")).status == "invalid"
+
+
+def test_a_candidate_without_a_kernel_cannot_run() -> None:
+    one = "g (float[1,1,4,4] x) => (float[1,1,4,4] y) { y = Relu (x) }"
+    two = """g (float[1,1,4,4] x) => (float[1,1,4,4] y) {
+        d = Cast <to=11> (x) c = Conv (d, w) y = Cast <to=1> (c) }"""
+    candidate = parse(two)
+    weight = numpy_helper.from_array(np.ones((1, 1, 1, 1)), "w")
+    candidate.graph.initializer.append(weight)
+    verdict = check(one, candidate)
+    assert verdict.status == "cannot run"
+    assert "Could not find an implementation for Conv" in verdict.reason
+
+
+def test_a_candidate_that_hangs_or_bursts_is_one_sentence() -> None:
+    original = parse(COUNTING)
+    inputs: dict[str, Array] = {"trips": np.array(3), "x": np.array(0, np.float32)}
+    forever = parse(
+        COUNTING.replace(
+            "y = Loop (trips", "n = Constant <value = int64 {4611686018427387904}> () y = Loop (n"
+        )
+    )
+    with Validator(original, ValidationOptions(inputs=inputs, time_limit_s=2)) as validator:
+        verdict = validator.check(forever)
+        assert verdict.status == "cannot run"
+        assert "did not finish running the model within 2 s (provider cpu" in verdict.reason
+        assert validator.check(original).status == "equal"
+    bursting = ALLOCATING.replace("(n)", "(m)").replace(
+        "{ ", "{ huge = Constant <value = int64[1] {2684354560}> () m = Mul (n, huge) "
+    )
+    options = ValidationOptions(inputs={"n": np.array([1])}, memory_limit_mib=1024)
+    verdict = check(ALLOCATING, bursting, options)
+    assert verdict.status == "cannot run"
+    assert "takes more memory than the limit of 1024 MiB" in verdict.reason
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "torn.onnx"
+    path.write_bytes(convnet().SerializeToString()[:-100])
+    yield path
+
+
+def test_the_delivered_file_is_what_is_run(tmp_path: Path, unreadable: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(convnet(folded=True), path)
+    outside = tmp_path / "outside.onnx"
+    onnx.save(
+        convnet(folded=True), outside, save_as_external_data=True, location="w", size_threshold=0
+    )
+    with Validator(convnet()) as validator:
+        assert validator.check(path).status == "within tolerance"
+        assert validator.check(outside).status == "within tolerance"
+        assert validator.check(unreadable).status == "invalid"
+        assert validator.check(tmp_path / "missing.onnx").status == "invalid"
+
+
+# The original
+
+
+def test_an_original_that_ort_cannot_load_is_told() -> None:
+    model = parse("g (float[4] x) => (float[4] y) { y = vendor.Op (x) }", '"vendor" : 1')
+    with (
+        Validator(model) as validator,
+        pytest.raises(ReferenceCannotRunError, match=r"^the original model does not run: .*vendor"),
+    ):
+        validator.prepare()
+
+
+def test_an_original_that_takes_no_input_we_find_names_the_way_out() -> None:
+    text = """g (float[N,7] x, float[M,7] z) => (float[N,7] y) {
+        b = Concat <axis=0> (x, z, z) y = Reshape (b, s) }"""
+    model = parse(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([31, 7]), "s"))
+    with Validator(model) as validator, pytest.raises(ReferenceCannotRunError) as caught:
+        validator.prepare()
+    for part in ("no inputs were found", "Reshape", "--inputs", "--bind"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_that_the_original_insists_on_are_found() -> None:
+    model = parse("g (float[N,3,H,W] x) => (float[N,5] y) { f = Flatten (x) y = MatMul (f, w) }")
+    weight = np.random.default_rng(0).standard_normal((3 * 28 * 28, 5)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    verdict = check(model, model)
+    assert verdict.status == "equal"
+    assert {c.feed for c in verdict.comparisons} == {
+        "normal, N=1, H=28, W=28",
+        "large, N=2, H=28, W=28",
+        "uniform, N=3, H=28, W=28",
+        "zeros, N=1, H=28, W=28",
+    }
+
+
+def test_a_batch_that_the_original_refuses_is_listed_once() -> None:
+    model = parse("g (float[N,4] x) => (float[4] y) { y = Reshape (x, s) }")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([4]), "s"))
+    verdict = check(model, model)
+    assert verdict.status == "equal" and len(verdict.comparisons) == 4
+    assert len(verdict.dropped_feeds) == 1
+    assert verdict.dropped_feeds[0].startswith("large, N=2: ONNX Runtime cannot run the model")
+
+
+def test_bound_sizes_are_used() -> None:
+    verdict = check(convnet(), convnet(), ValidationOptions(bind={"N": 4, "H": 10}))
+    assert all("N=4, H=10" in c.feed for c in verdict.comparisons)
+
+
+def test_token_ids_become_embeddings_with_a_floor_of_their_own() -> None:
+    text = "g (int64[N,S] ids) => (float[N,S,3] y) { e = Gather (table, ids) y = MatMul (e, w) }"
+    model = parse(text)
+    rng = np.random.default_rng(0)
+    for name, shape in {"table": (11, 8), "w": (8, 3)}.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    verdict = check(model, model)
+    assert verdict.status == "equal"
+    assert all(1e-8 < (c.noise_floor or 0) < 1e-5 for c in verdict.comparisons)
+
+
+def test_integers_are_made_small_until_the_original_takes_them() -> None:
+    text = "g (float[8] x, int64[3] where) => (float[3] y) { d = Abs (x) y = Gather (d, where) }"
+    verdict = check(text, text)
+    assert verdict.status == "equal" and len(verdict.comparisons) == 4
+
+
+def test_defaults_are_overridden_once() -> None:
+    text = """g (float[N,3] x, float[3] w) => (float[N,3] y) <float[3] w = {1, 2, 3}> {
+        y = Mul (x, w) }"""
+    verdict = check(text, text)
+    assert [c.feed for c in verdict.comparisons][-1] == "normal, N=1, defaults overridden"
+    frozen = """g (float[N,3] x, float[3] w) => (float[N,3] y)
+        <float[3] w = {1, 2, 3}, float[3] v = {1, 2, 3}> { y = Mul (x, v) }"""
+    verdict = check(text, frozen)
+    assert verdict.status == "differs" and "defaults overridden" in verdict.reason
+
+
+def test_a_provider_that_is_not_there_is_refused() -> None:
+    options = ValidationOptions(providers=("abacus",))
+    with (
+        Validator(convnet(), options) as validator,
+        pytest.raises(
+            ProviderUnavailableError, match=r"no execution provider 'abacus'; available:"
+        ),
+    ):
+        validator.prepare()
+
+
+@pytest.mark.cuda
+def test_a_fold_is_within_tolerance_on_cuda_too() -> None:
+    options = ValidationOptions(providers=("cpu", "cuda"))
+    with Validator(convnet(), options) as validator:
+        try:
+            verdict = validator.check(convnet(folded=True))
+        except ProviderUnavailableError as error:
+            pytest.skip(str(error))
+    assert verdict.ok
+    assert {c.provider for c in verdict.comparisons} == {"cpu", "cuda"}
+
+
+# Latency
+
+
+def test_latency_is_a_ratio_with_its_noise() -> None:
+    with Validator(convnet(depth=2)) as validator:
+        same = validator.latency(convnet(depth=2), convnet(depth=2, folded=True), budget_s=0.3)
+        slower = validator.latency(convnet(depth=2), convnet(depth=12), budget_s=0.3)
+    assert same.ratio_low <= same.ratio <= same.ratio_high
+    assert same.rounds >= 5 and same.before_ms > 0 and same.feed.startswith("normal")
+    assert slower.ratio > 2 and slower.slower and not slower.faster
