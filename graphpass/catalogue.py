@@ -64,5 +64,5 @@ def _example(name: str) -> Fixture | None:
     if fixture.default_folder() is None:
         return None
     cases = [case for case in fixture.find(None, [name]) if case.header.get("after")]
-    alone = [case for case in cases if len(case.passes) == 1]
+    alone = [case for case in cases if len(case.pass_names) == 1]
     return min(alone or cases, key=lambda case: len(case.text), default=None)

@@ -43,7 +43,7 @@ import onnx
 
 from graphpass import testing
 from graphpass.errors import GraphpassError, UsageError
-from graphpass.registry import parse
+from graphpass.registry import parse, split
 from graphpass.rule import Pass
 
 _SUFFIXES = {".txt", ".onnxtxt"}
@@ -55,15 +55,28 @@ _CONSTANT = re.compile(r"(\S+)\s+(\w+)\s*(?:\[([\d,\s]*)\])?\s*(?:=\s*(.+))?$")
 
 @dataclass(frozen=True)
 class Fixture:
-    """A fixture as it was read. `name` is its path below the folder that was searched."""
+    """A fixture as it was read. `name` is its path below the folder that was searched.
+
+    `spec`: the passes that it is for, as `--passes` takes them.
+    """
 
     name: str
-    passes: tuple[Pass, ...]
+    spec: str
     text: str
     header: dict[str, str] = field(default_factory=dict)
     constants: tuple[str, ...] = ()
     dims: dict[str, int] = field(default_factory=dict)
     domains: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pass_names(self) -> set[str]:
+        """The names of the passes that it is for."""
+        return {name for name, _ in split(self.spec)}
+
+    @property
+    def passes(self) -> list[Pass]:
+        """The passes that it is for. Raises `UsageError` where there is no such pass."""
+        return parse(self.spec)
 
     @property
     def note(self) -> str:
@@ -109,7 +122,7 @@ def find(folder: Path | None, passes: Sequence[str] = ()) -> Iterator[Fixture]:
         if not text.startswith("#"):
             continue  # another text, such as the labels of a data set
         case = read(text, str(path.relative_to(where)), path.parent.name)
-        if not passes or {step.name for step in case.passes} & set(passes):
+        if not passes or case.pass_names & set(passes):
             yield case
 
 
@@ -140,7 +153,7 @@ def read(text: str, name: str, default_pass: str = "") -> Fixture:
         raise UsageError(f"{name} expects more than one of {', '.join(_EXPECTATIONS)}")
     return Fixture(
         name,
-        tuple(parse(single.get("pass", default_pass))),
+        single.get("pass", default_pass),
         "\n".join(lines[len(head) :]),
         single,
         tuple(repeated["constant"]),

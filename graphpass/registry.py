@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -23,16 +23,30 @@ PIPELINES: Mapping[str, tuple[str, ...]] = {
     "conv-only": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
 }
 
+_GROUP = "graphpass.passes"
+_BUILTIN = "builtin"
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
 
 
 @lru_cache(maxsize=1)
+def builtin_types() -> dict[str, type[Pass]]:
+    """Return graphpass's own pass classes by name."""
+    found = [point for point in entry_points(group=_GROUP) if point.name == _BUILTIN]
+    # a checkout that is not installed has no entry points
+    return _types(found or [EntryPoint(_BUILTIN, "graphpass.passes", _GROUP)])
+
+
+@lru_cache(maxsize=1)
 def pass_types() -> dict[str, type[Pass]]:
-    """Return every known pass class by name, built-in ones first."""
-    found: dict[str, type[Pass]] = {}
-    points = sorted(entry_points(group="graphpass.passes"), key=lambda p: p.name != "builtin")
-    if not any(point.name == "builtin" for point in points):  # a checkout, not installed
-        points.insert(0, EntryPoint("builtin", "graphpass.passes", "graphpass.passes"))
+    """Return every known pass class by name, built-in ones first. Raises `UsageError`."""
+    plug_ins = [point for point in entry_points(group=_GROUP) if point.name != _BUILTIN]
+    return _types(plug_ins, builtin_types())
+
+
+def _types(
+    points: Iterable[EntryPoint], known: Mapping[str, type[Pass]] | None = None
+) -> dict[str, type[Pass]]:
+    found = dict(known or {})
     for point in points:
         module = _load(point)
         names = getattr(module, "__all__", None) or dir(module)
@@ -59,7 +73,9 @@ def _load(point: EntryPoint) -> Any:
 
 def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
     """Return the pass `name` with its options given as text. Raises `UsageError`."""
-    kinds = pass_types()
+    kinds = builtin_types()
+    if name not in kinds:
+        kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
     if name not in kinds:
         raise UsageError(f"there is no pass {name!r}; there are: {', '.join(kinds)}")
     kind = kinds[name]
@@ -92,7 +108,12 @@ def _value(name: str, field: dataclasses.Field[Any], text: str) -> Any:
 
 def parse(text: str) -> list[Pass]:
     """Read `a,b{option=value;other=1},c` into passes. Raises `UsageError`."""
-    steps: list[Pass] = []
+    return [make(name, options) for name, options in split(text)]
+
+
+def split(text: str) -> list[tuple[str, dict[str, str]]]:
+    """Read `a,b{option=value;other=1},c` into names and options. Raises `UsageError`."""
+    steps: list[tuple[str, dict[str, str]]] = []
     position = 0
     while position < len(text):
         item = _ITEM.match(text, position)
@@ -106,7 +127,7 @@ def parse(text: str) -> list[Pass]:
             if not equals:
                 raise UsageError(f"option {part!r} of pass {item.group(1)} needs =value")
             options[key.strip()] = value.strip()
-        steps.append(make(item.group(1), options))
+        steps.append((item.group(1), options))
         position = item.end()
     if not steps:
         raise UsageError("the pass list is empty")

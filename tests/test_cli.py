@@ -381,6 +381,70 @@ def test_a_terminal_is_not_sent_a_model(
     assert code == 2
 
 
+# ----------------------------------------------------------------------------- plug-ins
+
+PLUG_IN = '''
+from dataclasses import dataclass
+from graphpass import Op, Pass, Rule, any_
+
+class TwoRelus(Rule):
+    """Relu(Relu(x)) = Relu(x)."""
+
+    pattern = Op("Relu", Op("Relu", any_("x")))
+
+    def rewrite(self, x):
+        return Op("Relu", x)
+
+@dataclass(frozen=True)
+class Plugged(Pass):
+    """One Relu is enough."""
+
+    name = "plugged"
+    rules = (TwoRelus(),)
+'''
+
+
+def installed(folder: Path, source: str) -> dict[str, str]:
+    """Put a plug-in where an installer would; return the environment that has it."""
+    (folder / "plugged.py").write_text(source)
+    (folder / "plugged-1.dist-info").mkdir()
+    (folder / "plugged-1.dist-info" / "METADATA").write_text("Name: plugged\nVersion: 1\n")
+    entry = "[graphpass.passes]\nmine = plugged\n"
+    (folder / "plugged-1.dist-info" / "entry_points.txt").write_text(entry)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def test_a_plug_in_is_found_and_runs_only_when_asked_for(tmp_path: Path) -> None:
+    environment = installed(tmp_path, PLUG_IN)
+    text = "(float[2] x) => (float[2] y) { a = Relu(x) y = Relu(a) }"
+    onnx.save(graph(text), tmp_path / "in.onnx")
+
+    def graphpass(*arguments: str) -> str:
+        command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, cwd=tmp_path, env=environment, text=True, check=True
+        )
+        return done.stdout
+
+    assert "One Relu is enough." in graphpass("passes")
+    assert "unchanged" in graphpass("optimize", "in.onnx", "--passes", "clean-up", "--no-latency")
+    assert "within" not in graphpass("optimize", "in.onnx", "--passes", "plugged", "--no-latency")
+    assert len(onnx.load(tmp_path / "in.opt.onnx").graph.node) == 1
+
+
+def test_a_broken_plug_in_is_named_where_it_is_needed(tmp_path: Path) -> None:
+    environment = installed(tmp_path, "import nothing_of_that_name")
+
+    def graphpass(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+        return subprocess.run(command, capture_output=True, env=environment, text=True, check=False)
+
+    done = graphpass("passes")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "the plug-in mine cannot be loaded: ModuleNotFoundError" in done.stderr
+    assert graphpass("passes", "clean-up").returncode == 0
+
+
 # ------------------------------------------------------------------------ the other commands
 
 
@@ -455,6 +519,8 @@ def test_fixtures_say_what_is_not_as_expected(graphpass: Command, tmp_path: Path
     ("header", "problem"),
     [
         ("# refused: no reason", "expected a refusal, but"),
+        ("# pass: nope", "there is no pass 'nope'"),
+        ("# after: Add\n# constant: d float[2] = [1]", "cannot be read"),
         ("# untouched", "rewritten: ['DropIdentity']"),
         ("# pass: untidy, negate\n# after: Sub", "run again, it changes more"),
         ("# pass: negate{wrong=c}", "output y: error"),
@@ -471,7 +537,6 @@ def test_a_fixture_fails_where_it_should(
 @pytest.mark.parametrize(
     ("header", "text"),
     [
-        ("# pass: nope", "there is no pass 'nope'"),
         ("# afterwards: Add", "line 1: 'afterwards'"),
         ("# after: Add\n# untouched", "expects more than one"),
         ("# bind: N", "is not NAME=NUMBER"),

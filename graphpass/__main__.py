@@ -1,0 +1,5 @@
+"""`python -m graphpass`."""
+
+from graphpass.cli import main
+
+main()
