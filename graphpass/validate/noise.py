@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
