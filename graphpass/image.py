@@ -59,9 +59,9 @@ def trace_native(graph: Graph, image: Tensor) -> Trace:
             continue
         if done.touches_weights:
             return done
-    if failures:
+    if len(failures) == len(LAYOUTS):
         raise max(failures, key=lambda failure: failure.progress)
-    if all(native_size(image, layout) is None for layout in LAYOUTS):
+    if any(native_size(image, layout) is None for layout in LAYOUTS):
         raise ModelError(
             f"height and width of '{image.name}' are not fixed: say which resolution the network "
             "was made for (--native HxW)"

@@ -118,6 +118,9 @@ def _show_model(console: Console, model: Model) -> None:
     facts = model_facts(model.proto)
     counts = sorted(facts.operators.items(), key=lambda entry: -entry[1])
     say(console, f"{facts.nodes} nodes: " + ", ".join(f"{n} {name}" for name, n in counts))
+    for entry in model.proto.metadata_props:
+        if entry.key.startswith("graphpass."):
+            say(console, f"{entry.key} {entry.value}")
     versions = ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in model.opsets.items())
     say(console, f"{facts.parameters:,} parameters; opsets: {versions}")
 

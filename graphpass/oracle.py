@@ -99,14 +99,15 @@ class Oracle:
         self.heads = _heads(original.proto, native)
         self.trunk, self.freed = _trunk(original, native, self.maps)
         self.cams = dict(cams or {})
-        self.logit_heads = self._logit_heads() if self.cams else []
+        self.bare, self.logit_heads = self._logit_heads() if self.cams else (native, [])
         self._sessions: dict[str, Session] = {}
 
-    def _logit_heads(self) -> list[_Head]:
-        """Cut out the heads without the Softmax at their end."""
+    def _logit_heads(self) -> tuple[Trace, list[_Head]]:
+        """Trace the original without the Softmax at its end, and cut out its heads."""
         bare = self.original.copy()
         apply(make("drop-softmax"), bare)
-        return _heads(bare.proto, trace_image(bare.graph))
+        found = trace_image(bare.graph)
+        return found, _heads(bare.proto, found)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -220,12 +221,12 @@ class Oracle:
         """Let the head answer for every pixel of the map as if that were the mean: the CAM."""
         wanted = {out: cam for out, cam in self.cams.items() if out in head.outputs}
         (collapse,) = head.collapses
-        places = _places(self.native, collapse.source)
+        places = _places(self.bare, collapse.source)
         array = np.moveaxis(features[collapse.source.name], places, (1, 2))
         cells = _sample(array.shape[0], array.shape[1], array.shape[2])
         rows = np.stack([array[cell] for cell in cells])
         start = _start(collapse, True)
-        shape = [s if isinstance(s, int) else -1 for s in _declared(self.native, start)[1]]
+        shape = [s if isinstance(s, int) else -1 for s in _declared(self.bare, start)[1]]
         inputs = {start.name: rows.reshape(len(cells), *shape[1:])}
         answers = self._answers(f"logits {number}", head, inputs, len(cells), True)
         return {cam: (answers[out], cells) for out, cam in wanted.items()}
