@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,10 @@ from graphpass.match import Match
 from graphpass.pattern import Op
 from graphpass.weight import Array, Weight
 
+_DIGEST_BYTES = 1 << 24  # of a computed weight, looked at in one piece
 _SMALL_ELEMENTS = 256  # constants up to this size are shown to shape inference
+
+Content = tuple[int, str, tuple[int, ...], bytes]  # graph, type, shape and what tells the data
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Built:
 
     nodes: list[Node] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)  # of those constants, in their order
     result: Tensor | None = None  # where the term is no operator
 
 
@@ -52,6 +57,8 @@ class Surgeon:
         self._dead_constants: dict[int, Constant] = {}
         self._touched: dict[int, Graph] = {}
         self._named: dict[int, set[str]] = {}
+        # layers that shared a weight share what was made of it: the file must not grow by it
+        self._made: dict[Content, Constant] = {}
 
     # ------------------------------------------------------------------ a term becomes nodes
 
@@ -120,10 +127,15 @@ class Surgeon:
         if isinstance(value, Weight) and value.origin is not None:
             origin: Tensor = value.origin
             return origin
+        content = (id(graph), *_content(value))
+        known = self._made.get(content)
+        if known is not None and id(known) not in self._dead_constants:
+            return known
         weight = self._stored(value, self.fresh(base))
         constant_tensor = Constant(weight.name, weight)
         if graph.holds_initializers:
             built.constants.append(constant_tensor)
+            built.contents.append(content)
             return constant_tensor
         node = Node("Constant", "", {"value": constant_tensor}, graph=graph)
         output = Variable(weight.name, weight.dtype, list(weight.shape))
@@ -213,6 +225,7 @@ class Surgeon:
             for tensor in node.inputs:
                 list.append(tensor.outputs, node)
         graph.initializers.extend(built.constants)
+        self._made.update(zip(built.contents, built.constants, strict=True))
         self._spliced[id(root)] = built.nodes
         self._dead[id(root)] = root
         self._release(old_inputs)
@@ -370,6 +383,25 @@ def _inner(term: Op) -> list[Op]:
     """Return the operators below the root of `term`."""
     direct = [part for part in term.inputs if isinstance(part, Op)]
     return [op for part in direct for op in (part, *_inner(part))]
+
+
+def _content(value: Weight | Array) -> tuple[str, tuple[int, ...], bytes]:
+    """Return what is equal for equal constants: where the data is, or a digest of it."""
+    if isinstance(value, Weight) and value.tensor is not None:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(value.tensor)
+        tensor.ClearField("name")
+        return str(value.data_type), tuple(value.shape), tensor.SerializeToString()
+    array = value.array() if isinstance(value, Weight) else np.asarray(value)
+    digest = hashlib.blake2b(digest_size=16)
+    if array.dtype.kind in "OSU":
+        digest.update(repr(array.tolist()).encode())
+        return str(array.dtype), array.shape, digest.digest()
+    rows = array.reshape(1, -1) if array.ndim < 2 else array
+    step = max(1, _DIGEST_BYTES * len(rows) // max(array.nbytes, 1))
+    for start in range(0, len(rows), step):
+        digest.update(np.ascontiguousarray(rows[start : start + step]).view(np.uint8).data)
+    return str(array.dtype), array.shape, digest.digest()
 
 
 def _operand_name(node: str, op: str, index: int) -> str:

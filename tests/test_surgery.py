@@ -251,3 +251,41 @@ def test_part_of_a_weight_is_read_from_where_it_lies() -> None:
     assert np.array_equal(
         weight.reshape(512, 8).rows(slice(500, 600)), values.reshape(512, 8)[500:]
     )
+
+
+class Doubled(Rule):
+    """Neg(Add(x, c)) = Add(x, 2·c)."""
+
+    pattern = Op("Neg", Op("Add", any_("x"), const("c")))
+
+    def rewrite(self, x: Any, c: Any) -> Any:
+        return Op("Add", x, c.astype(np.float32) * 2)
+
+
+class Turned(Rule):
+    """Abs(Add(x, c[K])) = Add(x, c[1, K])."""
+
+    pattern = Op("Abs", Op("Add", any_("x"), const("c")))
+
+    def rewrite(self, x: Any, c: Any) -> Any:
+        return Op("Add", x, c.reshape(1, -1))
+
+
+@dataclass(frozen=True)
+class NewConstants(Pass):
+    """Rules that make constants, computed ones and the same data under another shape."""
+
+    name = "new-constants"
+    rules = (Doubled(), Turned())
+
+
+def test_what_is_made_of_a_shared_constant_is_shared() -> None:
+    model = graph(
+        "(float[N,500] x) => (float[N,500] y, float[N,500] z, float[N,500] v, float[N,500] w)"
+        "{ a = Add(x, c) y = Neg(a) b = Add(x, c) z = Neg(b)"
+        "  d = Add(x, c) v = Abs(d) e = Add(x, c) w = Abs(e) }",
+        c=np.arange(500, dtype=np.float32),
+    )
+    result, _ = apply_to(NewConstants(), model)
+    shapes = sorted(list(tensor.dims) for tensor in result.graph.initializer)
+    assert shapes == [[1, 500], [500]]
