@@ -35,9 +35,25 @@ def classify(specs: Sequence[InputSpec]) -> dict[str, str]:
         if spec.dims is None:
             classes[rank_symbol(spec.name)] = RANK
         for axis, size in enumerate(spec.dims or ()):
-            if isinstance(size, str) and size not in classes:
-                classes[size] = _class_of(spec.name, size, axis, spec.dims or ())
+            for symbol in _symbols(size):
+                if symbol not in classes:
+                    classes[symbol] = _class_of(spec.name, symbol, axis, spec.dims or ())
     return classes
+
+
+def size_of(dim: int | str, bindings: Mapping[str, int]) -> int:
+    """Return the size of a dimension: a number, a symbol, or a sum (``past + 1``)."""
+    if isinstance(dim, int):
+        return dim
+    return sum(int(term) if term.isdecimal() else bindings[term] for term in _terms(dim))
+
+
+def _symbols(dim: int | str) -> list[str]:
+    return [] if isinstance(dim, int) else [term for term in _terms(dim) if not term.isdecimal()]
+
+
+def _terms(dim: str) -> list[str]:
+    return [term.strip() for term in dim.split("+")]
 
 
 def rank_symbol(input_name: str) -> str:

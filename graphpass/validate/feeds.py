@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from graphpass.validate.channel import Array, Value
-from graphpass.validate.dims import Bindings, rank_symbol
+from graphpass.validate.dims import Bindings, rank_symbol, size_of
 from graphpass.validate.inputs import InputSpec
 
 # Ranges for integers that index nothing we know of, tried in this order: [low, high).
@@ -92,7 +92,7 @@ def shape_of(spec: InputSpec, bindings: Mapping[str, int]) -> tuple[int, ...]:
     """Return the input's shape under these bindings."""
     if spec.dims is None:
         return _SHAPES_BY_RANK[bindings[rank_symbol(spec.name)]]
-    return tuple(size if isinstance(size, int) else bindings[size] for size in spec.dims)
+    return tuple(size_of(dim, bindings) for dim in spec.dims)
 
 
 def _array(

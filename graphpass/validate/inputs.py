@@ -18,6 +18,8 @@ Kind = Literal["tensor", "sequence", "optional", "unsupported"]
 # Operators that hand integers on as they are, or shifted by too little to matter.
 _INDEX_CARRIERS = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
 _INDEX_CARRIERS |= {"Slice", "Expand", "Concat", "Tile", "Gather", "Split"}
+# What exporters write for "some size": no two of these need to be the same.
+_NAMELESS = {"", "?", "-1", "None", "unk"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _dims(name: str, tensor: onnx.TypeProto.Tensor) -> tuple[int | str, ...]:
     def dim(axis: int, size: onnx.TensorShapeProto.Dimension) -> int | str:
         if size.WhichOneof("value") == "dim_value" and size.dim_value >= 0:
             return int(size.dim_value)
-        return size.dim_param or f"{name}[{axis}]"
+        return f"{name}[{axis}]" if size.dim_param in _NAMELESS else str(size.dim_param)
 
     return tuple(dim(axis, size) for axis, size in enumerate(tensor.shape.dim))
 

@@ -133,7 +133,11 @@ class FeedSearch:
         plain = recipe.bindings
         batched = with_batch(plain, self._classes, fixed, batch) if self._may_batch else plain
         bold = resized(batched, self._classes, fixed) if self._may_resize else batched
+        tried: list[Bindings] = []
         for bindings in (bold, batched, plain):
+            if bindings in tried:
+                continue
+            tried.append(bindings)
             found = self._try(session, provider, self._draw(replace(recipe, bindings=bindings)))
             if found:
                 return found[0]

@@ -129,6 +129,8 @@ def _fit(feed: str, spec: InputSpec, value: Value, bindings: Bindings) -> Value:
             f" but is {list(array.shape)}"
         )
     for size, dim in zip(array.shape, spec.dims, strict=True):
+        if isinstance(dim, str) and "+" in dim:
+            continue  # a sum settles none of its terms
         expected = bindings.setdefault(dim, size) if isinstance(dim, str) else dim
         if size != expected:
             settled = f" ({dim} is {expected} elsewhere)" if isinstance(dim, str) else ""

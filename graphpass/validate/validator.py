@@ -164,8 +164,8 @@ class Validator:
         after: onnx.ModelProto | Path,
         *,
         min_rounds: int = 5,
-        max_rounds: int = 50,
-        budget_s: float = 2.0,
+        max_rounds: int = 30,
+        budget_s: float = 1.0,
     ) -> Latency:
         """Time both on the first feed, in turn. Raises RunError."""
         provider = self.options.providers[0]

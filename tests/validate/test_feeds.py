@@ -43,6 +43,21 @@ def test_a_dimension_without_a_name_is_called_after_its_input() -> None:
     assert [spec.dims for spec in input_specs(model)] == [("x[0]", 4)]
 
 
+def test_question_marks_are_no_names() -> None:
+    model = parse("g (float[3,4] x) => (float[3,4] y) { y = Relu (x) }")
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = "?"
+    assert [spec.dims for spec in input_specs(model)] == [("x[0]", "x[1]")]
+
+
+def test_a_sum_of_symbols_is_the_sum_of_their_sizes() -> None:
+    model = parse("g (float[N,past] x, float[N,past] mask) => (float[N,past] y) { y = Relu (x) }")
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "past + 1"
+    feed = draw_feed(input_specs(model), Recipe("normal", {"N": 2, "past": 7}), 0)
+    assert classify(input_specs(model)) == {"N": "batch", "past": "length"}
+    assert np.asarray(feed.values["mask"]).shape == (2, 8)
+
+
 def test_one_symbol_has_one_value_in_all_inputs() -> None:
     model = parse("g (float[N,3] a, float[N,5] b) => (float[N,3] y) { y = Relu (a) }")
     for bindings in list(first_bindings(classify(input_specs(model)), {}))[:3]:
