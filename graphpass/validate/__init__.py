@@ -1,5 +1,21 @@
 """Validation: the original and a rewritten model through ONNX Runtime, compared.
 
+Feeds. The first is standard normal with a batch of 1. Then come large values with a batch of 2,
+values in [0, 1] with a batch of 3, zeros; other symbolic sizes change too, as far as the model
+takes it. Models of more than 3e8 multiply-adds do without zeros, of more than 1e9 also without
+[0, 1]: never fewer than two feeds, and the same ones in every run. Inputs with a default are
+overridden in one feed more. Arrays that the user gives replace all that; what they leave out is
+drawn. Sizes and ranges of integers that the model refuses are replaced by others.
+
+Both sides run without ONNX Runtime's optimizations, which would do half of the rewrites on
+either side and hide the difference.
+
+Tolerance. An output may move by ten times its noise floor, never less than sixteen ulps of its
+scale (four in half precision): see `compare`. The floor is measured as far as needed, cheapest
+first: inputs moved by one ulp; ONNX Runtime's optimizations and one ulp of noise behind every
+sum inside the network; and three and two draws of these. Cheap models get one draw in any case,
+for the report. Only then is a candidate accused.
+
 Names are imported on first use, so that the worker process starts with `worker` alone.
 """
 
