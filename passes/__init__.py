@@ -10,15 +10,19 @@ from .convolutionalize import (
     PoolToWindow,
     UnflattenHead,
 )
+from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
+from .gemm_to_conv import GemmToConv
 
 __all__ = [
     "ClassActivationMap",
     "CleanUp",
     "DropSoftmax",
+    "FlattenGemmToGapConv",
     "FoldBatchNorm",
     "FreeBatch",
     "FreeResolution",
+    "GemmToConv",
     "PoolToGlobal",
     "PoolToWindow",
     "UnflattenHead",

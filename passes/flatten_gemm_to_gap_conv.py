@@ -1,0 +1,141 @@
+"""flatten-gemm-to-gap-conv: dense layers on pooled features become 1x1 convolutions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphpass import (
+    Node,
+    Op,
+    Pass,
+    Rule,
+    Tensor,
+    any_,
+    attribute,
+    axes_of,
+    dtype,
+    either,
+    operator,
+    optional,
+    rank,
+    require,
+)
+
+from ._dense import DENSE_ON_MAP, dense_on_map
+from ._flatten import FLATTEN_RULES
+from ._heads import feeds_layer, map_sizes
+from ._pixels import common_pixel
+
+_GLOBAL = {
+    "ReduceMean": "GlobalAveragePool",
+    "AveragePool": "GlobalAveragePool",
+    "ReduceMax": "GlobalMaxPool",
+    "MaxPool": "GlobalMaxPool",
+}
+_MAP = either(Op("Transpose", any_("y"), bind="transpose", shared=True), any_("y"))
+
+
+class ReduceIsGlobalPool(Rule):
+    """ReduceMean(y[N, C, H, W], [2, 3]) = GlobalAveragePool(y), flattened where keepdims is 0.
+
+    With a Transpose before it, over whatever axes H and W are then; ReduceMax likewise.
+    """
+
+    pattern = Op(("ReduceMean", "ReduceMax"), _MAP, optional(any_("axes")), bind="reduce")
+
+    def rewrite(self, reduce: Node, transpose: Node | None, y: Tensor, axes: Tensor | None) -> Any:
+        if not _can_pool(y) or not feeds_layer(reduce.outputs[0], reduce):
+            return None
+        x = reduce.inputs[0]
+        count, listed = rank(x), axes_of(reduce)
+        if count is None or count < 3 or not listed:
+            return None
+        turned = None if transpose is None else attribute(transpose, "perm")
+        if turned is None or turned[0] != 0:
+            turned, y = list(range(count)), x
+        pooled = sorted(turned[axis % count] for axis in listed)
+        if pooled != list(range(2, count)):
+            return None
+        result = Op(_GLOBAL[operator(reduce)], y)
+        if attribute(reduce, "keepdims") == 0:
+            return Op("Flatten", result, axis=1)
+        return result if turned == sorted(turned) else Op("Transpose", result, perm=turned)
+
+
+class WholeWindowIsGlobalPool(Rule):
+    """AveragePool(y[N, C, H, W], kernel HxW) = GlobalAveragePool(y); MaxPool likewise."""
+
+    pattern = Op(("AveragePool", "MaxPool"), any_("y"), bind="pool")
+
+    def rewrite(self, pool: Node, y: Tensor) -> Any:
+        sizes = map_sizes(y)
+        if sizes is None or not _can_pool(y) or not feeds_layer(pool.outputs[0], pool):
+            return None
+        # with ceil_mode or padding a window may hang over the edge: only one that is exactly
+        # the map has the map's mean
+        whole = attribute(pool, "kernel_shape") == list(sizes[1:])
+        padded = any(attribute(pool, "pads") or []) or attribute(pool, "auto_pad") not in (
+            "NOTSET",
+            "VALID",
+        )
+        spread = any(step != 1 for step in attribute(pool, "dilations") or [])
+        if not whole or padded or spread:
+            return None
+        return Op(_GLOBAL[operator(pool)], y)
+
+
+def _can_pool(y: Tensor) -> bool:
+    # ONNX Runtime pools no double numbers; ReduceMean of whole numbers rounds otherwise
+    return dtype(y) in (np.dtype(np.float32), np.dtype(np.float16))
+
+
+class DenseOnEqualPixels(Rule):
+    """Gemm(Flatten(y), W, b) = Flatten(Conv(GlobalAveragePool(y), H·W·w, b)) where all W[h, w] = w.
+
+    y is [N, C, H, W], w [M, C], the same for every h and w. A map of one pixel, such as pooling
+    makes, is its own mean.
+    """
+
+    pattern = DENSE_ON_MAP
+
+    def rewrite(
+        self,
+        layer: Node,
+        matrix: Tensor,
+        bias: Tensor | None,
+        add: Node | None,
+        flatten: Node,
+        transpose: Node | None,
+        y: Tensor,
+    ) -> Any:
+        read = dense_on_map((flatten, transpose, y), layer, matrix, bias, add)
+        if read is None:
+            return None
+        found, features = read
+        pixels = math.prod(features.sizes[1:])
+        if pixels == 1:
+            return found.convolution(features.y, found.kernel(features.row, features.order))
+        require(_can_pool(features.y), f"no pooling takes {dtype(features.y)} numbers")
+        kernel = found.summed(common_pixel(found, features), pixels)
+        return found.convolution(Op("GlobalAveragePool", features.y), kernel)
+
+
+@dataclass(frozen=True)
+class FlattenGemmToGapConv(Pass):
+    """Turn dense layers on pooled features into GlobalAveragePool (or -MaxPool) and a 1x1 Conv.
+
+    Also those on a map of one pixel, and those whose weights are the same for every pixel. A
+    layer whose weights depend on the pixel is refused: gemm-to-conv makes a kernel of it.
+    """
+
+    name: ClassVar[str] = "flatten-gemm-to-gap-conv"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        ReduceIsGlobalPool(),
+        WholeWindowIsGlobalPool(),
+        DenseOnEqualPixels(),
+        *FLATTEN_RULES,
+    )

@@ -1,0 +1,154 @@
+"""gemm-to-conv: dense layers become convolutions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphpass import (
+    Node,
+    Op,
+    Pass,
+    Rule,
+    Tensor,
+    any_,
+    attribute,
+    label,
+    operator,
+    opset,
+    producer,
+    rank,
+    require,
+)
+from graphpass.errors import UsageError
+
+from ._dense import DENSE_ON_MAP, dense, dense_on_map, resolve
+from ._flatten import FLATTEN_RULES
+from ._heads import ALONG_AXIS, BROADCAST, POINTWISE, flattens
+from ._sizes import RESHAPES
+
+_TARGETS = ("dense", "features", "all")
+_KEEPS_ROWS = (
+    *POINTWISE,
+    *ALONG_AXIS,
+    "BatchNormalization",
+    "Gemm",
+    "LayerNormalization",
+    "MatMul",
+)
+_WALK = 1000  # nodes followed from a dense layer to where its rows come from
+
+
+class DenseOnFeatureMap(Rule):
+    """Gemm(Flatten(y[N, C, H, W]), W, b) = Flatten(Conv(y, W as [M, C, H, W], b)), unpadded.
+
+    A row of W holds the weights of one output for every element of y, which is what a filter as
+    large as y holds. A Transpose before the Flatten only reorders them.
+    """
+
+    pattern = DENSE_ON_MAP
+
+    def rewrite(
+        self,
+        layer: Node,
+        matrix: Tensor,
+        bias: Tensor | None,
+        add: Node | None,
+        flatten: Node,
+        transpose: Node | None,
+        y: Tensor,
+    ) -> Any:
+        read = dense_on_map((flatten, transpose, y), layer, matrix, bias, add)
+        if read is None:
+            return None
+        found, features = read
+        return found.convolution(features.y, found.kernel(features.row, features.order))
+
+
+@dataclass(frozen=True)
+class DenseOnRows(Rule):
+    """Gemm(x[N, K], W, b) = Flatten(Conv(Unsqueeze(x, [2, 3]), W as [M, K, 1, 1], b))."""
+
+    positions: bool = False  # also where the rows are positions inside an image or sequence
+
+    pattern = dense(any_("x"))
+
+    def rewrite(
+        self, layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None, x: Tensor
+    ) -> Any:
+        found = resolve(layer, matrix, bias, add)
+        if found is None:
+            return None
+        source = producer(x)
+        if source is not None and not found.transposed and _makes_rows_of_map(source, layer):
+            return None  # the other rule converts it, or says why not
+        merged = None if self.positions else _merging_view(layer)
+        require(
+            merged is None,
+            f"the rows of '{x.name}' are not images: {label(merged or layer)} makes them of a "
+            "tensor with more axes",
+        )
+        rows: Any = Op("Transpose", x, perm=[1, 0]) if found.transposed else x
+        if opset(layer) < 13:
+            pixels = Op("Unsqueeze", rows, axes=[2, 3])
+        else:
+            pixels = Op("Unsqueeze", rows, np.array([2, 3], np.int64))
+        return found.convolution(pixels, found.kernel((found.inputs, 1, 1)))
+
+
+def _makes_rows_of_map(source: Node, layer: Node) -> bool:
+    if operator(source) != "Flatten" or source.graph is not layer.graph:
+        return False
+    axes = rank(source.inputs[0])
+    return axes is None or (axes > 2 and flattens(source.inputs[0], source))
+
+
+def _merging_view(layer: Node) -> Node | None:
+    """Return the view that makes the rows of `layer` of a tensor of three axes or more."""
+    x = layer.inputs[0]
+    for _ in range(_WALK):
+        node = producer(x)
+        if node is None:
+            return None
+        op = operator(node)
+        if op in RESHAPES:
+            axes = rank(node.inputs[0])
+            if axes is not None and axes < 3:
+                return None
+            return None if flattens(node.inputs[0], node) else node
+        if op in BROADCAST:
+            x = next((t for t in node.inputs if producer(t) is not None), node.inputs[0])
+        elif op in _KEEPS_ROWS and not (op == "Gemm" and attribute(node, "transA")):
+            x = node.inputs[0]
+        else:
+            return None
+    return None
+
+
+@dataclass(frozen=True)
+class GemmToConv(Pass):
+    """Turn Gemm and MatMul layers into convolutions that compute the same.
+
+    A layer on a flattened feature map gets a kernel as large as the map, one on plain rows
+    [N, K] a 1x1 kernel between Unsqueeze and Flatten. `target` says which:
+    "features": only heads on feature maps, with all layers that follow;
+    "dense": also layers on plain rows (a network without any convolution gets slower by it);
+    "all": also layers whose rows are the positions of a sequence or image.
+    """
+
+    name: ClassVar[str] = "gemm-to-conv"
+    target: str = "dense"
+
+    def __post_init__(self) -> None:
+        if self.target not in _TARGETS:
+            raise UsageError(
+                f"the target of gemm-to-conv is one of {', '.join(_TARGETS)}, not {self.target!r}"
+            )
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]
+        """The rules that `target` asks for."""
+        plain = () if self.target == "features" else (DenseOnRows(self.target == "all"),)
+        return (DenseOnFeatureMap(), *plain, *FLATTEN_RULES)
