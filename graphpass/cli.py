@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphpass.cli_dense import convolutionalize, heatmap
-from graphpass.errors import DifferenceError, GraphpassError, OutputError, UsageError
+from graphpass.errors import (
+    DifferenceError,
+    GraphpassError,
+    OutputError,
+    RuntimeUnavailableError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,10 +53,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return error.exit_code
         return _fail(error.format_message(), error.exit_code)
     except GraphpassError as error:
-        hint = ""
-        if error.exit_code == 4:
-            hint = "; nothing was written (--no-validate writes without running the model)"
-        return _fail(f"{error}{hint}", error.exit_code)
+        return _fail(str(error), error.exit_code)
     except Exception as error:
         if os.environ.get("GRAPHPASS_DEBUG"):
             raise
@@ -238,6 +241,9 @@ def optimize(
         if error.report is not None:
             _write_reports(error.report, reports)
         raise
+    except RuntimeUnavailableError as error:
+        hint = "nothing was written (--no-validate writes without running the model)"
+        raise RuntimeUnavailableError(f"{error}; {hint}") from error
     _write_reports(result.report, reports)
     if not quiet:
         from graphpass.render import terminal

@@ -1,8 +1,9 @@
 """One straight road: for each pass, apply it, check the result, keep it or find what was wrong.
 
-A result that fails is bisected: replaying the first n rewrites of the pass is deterministic, so
-a binary search over n finds one rewrite with which the model is wrong and without which it is
-not. That one is undone and quarantined, the rest is replayed and checked again.
+Each rewrite is checked on its own first, then the model as a whole. Where only that fails, it is
+bisected: replaying the first n rewrites of the pass is deterministic, so a binary search over n
+finds one with which the model is wrong and without which it is not. What is wrong is undone and
+quarantined, the rest is replayed and checked again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from graphpass.rule import Pass
 MAX_ROUNDS = 8
 # A rule that was caught this often is wrong as such, and not tried further in its pass.
 _STRIKES = 3
-# A pass that is still wrong after so many checks is undone as a whole.
-_MAX_CHECKS = 64
+# A pass that is still wrong after so many attempts is undone as a whole.
+_MAX_ATTEMPTS = 32
 
 # Told what is being done, and how much of the whole is done (0 to 1).
 Progress = Callable[[str, float], None]
@@ -35,10 +36,12 @@ Progress = Callable[[str, float], None]
 
 @dataclass
 class _State:
-    """What is remembered of a pass from round to round."""
+    """What is remembered of a pass; `before`: the model that it is applied to."""
 
     step: Pass
     report: PassReport
+    before: onnx.ModelProto = field(default_factory=onnx.ModelProto)
+    interface_may_change: bool = False
     quarantine: set[tuple[str, str]] = field(default_factory=set)
     over: bool = False  # it was undone as a whole and is not run again
 
@@ -95,48 +98,37 @@ class Pipeline:
         if state.over or left == 0:
             return False
         self.progress(state.step.name, (index + 0.1) / len(self._states))
-        before = _copy(self.model.proto)
+        state.before = _copy(self.model.proto)
+        state.interface_may_change = self.interface_may_change or state.step.changes_interface
         try:
-            return self._apply_and_check(state, before, left)
+            return self._apply_and_check(state, left)
         except RuleError as error:
-            self._undo(state, before, str(error))
+            self._undo(state, str(error))
             return False
 
-    def _apply_and_check(self, state: _State, before: onnx.ModelProto, left: int | None) -> bool:
-        interface = self.interface_may_change or state.step.changes_interface
+    def _apply_and_check(self, state: _State, left: int | None) -> bool:
         caught: Counter[str] = Counter()
-        first_check = state.report.checks
-        while True:
-            applied = self._apply(state, left)
+        for _ in range(_MAX_ATTEMPTS):
+            applied = self._apply(state, left, windows=self.gate.validates)
             state.report.refusals = applied.refusals
-            if not applied.rewrites and not self._changed_by_hand(applied, before):
+            if not applied.rewrites and not self._changed_by_hand(state, applied):
                 return False
             if wrong := self._wrong_windows(state, applied):
-                self.model.restore(before)
-                state.report.quarantined.extend(wrong)
-                state.quarantine.update(entry.rewrite.key for entry in wrong)
-                if self.strict:
-                    first = wrong[0]
-                    where = f"{first.rewrite.rule} at '{first.rewrite.site}'"
-                    self._undo(state, before, f"{where}: {first.reason}")
+                self._leave_out(state, wrong)
                 continue
-            check = self._check(state, interface)
+            check = self._check(state)
             if check.ok:
-                self._keep(state, applied, check, interface)
+                self._keep(state, applied, check)
                 return True
+            found, check = self._find(state, applied, check)
             state.report.check = check
-            if state.report.checks - first_check > _MAX_CHECKS:
-                raise RuleError(f"its result is still wrong without {caught.total()} rewrites")
-            found, check = self._find(state, before, applied, check, interface)
-            self.model.restore(before)
             if found is None:
-                self._undo(state, before, check.reason)
+                self._undo(state, check.reason)
                 return False
-            self._quarantine(state, found, check.reason, applied, caught)
-            if self.strict:
-                self._undo(state, before, f"{found.rule} at '{found.site}': {check.reason}")
+            self._leave_out(state, self._culprits(found, check.reason, applied, caught))
+        raise RuleError(f"it is still wrong without {len(state.quarantine)} of its rewrites")
 
-    def _apply(self, state: _State, limit: int | None) -> Applied:
+    def _apply(self, state: _State, limit: int | None, *, windows: bool = False) -> Applied:
         start = time.perf_counter()
         try:
             return apply(
@@ -144,7 +136,7 @@ class Pipeline:
                 self.model,
                 limit=limit,
                 quarantine=frozenset(state.quarantine),
-                windows=self.gate.validates,
+                windows=windows,
                 first_number=1 + self._rewrites_kept(),
             )
         except (GraphpassError, MemoryError):
@@ -154,6 +146,10 @@ class Pipeline:
             raise RuleError(f"pass {state.step.name} failed: {what}") from error
         finally:
             state.report.apply_s += time.perf_counter() - start
+
+    def _changed_by_hand(self, state: _State, applied: Applied) -> bool:
+        """Whether a pass changed the model in its own `run`, announced or not."""
+        return bool(applied.notes) or _bytes(self.model.proto) != _bytes(state.before)
 
     def _wrong_windows(self, state: _State, applied: Applied) -> list[Quarantined]:
         """Check each rewrite on its own; return those that do not equal what they replace."""
@@ -170,30 +166,28 @@ class Pipeline:
             if rewrite.proof is not None and not rewrite.proof.ok
         ]
 
-    def _changed_by_hand(self, applied: Applied, before: onnx.ModelProto) -> bool:
-        """Whether a pass changed the model in its own `run`, announced or not."""
-        return bool(applied.notes) or _bytes(self.model.proto) != _bytes(before)
-
-    def _check(self, state: _State, interface: bool) -> Check:
+    def _check(self, state: _State) -> Check:
         start = time.perf_counter()
         try:
-            return self.gate.check(self.model.proto, interface_may_change=interface)
+            return self.gate.check(
+                self.model.proto, interface_may_change=state.interface_may_change
+            )
         finally:
             state.report.checks += 1
             state.report.check_s += time.perf_counter() - start
 
-    def _keep(self, state: _State, applied: Applied, check: Check, interface: bool) -> None:
+    def _keep(self, state: _State, applied: Applied, check: Check) -> None:
         report = state.report
         report.outcome = "kept"
         report.rewrites.extend(applied.rewrites)
         report.notes.extend(applied.notes)
         report.check = check
-        self.interface_may_change = interface
+        self.interface_may_change = state.interface_may_change
         self.stages.append((report.name, _copy(self.model.proto)))
 
-    def _undo(self, state: _State, before: onnx.ModelProto, reason: str) -> None:
+    def _undo(self, state: _State, reason: str) -> None:
         """Put the model back to before the pass. What it did in an earlier round was checked."""
-        self.model.restore(before)
+        self.model.restore(state.before)
         state.over = True
         state.report.reason = reason
         if state.report.outcome == "unchanged":
@@ -201,16 +195,18 @@ class Pipeline:
         if self.strict:
             raise DifferenceError(f"pass {state.step.name}: {reason}")
 
+    def _leave_out(self, state: _State, wrong: Sequence[Quarantined]) -> None:
+        """Put the model back and see to it that `wrong` is not tried again."""
+        state.report.quarantined.extend(wrong)
+        state.quarantine.update(entry.rewrite.key for entry in wrong)
+        self.model.restore(state.before)
+        if self.strict:
+            first = wrong[0]
+            self._undo(state, f"{first.rewrite.rule} at '{first.rewrite.site}': {first.reason}")
+
     # -------------------------------------------------------------- finding what was wrong
 
-    def _find(
-        self,
-        state: _State,
-        before: onnx.ModelProto,
-        applied: Applied,
-        check: Check,
-        interface: bool,
-    ) -> tuple[Rewrite | None, Check]:
+    def _find(self, state: _State, applied: Applied, check: Check) -> tuple[Rewrite | None, Check]:
         """Return a rewrite with which the model is wrong and without which it is not.
 
         None where there is none: the pass changed something outside of its rules, or nothing
@@ -219,41 +215,36 @@ class Pipeline:
         if check.status == "not comparable" and not check.comparisons:
             return None, check
         if "run" in type(state.step).__dict__:
-            by_hand = self._replay(state, before, 0, interface)
+            by_hand = self._replay(state, 0)
             if not by_hand.ok:
                 return None, by_hand
         good, bad = 0, len(applied.rewrites)
         while bad - good > 1:
             middle = (good + bad) // 2
             self.progress(f"{state.step.name}: searching the wrong rewrite", 0.5)
-            tried = self._replay(state, before, middle, interface)
+            tried = self._replay(state, middle)
             good, bad, check = (middle, bad, check) if tried.ok else (good, middle, tried)
         return (applied.rewrites[bad - 1] if bad else None), check
 
-    def _replay(self, state: _State, before: onnx.ModelProto, count: int, interface: bool) -> Check:
-        self.model.restore(before)
+    def _replay(self, state: _State, count: int) -> Check:
+        self.model.restore(state.before)
         self._apply(state, count)
-        return self._check(state, interface)
+        return self._check(state)
 
-    def _quarantine(
-        self,
-        state: _State,
-        found: Rewrite,
-        reason: str,
-        applied: Applied,
-        caught: Counter[str],
-    ) -> None:
+    def _culprits(
+        self, found: Rewrite, reason: str, applied: Applied, caught: Counter[str]
+    ) -> list[Quarantined]:
+        """Return what to leave out: the rewrite found, in time all of its rule."""
         caught[found.rule] += 1
-        out = [Quarantined(found, reason)]
+        culprits = [Quarantined(found, reason)]
         if caught[found.rule] >= _STRIKES:
             reason = f"its rule was wrong at {_STRIKES} other places"
-            out.extend(
+            culprits.extend(
                 Quarantined(rewrite, reason)
                 for rewrite in applied.rewrites
                 if rewrite.rule == found.rule and rewrite.key != found.key
             )
-        state.report.quarantined.extend(out)
-        state.quarantine.update(entry.rewrite.key for entry in out)
+        return culprits
 
     def _rewrites_kept(self) -> int:
         return sum(len(report.rewrites) for report in self.reports)
