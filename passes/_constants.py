@@ -240,6 +240,10 @@ def _is_defined(node: Node, arrays: list[Array | None]) -> bool:
     held = [array for array in arrays if array is not None]
     if op == "Div" and held[1].dtype.kind == "i":
         return bool(held[1].all() and not (held[1] == -1).any())
+    if op == "ReduceProd":  # computed in float64 by some
+        return math.prod(max(1, abs(int(value))) for value in held[0].reshape(-1)) < 2**53
+    if op == "Where" and held[1].dtype.kind == "f":  # computed as a sum by some, which loses -0
+        return not any((np.signbit(part) & (part == 0)).any() for part in held[1:])
     if op != "Cast":
         return True
     target = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attribute(node, "to")))

@@ -100,7 +100,7 @@ class MergeCasts(Rule):
             return None
         if final == source:
             return x
-        if _stays(inner) or str(final) not in _WIDER:
+        if _stays(inner) or str(final) not in (*_WIDER, "int64", "float64"):
             return None
         return Op("Cast", x, **outer.attrs)
 
