@@ -346,8 +346,9 @@ class Oracle:
             channels_last = self.native.layout == "NHWC" or array.ndim == 3
             by_cell = array if channels_last else array.transpose(0, 2, 3, 1)
             map_size = (by_cell.shape[1], by_cell.shape[2])
-            if any(i >= map_size[0] or j >= map_size[1] for _, i, j in cells):
-                picked = np.empty((0, 0), array.dtype)  # fewer cells than there are windows
+            windows = tuple(max(cell[dim] for cell in cells) + 1 for dim in (1, 2))
+            if map_size != windows:  # not as many cells as there are windows
+                picked = np.empty((0, 0), array.dtype)
             else:
                 picked = np.stack([by_cell[cell].reshape(-1) for cell in cells])
         feed = f"{size[0]}x{size[1]}, batch {batch}"
