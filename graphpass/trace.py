@@ -253,7 +253,10 @@ class _Tracer:
         if len(node.inputs) <= index or node.inputs[index].name == "":
             return None
         value = self.found.value(node.inputs[index])
-        require(value is not None, f"{label(node)} has {name} that are computed from the image in a way not understood")
+        require(
+            value is not None,
+            f"{label(node)} computes its {name} from the image in a way not understood",
+        )
         assert value is not None
         return [int(v) for v in value.reshape(-1)]
 

@@ -181,7 +181,7 @@ def test_cam_of_a_head_that_is_not_linear_is_refused() -> None:
 
 TRUNK = "a = Conv <pads=[1,1,1,1], strides=[4,4]> (x, w1)"
 POOL = "g = GlobalAveragePool (b) f = Flatten (g) y = Gemm (f, w2)"
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "position embedding": (
         f"{TRUNK} b = Add (a, position) {POOL}",
         {"position": (1, 4, 8, 8)},
@@ -247,11 +247,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_ties_it_to_a_resolution_is_named(name: str, tmp_path: Path) -> None:
     body, weights, reason = REFUSED[name]
-    model = graph(
-        f"(float[N,3,32,32] x) => (float[P,Q] y) {{ {body} }}",
-        domains={"my.domain": 1},
-        **{"w1": (4, 3, 3, 3), "w2": (4, 5), **weights},
-    )
+    constants: dict[str, Any] = {"w1": (4, 3, 3, 3), "w2": (4, 5), **weights}
+    text = f"(float[N,3,32,32] x) => (float[P,Q] y) {{ {body} }}"
+    model = graph(text, domains={"my.domain": 1}, **constants)
     with pytest.raises(ModelError, match=reason):
         convolutionalize(model)
     source = tmp_path / "model.onnx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -81,7 +82,7 @@ def build(chain: list[Step], branch: list[Step]) -> onnx.ModelProto:
     body += f"y = Concat <axis=1> ({', '.join(joined)})\n"
     text = f"(float[N,1,{_SIDE},{_SIDE}] x) => (float[N,C,P,Q] y) {{ {body} }}"
     used = {step.kernel for step in (*chain, *branch) if step.op == "Conv"}
-    weights = {f"w{k}": np.ones((1, 1, k, k), np.float32) for k in used}
+    weights: dict[str, Any] = {f"w{k}": np.ones((1, 1, k, k), np.float32) for k in used}
     return graph(text, **weights)
 
 
