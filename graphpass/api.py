@@ -23,6 +23,7 @@ from graphpass.gate import Gate
 from graphpass.layout import ExternalData
 from graphpass.model import Model
 from graphpass.pipeline import MAX_ROUNDS, Pipeline, Progress
+from graphpass.reference import reference_of, tensors
 from graphpass.registry import PIPELINES, without
 from graphpass.report import (
     Check,
@@ -209,6 +210,8 @@ class Result:
         """
         start = time.perf_counter()
         self._progress("writing", 0.9)
+        if external_data == "auto" and self._lost_external_data():
+            external_data = "always"
         with stage_model(self._model.proto, path, external_data=external_data) as staged:
             self._check(staged.path)
             written = staged.commit()
@@ -240,6 +243,12 @@ class Result:
                         raise OutputError(f"cannot write the model: {reason}") from None
         self._delivered([FileFacts("-", facts.size_bytes, facts.sha256)], start)
         return facts.size_bytes
+
+    def _lost_external_data(self) -> bool:
+        """Whether the input had external data, and passes replaced every weight that was there."""
+        references = filter(None, map(reference_of, tensors(self._model.proto)))
+        left = any(reference.origin == "external" for reference in references)
+        return len(self.report.input.files) > 1 and not left
 
     def _check(self, path: Path) -> None:
         self._progress("checking the written file", 0.95)

@@ -269,6 +269,21 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     assert graphpass.compare(source, written[0]).ok
 
 
+def test_weights_that_were_in_a_file_of_their_own_stay_so_though_all_are_new(
+    tmp_path: Path,
+) -> None:
+    model = chain(1)
+    big = onnx.numpy_helper.from_array(np.linspace(1, 2, 3000, dtype=np.float32), "c0")
+    model.graph.initializer[0].CopyFrom(big)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_value = 3000
+    onnx.save(model, tmp_path / "in.onnx", save_as_external_data=True, location="weights")
+    result = graphpass.optimize(tmp_path / "in.onnx", Negate())
+    written = result.save(tmp_path / "out.onnx")
+    assert written.data is not None and written.data.size_bytes >= 12000
+    assert graphpass.compare(tmp_path / "in.onnx", tmp_path / "out.onnx").ok
+
+
 def test_a_file_that_fails_its_check_is_not_delivered(monkeypatch: Any, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
     target.write_bytes(b"what was there")
