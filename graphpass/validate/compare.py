@@ -41,6 +41,8 @@ from graphpass.validate.measure import (
 MAX_NOISE_FLOOR = 0.05
 # A slice may hold the remains of a cancellation of larger numbers; it gets more room.
 _PART_SLACK = 8.0
+# Slices whose scales are within this factor hold the same kind of thing.
+_SAME_KIND = 4.0
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ def _measured_parts(
     if policy.fixed:
         return
     for (axis, scales), (_, errors) in zip(parts(sizes), parts(delta), strict=True):
-        floors = np.zeros_like(scales) if noise is None else noise.parts[axis]
+        floors = np.zeros_like(scales) if noise is None else _pooled(noise.parts[axis], scales)
         room = np.maximum(policy.base * _PART_SLACK * scales, policy.factor * floors)
         with np.errstate(all="ignore"):
             urgencies = np.where(scales > 0, errors / room, 0.0)
@@ -331,6 +333,17 @@ def _measured_parts(
             floor = None if noise is None else float(floors[index]) / own
             tolerance = policy.tolerance(own, floor or 0.0, _PART_SLACK)
             yield _Part(part_name(axis, index), own, float(errors[index]) / own, floor, tolerance)
+
+
+def _pooled(movements: Array, scales: Array) -> Array:
+    """Let each slice move as far as any of its kind did: at most four times its scale.
+
+    A few draws of noise may leave a slice in peace by chance; not all of its kind.
+    """
+    order = np.argsort(scales)
+    reach = np.searchsorted(scales[order], _SAME_KIND * scales, side="right")
+    pooled: Array = np.maximum.accumulate(movements[order])[reach - 1]
+    return pooled
 
 
 def _reason(misplaced: int, worst: _Part, excess: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx
 
@@ -63,6 +64,14 @@ class Original:
         if point.noise_level == FULL_NOISE:
             self._add_inner_noise(point, 2)
         return True
+
+    def as_users_run_it(self, point: Point) -> Point | None:
+        """Return the point with outputs at ORT's default level; None where that does not run."""
+        try:
+            with self._runtime.load(self.model, point.provider, "all") as session:
+                return replace(point, outputs=session.run(point.feed.values).outputs)
+        except RunError:
+            return None
 
     def fallback_scale(self, point: Point, leaf: str) -> float:
         """Return a scale for an output that is zero here: that on other points, or the inputs'."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +122,7 @@ class Validator:
     ) -> Verdict:
         """Compare a skeleton, or a finished file as it will be delivered, with the original.
 
+        A file is run at ONNX Runtime's default level, too, as its users will.
         `quick`: on the first feed only, for a result that is going to be checked in full later.
         """
         original = self._original.model
@@ -139,6 +140,8 @@ class Validator:
             points = self._original.points(provider)[: 1 if quick else None]
             try:
                 comparisons.extend(self._compare(candidate, provider, points))
+                if isinstance(candidate, Path) and not _has_failed(comparisons):
+                    comparisons.extend(self._compare_as_users_run_it(candidate, points[0]))
             except RunError as error:
                 reason = f"{error} (provider {provider}, where the original runs)"
                 return self._verdict("cannot run", reason, comparisons)
@@ -181,7 +184,7 @@ class Validator:
                 max_rounds=max_rounds,
                 budget_s=budget_s,
             )
-        return _latency(rounds, feed.name, provider)
+        return latency_of(rounds, feed.name, provider)
 
     def close(self) -> None:
         """End the worker process."""
@@ -222,6 +225,29 @@ class Validator:
             if _has_failed(compared):
                 break
         return done
+
+    def _compare_as_users_run_it(self, candidate: Path, point: Point) -> list[OutputComparison]:
+        """Compare at ORT's default level: what its optimizer makes of a rewrite may be wrong."""
+        feed = replace(point.feed, name=f"{point.feed.name}, default optimization")
+        try:
+            with self._runtime.load(candidate, point.provider, "all") as session:
+                outputs = self._outputs(session, point)
+        except RunError:
+            if self._original.as_users_run_it(point) is None:
+                return []
+            raise
+        compared = self._compare_point(replace(point, feed=feed), outputs)
+        if all(c.ok for c in compared):
+            return compared
+        # Off the plain original, as the optimized original may be, too: quantized models are.
+        original = self._original.as_users_run_it(point)
+        if original is None:
+            return []
+        while True:
+            original = replace(original, feed=feed, noise=point.noise)
+            compared = self._compare_point(original, outputs)
+            if all(c.ok for c in compared) or not self._original.deepen(point):
+                return compared
 
     def _outputs(self, session: Session, point: Point) -> dict[str, Value]:
         outputs = session.run(point.feed.values).outputs
@@ -316,7 +342,8 @@ def _acquittal(comparisons: list[OutputComparison]) -> str:
     )
 
 
-def _latency(rounds: list[list[float]], feed: str, provider: str) -> Latency:
+def latency_of(rounds: list[list[float]], feed: str, provider: str) -> Latency:
+    """Make medians and a confidence interval of rounds, each (before, after) in seconds."""
     ratios = sorted(after / before for before, after in rounds)
     count = len(ratios)
     # Order statistics around the median: Binomial(count, 1/2) within 1.96 standard deviations.

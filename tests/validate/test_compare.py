@@ -170,6 +170,17 @@ def test_a_slice_is_measured_by_its_own_scale() -> None:
     assert compare(boxes_and_scores, moved, policy=Policy(BASE, rtol=1e-5)).ok
 
 
+def test_a_slice_may_move_as_far_as_those_of_its_kind_did() -> None:
+    one = RNG.uniform(1e-3, 2e-3, (50, 50)).astype(np.float32)
+    again, two = one.copy(), one.copy()
+    again[7, 7] += 5e-4
+    two[8, 8] += 5e-4
+    noise = measure_noise({"y": one}, {"y": again})["y"]
+    assert not compare(one, two).ok
+    found = compare(one, two, noise=noise)
+    assert not found.ok and not found.comparable
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.complex64])
 def test_every_float_is_compared_as_float(dtype: Any) -> None:
     one = np.array([1, 2, 4]).astype(dtype)

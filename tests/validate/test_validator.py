@@ -13,6 +13,7 @@ from graphpass.validate import (
     Validator,
     Verdict,
 )
+from graphpass.validate.validator import latency_of
 
 from .models import ALLOCATING, COUNTING, Array, convnet, parse
 
@@ -260,7 +261,9 @@ def test_the_delivered_file_is_what_is_run(tmp_path: Path, unreadable: Path) -> 
         convnet(folded=True), outside, save_as_external_data=True, location="w", size_threshold=0
     )
     with Validator(convnet()) as validator:
-        assert validator.check(path).status == "within tolerance"
+        verdict = validator.check(path)
+        assert verdict.status == "within tolerance"
+        assert [c.feed for c in verdict.comparisons][-1].endswith(", default optimization")
         assert validator.check(outside).status == "within tolerance"
         assert validator.check(unreadable).status == "invalid"
         assert validator.check(tmp_path / "missing.onnx").status == "invalid"
@@ -373,10 +376,18 @@ def test_a_fold_is_within_tolerance_on_cuda_too() -> None:
 # Latency
 
 
-def test_latency_is_a_ratio_with_its_noise() -> None:
+def test_latency_is_measured_in_turn() -> None:
     with Validator(convnet(depth=2)) as validator:
-        same = validator.latency(convnet(depth=2), convnet(depth=2, folded=True), budget_s=0.3)
-        slower = validator.latency(convnet(depth=2), convnet(depth=12), budget_s=0.3)
-    assert same.ratio_low <= same.ratio <= same.ratio_high
-    assert same.rounds >= 5 and same.before_ms > 0 and same.feed.startswith("normal")
-    assert slower.ratio > 2 and slower.slower and not slower.faster
+        found = validator.latency(convnet(depth=2), convnet(depth=20), budget_s=0.3)
+    assert found.rounds >= 5 and found.before_ms > 0 and found.feed.startswith("normal")
+    assert found.ratio_low <= found.ratio <= found.ratio_high
+    assert found.ratio > 1.5
+
+
+def test_slower_is_what_exceeds_the_noise() -> None:
+    steady = latency_of([[1.0, 1.2]] * 20, "normal", "cpu")
+    assert steady.slower and not steady.faster
+    assert (steady.before_ms, steady.after_ms) == (1000, 1200)
+    noisy = latency_of([[1.0, 1.2], [1.2, 1.0]] * 10, "normal", "cpu")
+    assert not noisy.slower and not noisy.faster
+    assert latency_of([[1.0, 0.5]] * 20, "normal", "cpu").faster
