@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphpass import Node, Tensor, Weight, attribute, label, opset, rank, require, static_dim
+from graphpass import (
+    Node,
+    Tensor,
+    Weight,
+    attribute,
+    is_output,
+    label,
+    producer,
+    rank,
+    readers,
+    require,
+    static_dim,
+)
 
-from ._affine import FLOAT_TYPES, Affine, Array, Floats, rounded, weighted_sum
+from ._affine import FLOAT_TYPES, Affine, Array, Floats, rounded, scaled, weighted_sum
 from ._channels import Channels
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -26,8 +38,12 @@ def output_channels(node: Node, shape: Shape, *, weight_first: bool = False) -> 
     if node.op == "Gemm":
         return Channels(shape[output_axis(node)], -1, 2)
     _require_matrix(node, shape)
-    axis = -2 if weight_first else -1
-    return Channels(shape[axis], axis, rank(node.outputs[0]))
+    axes = rank(node.outputs[0])
+    if not weight_first:
+        return Channels(shape[-1], -1, axes)
+    # of MatMul(W, x) the rows lie along the last axis if x is a vector
+    require(axes is not None and axes >= 2, f"{label(node)} may have a vector for its input")
+    return Channels(shape[-2], -2, axes)
 
 
 def input_channels(node: Node, shape: Shape) -> Channels:
@@ -49,38 +65,69 @@ def output_axis(node: Node) -> int:
     return {"Conv": 0, "ConvTranspose": 1}.get(node.op, -1)
 
 
-def along_outputs(node: Node, shape: Shape, values: Array, *, weight_first: bool = False) -> Array:
-    """Give `values`, one per output channel, the shape that broadcasts to the weight."""
+def scaled_outputs(
+    node: Node, weight: Weight, change: Affine, *, weight_first: bool = False
+) -> Weight | Array:
+    """Return the weight of `node` times the factor of each output channel."""
+    _require_worth_a_copy(weight, change)
     if node.op == "ConvTranspose":
-        return _along_groups(node, shape[0], values, len(shape))
-    axis = -2 if weight_first else output_axis(node)
-    return _along(axis, values, len(shape))
+        factor = _along_groups(node, weight, change.factor)
+    else:
+        axis = -2 if weight_first else output_axis(node)
+        factor = _along(axis, weight, change.factor)
+    return scaled(weight, factor)
 
 
-def along_inputs(node: Node, shape: Shape, values: Array) -> Array:
+def scaled_inputs(node: Node, weight: Weight, change: Affine) -> Weight | Array:
+    """Return the weight of `node` times the factor of each input channel."""
+    _require_worth_a_copy(weight, change)
+    return scaled(weight, _along_inputs(node, weight, change.factor))
+
+
+def _require_worth_a_copy(weight: Weight, change: Affine) -> None:
+    """Refuse to store a weight that others read a second time for one number's sake.
+
+    Language models tie their last layer to the embedding and scale it: that is no normalization.
+    """
+    if change.scales and (change.factor == change.factor[0]).all():
+        require(
+            not _is_read_elsewhere(weight.origin),
+            f"'{weight.name}' has other readers, and one factor is not worth a second copy",
+        )
+
+
+def _is_read_elsewhere(tensor: Tensor | None) -> bool:
+    while tensor is not None:
+        if len(readers(tensor)) > 1 or is_output(tensor):
+            return True
+        source = producer(tensor)
+        tensor = source.inputs[0] if source is not None and source.inputs else None
+    return False
+
+
+def _along_inputs(node: Node, weight: Weight, values: Array) -> Array:
     """Give `values`, one per input channel, the shape that broadcasts to the weight."""
     if node.op == "Conv":
-        return _along_groups(node, shape[0], values, len(shape))
+        return _along_groups(node, weight, values)
     if node.op == "ConvTranspose":
-        return _along(0, values, len(shape))
-    axis = 1 - output_axis(node) if node.op == "Gemm" else -2
-    return _along(axis, values, len(shape))
+        return _along(0, weight, values)
+    return _along(1 - output_axis(node) if node.op == "Gemm" else -2, weight, values)
 
 
-def _along(axis: int, values: Array, ndim: int) -> Array:
-    shape = [1] * ndim
+def _along(axis: int, weight: Weight, values: Array) -> Array:
+    shape = [1] * weight.ndim
     shape[axis] = values.size
     return values.reshape(shape)
 
 
-def _along_groups(node: Node, rows: int, values: Array, ndim: int) -> Array:
+def _along_groups(node: Node, weight: Weight, values: Array) -> Array:
     """Spread channels that axis 1 of the weight counts within a group, axis 0 over the groups."""
-    groups = attribute(node, "group")
+    groups, rows = attribute(node, "group"), weight.shape[0]
     require(rows % groups == 0, f"{label(node)} has {rows} channels for {groups} groups")
     by_group = values.reshape(groups, -1)
     if groups > 1:
         by_group = np.repeat(by_group, rows // groups, axis=0)
-    return by_group.reshape(*by_group.shape, *[1] * (ndim - 2))
+    return by_group.reshape(*by_group.shape, *[1] * (weight.ndim - 2))
 
 
 def require_numbers(weight: Weight) -> None:
@@ -121,7 +168,6 @@ def _same_padding(kernel: int, stride: int, dilation: int, size: int | None) -> 
 
 def gemm_bias(gemm: Node, bias: Floats | None) -> Floats | None:
     """Return β·C of a Gemm; nothing where β = 0, which ignores even a C that is not finite."""
-    require(opset(gemm) >= 7, f"{label(gemm)} is from before opset 7")
     beta = float(attribute(gemm, "beta"))
     return None if bias is None or beta == 0 else beta * bias
 
@@ -139,7 +185,7 @@ def bias_after(node: Node, change: Affine, bias: Floats | None, weight: Weight) 
 
 def bias_ahead(node: Node, change: Affine, bias: Floats | None, weight: Weight) -> Array:
     """Return the bias of `node`, once it reads what `change` was applied to before."""
-    shift = along_inputs(node, weight.shape, change.shift)
+    shift = _along_inputs(node, weight, change.shift)
     raised = weighted_sum(weight, shift, output_axis(node) % weight.ndim)
     if node.op == "Gemm":
         raised = raised * attribute(node, "alpha")

@@ -30,7 +30,7 @@ from graphpass import (
     require,
 )
 
-from ._affine import FLOAT_TYPES, Affine, rounded, scaled
+from ._affine import FLOAT_TYPES, Affine, rounded
 from ._affine_ops import (
     affine_of,
     again,
@@ -44,8 +44,6 @@ from ._channels import Channels, require_not_widened, vector
 from ._fold_quantized import IntoQuantizedWeight
 from ._linear import (
     LINEAR,
-    along_inputs,
-    along_outputs,
     bias_after,
     bias_ahead,
     gemm_bias,
@@ -53,6 +51,8 @@ from ._linear import (
     output_channels,
     pads_nothing,
     require_numbers,
+    scaled_inputs,
+    scaled_outputs,
 )
 
 _MATMUL = either(
@@ -97,7 +97,7 @@ class IntoConv(Rule):
         seen = channels_after(between, channels, weight)
         change = change_of(affine, term, seen, f"the output of {label(conv)}")
         held = None if bias is None else vector(bias, channels.size)
-        folded = scaled(weight, along_outputs(conv, weight.shape, change.factor))
+        folded = scaled_outputs(conv, weight, change)
         new_bias = bias_after(conv, change, held, weight)
         return again(between, Op(conv.op, x, folded, new_bias, **conv.attrs))
 
@@ -122,7 +122,7 @@ class IntoGemm(Rule):
         require_numbers(weight)
         seen = channels_after(between, output_channels(gemm, weight.shape), weight)
         change = change_of(affine, term, seen, f"the output of {label(gemm)}")
-        folded = scaled(weight, along_outputs(gemm, weight.shape, change.factor))
+        folded = scaled_outputs(gemm, weight, change)
         held = None if bias is None else bias.astype(np.float64)
         new_bias = bias_after(gemm, change, gemm_bias(gemm, held), weight)
         return again(between, Op("Gemm", x, folded, new_bias, **{**gemm.attrs, "beta": None}))
@@ -194,7 +194,7 @@ def _matmul_channels(matmul: Node, x: Tensor, weight: Weight) -> Channels:
 def _matmul(matmul: Node, x: Tensor, weight: Weight, change: Affine, channels: Channels) -> Op:
     """Return the product whose output is changed, and the sum after it where there is a shift."""
     first = matmul.inputs[1] is x
-    folded = scaled(weight, along_outputs(matmul, weight.shape, change.factor, weight_first=first))
+    folded = scaled_outputs(matmul, weight, change, weight_first=first)
     product = Op("MatMul", folded, x) if first else Op("MatMul", x, folded)
     if not change.shifts:
         return product
@@ -244,7 +244,7 @@ class AheadOfConv(Rule):
                 f"{label(conv)} pads with zeros, which the shift of {label(affine)} does not reach",
             )
         _require_all_readers(affine, between or conv, seen, change)
-        folded = scaled(weight, along_inputs(conv, weight.shape, change.factor))
+        folded = scaled_inputs(conv, weight, change)
         if not change.shifts:
             return Op(conv.op, again(between, x), folded, bias, **conv.attrs)
         held = None if bias is None else vector(bias, weight.shape[0])
@@ -280,7 +280,7 @@ class AheadOfGemm(Rule):
         change = change_of(affine, term, seen, f"the input of {label(gemm)}")
         require_not_widened(affine, x, term, seen)
         _require_all_readers(affine, between or gemm, seen, change)
-        folded = scaled(weight, along_inputs(gemm, weight.shape, change.factor))
+        folded = scaled_inputs(gemm, weight, change)
         if not change.shifts:
             return Op("Gemm", again(between, x), folded, bias, **gemm.attrs)
         held = None if bias is None else bias.astype(np.float64)
@@ -316,7 +316,7 @@ class AheadOfMatMul(Rule):
         change = change_of(affine, term, seen, f"the input of {label(matmul)}")
         require_not_widened(affine, x, term, seen)
         _require_all_readers(affine, between or matmul, seen, change)
-        folded = scaled(weight, along_inputs(matmul, weight.shape, change.factor))
+        folded = scaled_inputs(matmul, weight, change)
         product = Op("MatMul", again(between, x), folded)
         if not change.shifts:
             return product

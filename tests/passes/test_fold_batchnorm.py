@@ -1055,6 +1055,26 @@ def test_refused_where_a_matmul_has_rows_of_its_own() -> None:
         check_refused(FOLD, model, reason)
 
 
+def test_refused_a_vector_behind_the_constant_on_the_left() -> None:
+    model = graph(
+        "(float[4] x) => (float[6] y) {g = MatMul(W, x) h = Add(g, c) y = Mul(h, c)}",
+        W=integers(6, 4),
+        c=np.float32(2),
+    )
+    check_refused(FOLD, model, "MatMul of 'g' may have a vector for its input")
+
+
+def test_refused_a_second_copy_of_a_tied_weight() -> None:
+    """The embedding is the last layer's weight too: scaling that would store it twice."""
+    for last in ("s = Mul(e, c) y = MatMul(s, t)", "s = MatMul(e, t) y = Mul(s, c)"):
+        model = graph(
+            f"(int64[N] i) => (float[N,9] y) {{e = Gather(E, i) t = Transpose(E) {last}}}",
+            E=integers(9, 4),
+            c=np.float32(2),
+        )
+        check_refused(FOLD, model, "'t' has other readers, and one factor is not worth a second")
+
+
 def test_refused_a_vector_for_a_weight() -> None:
     model = graph(
         "(float[N,4] x) => (float[N] y) {g = MatMul(x, W) y = Mul(g, c)}",
