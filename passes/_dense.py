@@ -133,6 +133,8 @@ def resolve(layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None) 
     if weight is None:
         _refuse_matrix(layer, matrix)
         return None
+    if weight.ndim != 2:
+        return None
     outputs_first = is_gemm and attribute(layer, "transB") != 0
     width = weight.shape[0 if outputs_first else 1]
     if not is_gemm:

@@ -131,8 +131,9 @@ class FlattenAfterConstant(Rule):
         spread = _spread(term, sizes, f)
         if spread is None:
             return None
-        first = f.inputs[0] is flatten.outputs[0]
-        return _flattened(f, y, spread) if first else _flattened(f, spread, y)
+        if f.inputs[0] is flatten.outputs[0]:
+            return _flattened(f, y, spread)
+        return None if operator(f) == "PRelu" else _flattened(f, spread, y)
 
 
 def _spread(term: Weight, sizes: tuple[int, ...], f: Node) -> Weight | None:

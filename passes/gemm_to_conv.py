@@ -78,19 +78,19 @@ class DenseOnRows(Rule):
     def rewrite(
         self, layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None, x: Tensor
     ) -> Any:
+        turned = operator(layer) == "Gemm" and attribute(layer, "transA") != 0
+        if not turned and _makes_rows_of_map(producer(x), layer):
+            return None  # the other rule converts it, or says why not
         found = resolve(layer, matrix, bias, add)
         if found is None:
             return None
-        source = producer(x)
-        if source is not None and not found.transposed and _makes_rows_of_map(source, layer):
-            return None  # the other rule converts it, or says why not
         merged = None if self.positions else _merging_view(layer)
         require(
             merged is None,
             f"the rows of '{x.name}' are not images: {label(merged or layer)} makes them of a "
             "tensor with more axes",
         )
-        rows: Any = Op("Transpose", x, perm=[1, 0]) if found.transposed else x
+        rows: Any = Op("Transpose", x, perm=[1, 0]) if turned else x
         if opset(layer) < 13:
             pixels = Op("Unsqueeze", rows, axes=[2, 3])
         else:
@@ -98,8 +98,8 @@ class DenseOnRows(Rule):
         return found.convolution(pixels, found.kernel((found.inputs, 1, 1)))
 
 
-def _makes_rows_of_map(source: Node, layer: Node) -> bool:
-    if operator(source) != "Flatten" or source.graph is not layer.graph:
+def _makes_rows_of_map(source: Node | None, layer: Node) -> bool:
+    if source is None or operator(source) != "Flatten" or source.graph is not layer.graph:
         return False
     axes = rank(source.inputs[0])
     return axes is None or (axes > 2 and flattens(source.inputs[0], source))
