@@ -104,8 +104,9 @@ def apply(
         run = _Run(step, model, applied, limit, quarantine, windows, first_number, progress)
         with collection_paused():
             run.to_fixpoint()
+        if len(applied.rewrites) > done:
+            model.touch()
         model.sync()
-    model.sync()
     if step.changes_interface and applied.changed:
         model.change_interface()
     return applied

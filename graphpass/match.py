@@ -30,6 +30,8 @@ class Match:
 
 def match(pattern: Op | either, root: Node) -> Match | None:
     """Lay `pattern` over `root`; None where the operators differ."""
+    if not _may_fit(pattern, root):
+        return None
     laid = _lay_node(pattern, root, Match(root, {}), None)
     if laid is None:
         return None
@@ -38,6 +40,20 @@ def match(pattern: Op | either, root: Node) -> Match | None:
     if any(tensor.outputs or is_output(tensor) for tensor in root.outputs[1:]):
         laid.blockers.append(f"{label(root)} has further outputs that are used")
     return laid
+
+
+def _may_fit(pattern: Op | either, root: Node) -> bool:
+    """Look at the operators right above: nearly every node is settled by that."""
+    if isinstance(pattern, either) or pattern.commutative:
+        return True
+    inputs = root.inputs
+    for index, part in enumerate(pattern.inputs):
+        if not isinstance(part, Op):
+            continue
+        source = producer(inputs[index]) if index < len(inputs) else None
+        if source is None or not _is_operator(part, source):
+            return False
+    return True
 
 
 def _lay_node(pattern: Op | either, node: Node, found: Match, reader: Node | None) -> Match | None:

@@ -37,6 +37,7 @@ class Model:
         self._proto = proto
         self._spool = spool
         self._graph: Graph | None = None
+        self._may_differ = False  # from what `proto` says
         self._functions: list[Function] = []
         self._names: set[str] | None = None
         self.source = source
@@ -74,8 +75,14 @@ class Model:
 
     @property
     def graph(self) -> Graph:
-        """The main graph, for passes to rewrite."""
+        """The main graph, for anyone to rewrite."""
+        graph = self._built()
+        self._may_differ = True  # whoever has it may change it at any time
+        return graph
+
+    def _built(self) -> Graph:
         if self._graph is None:
+            self._may_differ = False
             with collection_paused():
                 self._graph = self._read()
         return self._graph
@@ -85,6 +92,10 @@ class Model:
         """The bodies of the model-local functions."""
         _ = self.graph
         return self._functions
+
+    def touch(self) -> None:
+        """Say that the graph was changed through `scopes`, so that `sync` has something to do."""
+        self._may_differ = True
 
     @property
     def opsets(self) -> dict[str, int]:
@@ -108,8 +119,11 @@ class Model:
         return graph
 
     def scopes(self) -> list[Graph]:
-        """Return every graph of the model: the main one, bodies of If, Loop, Scan, functions."""
-        found = self.graph.scopes()
+        """Return every graph of the model: the main one, bodies of If, Loop, Scan, functions.
+
+        Who changes one calls `touch`.
+        """
+        found = self._built().scopes()
         for function in self._functions:
             found.extend(function.scopes())
         return found
@@ -127,7 +141,7 @@ class Model:
 
     def sync(self) -> None:
         """Write what passes changed into `proto`."""
-        if self._graph is None:
+        if self._graph is None or not self._may_differ:
             return
         old_ir = self._proto.ir_version < _CONSTANT_INITIALIZERS_BELOW
         writer = Writer(self.store, initializers_are_inputs=old_ir)
@@ -138,6 +152,7 @@ class Model:
 
     def adopt(self) -> None:
         """Take in nodes and tensors that a pass made with onnx-graphsurgeon's own classes."""
+        self.touch()
         for scope in self.scopes():
             for node in scope.nodes:
                 _adopt_node(node, scope)
