@@ -15,6 +15,8 @@ from graphpass.ir import Graph, Node, Tensor
 from graphpass.match import Match
 from graphpass.surgery import Built, node_proto
 
+_MOST_NODES = 64  # of a window with what computes its shapes
+
 
 @dataclass(frozen=True)
 class Window:
@@ -65,6 +67,7 @@ def capture(found: Match, built: Built) -> Window | None:
 
 
 def _cut(graph: Graph, nodes: list[Node], output: Tensor, named: Tensor) -> onnx.ModelProto | None:
+    nodes = _with_shapes(graph, nodes)
     made = {id(tensor) for node in nodes for tensor in node.outputs}
     proto = onnx.GraphProto(name="window")
     seen: set[int] = set()
@@ -96,6 +99,26 @@ def _cut(graph: Graph, nodes: list[Node], output: Tensor, named: Tensor) -> onnx
     for domain, version in graph.opsets.items():
         model.opset_import.add(domain=domain, version=version)
     return model
+
+
+def _with_shapes(graph: Graph, nodes: list[Node]) -> list[Node]:
+    """Add what computes the shapes and axes that `nodes` read: drawn numbers would not fit."""
+    found = list(nodes)
+    inside = {id(node) for node in nodes}
+    for node in found:
+        for tensor in node.inputs:
+            source = producer(tensor)
+            if source is None or id(source) in inside or source.graph is not graph:
+                continue
+            if len(found) < _MOST_NODES and _is_shape(tensor) and constant(tensor) is None:
+                inside.add(id(source))
+                found.append(source)
+    return found
+
+
+def _is_shape(tensor: Tensor) -> bool:
+    kind, shape = tensor.dtype, tensor.shape
+    return kind is not None and np.dtype(kind).kind == "i" and shape is not None and len(shape) <= 1
 
 
 def _ordered(nodes: Iterable[Node]) -> list[Node]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
@@ -132,28 +133,84 @@ def one() -> TensorProto:
     return helper.make_tensor(_ONE, TensorProto.FLOAT, [], [1.0])
 
 
-def summands(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> int:
-    """Return how many summands the longest sum in `graph` has, at most; at least 1.
+@dataclass(frozen=True)
+class Roundings:
+    """How often a value may be rounded on its way through a window, in units of roundoff.
+
+    `sums`: summands of its sums, one after the other. `chain`: all other operators.
+    `sparse`: there is one sum at most, and it reads the window's input with zeros where that has
+    zeros, so that no more elements than are not zero add to its rounding errors.
+    """
+
+    sums: int
+    chain: int
+    sparse: bool
+
+    def count(self, active: int = 0) -> int:
+        """Return the number for inputs of which `active` are not zero, powers of two (0: any)."""
+        if not active or not self.sparse:
+            return self.sums + self.chain
+        return self.chain + (0 if active == 1 else min(self.sums, active))
+
+
+def roundings(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> Roundings:
+    """Count the roundings of `graph`, at most.
 
     `shapes`: static shapes of tensors by name, as far as they are known.
     """
     shapes = {**shapes, **{tensor.name: tuple(tensor.dims) for tensor in graph.initializer}}
-    longest = 0
+    producers = {name: node for node in graph.node for name in node.output}
+    sums = chain = 0
+    sparse = True
     for node in graph.node:
-        found = [shapes.get(name) for name in node.input]
-        if node.op_type in _REDUCING:
-            known = [shape for shape in found[:2] if shape]
-            weight = found[1] if len(found) > 1 and found[1] else None
-            if node.op_type == "Conv" and weight:
-                longest += math.prod(weight[1:])
-            elif node.op_type == "ConvTranspose" and weight:
-                longest += weight[0] * math.prod(weight[2:])
-            elif weight:
-                longest += max(weight)
-            else:
-                longest += max((math.prod(shape) for shape in known), default=4096)
-        elif node.op_type in _AVERAGING:
-            longest += math.prod(found[0][2:]) if found[0] and len(found[0]) > 2 else 4096
+        length = _sum_length(node, [shapes.get(name) for name in node.input])
+        if length:
+            sparse = sparse and sums == 0 and _keeps_zeros(graph, producers, node)
+            sums += length
+            chain += 1 if len(node.input) > 2 else 0
         else:
-            longest += 1
-    return max(longest, 1)
+            chain += _CHAIN.get(node.op_type, 0 if node.op_type in MOVEMENT else _UNKNOWN)
+    return Roundings(sums, chain, sparse)
+
+
+# A BatchNormalization: the root and quotient of its factor, the product, the shift, the sum.
+_CHAIN = {"BatchNormalization": 6} | dict.fromkeys("Add Sub Mul Div Cast Pad Neg Abs".split(), 1)
+_UNKNOWN = 12  # functions such as Sigmoid come from approximations good to a few units
+_ZERO_KEEPING = MOVEMENT | frozenset(("Mul", "Div", "Neg", "Abs", "Cast", "Pad"))
+
+
+def _keeps_zeros(
+    graph: onnx.GraphProto, producers: Mapping[str, NodeProto], node: NodeProto
+) -> bool:
+    inputs = {value.name for value in graph.input}
+    name = node.input[0]
+    if name not in inputs and name not in producers:  # a constant from the left: MatMul(W, x)
+        name = node.input[1]
+    while name not in inputs:
+        source = producers.get(name)
+        if source is None or source.op_type not in _ZERO_KEEPING or not source.input:
+            return False
+        name = source.input[0]
+    return True
+
+
+def _sum_length(node: NodeProto, found: Sequence[Sequence[int] | None]) -> int:
+    """Return how many summands a node's sum has, at most; 0 where it sums nothing."""
+    if node.op_type in _AVERAGING:
+        first = 1 if node.op_type.startswith("Reduce") else 2
+        return math.prod(found[0][first:]) if found[0] and len(found[0]) > 2 else _LONG_SUM
+    if node.op_type not in _REDUCING:
+        return 0
+    weight = found[1] if len(found) > 1 and found[1] else None
+    if node.op_type == "Conv" and weight:
+        return math.prod(weight[1:])
+    if node.op_type == "ConvTranspose" and weight:
+        return weight[0] * math.prod(weight[2:])
+    if node.op_type == "Gemm" and weight:
+        return weight[1 if any(a.name == "transB" and a.i for a in node.attribute) else 0]
+    if weight:
+        return weight[-2] if len(weight) > 1 else weight[0]
+    return max(found[0]) if found[0] else _LONG_SUM
+
+
+_LONG_SUM = 4096  # where the shapes are not known

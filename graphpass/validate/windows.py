@@ -19,16 +19,20 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphpass.reference import reference_of
 from graphpass.validate.channel import Array
-from graphpass.validate.magnitude import MOVEMENT, magnitude_nodes, one, summands
+from graphpass.validate.magnitude import MOVEMENT, Roundings, magnitude_nodes, one, roundings
 from graphpass.validate.runtime import RunError, Runtime
 from graphpass.window import Window, WindowVerdict
 
-# In `c·n·u`: the sum is done twice, before and after, and the fold rounds each weight once.
-_FACTOR = 2.0
-_EXTRA_SUMMANDS = 8  # what the chain around a sum adds: mean, shift, bias, the fold itself
+# Beyond what before and after round: the fold rounds each weight, and weights of its own.
+_FOLD_ROUNDINGS = 4
 _GROUP_BYTES = 192 << 20  # weights that one joined model may refer to
 _PROBE_WORK = 2e7  # multiplications per output position spent on partition probes
-_DIM = 4  # for symbolic dimensions other than the batch
+_PROBE_ELEMENTS = 4e6  # of the inputs that hold them
+_MOST_PROBES = 4096
+# A probe is so large that what a window adds (bias, mean, shift) hides nothing behind its size.
+_AMPLITUDE = {"float16": 2.0**6, "bfloat16": 2.0**10, "float32": 2.0**16, "float64": 2.0**16}
+# Sizes for the batch and for other symbolic dimensions, one pair after the other until one fits.
+_SIZES = ((2, 4), (1, 4), (1, 1), (4, 8), (1, 16))
 
 # unit roundoff: half the distance from 1 to the next number
 _ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
@@ -44,10 +48,12 @@ class _Prepared:
     partition: bool
     magnitudes: list[onnx.NodeProto] | None
     exact: bool
-    summands: int
+    strong: bool
+    roundings: tuple[Roundings, Roundings]
     weight_bytes: int
     rtol: float
     atol: float
+    attempt: int = 0  # which of _SIZES
     verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
 
 
@@ -81,10 +87,10 @@ def check_windows(
 # ------------------------------------------------------------------------------- preparing
 
 
-def _prepare(window: Window, index: int, rtol: float, atol: float) -> _Prepared:
+def _prepare(window: Window, index: int, rtol: float, atol: float, attempt: int = 0) -> _Prepared:
     before, after = window.before.graph, window.after.graph
     operators = [node.op_type for node in (*before.node, *after.node)]
-    shapes, partition = _shapes(window, operators)
+    shapes, partition = _shapes(window, operators, *_SIZES[attempt])
     mark = f"w{index}/"
     exact = _is_movement(window, operators)
     known = {name: tuple(shape) for name, shape in shapes.items()}
@@ -96,11 +102,19 @@ def _prepare(window: Window, index: int, rtol: float, atol: float) -> _Prepared:
         partition,
         None if exact else magnitude_nodes(before, "abs/"),
         exact,
-        max(summands(before, known), summands(after, known)),
+        set(operators) <= _UNBOUNDED,
+        (roundings(before, known), roundings(after, known)),
         sum(_bytes(tensor) for tensor in held),
         rtol,
         atol,
+        attempt,
     )
+
+
+# What keeps the size of its input, so that a large probe comes out as large.
+_UNBOUNDED = MOVEMENT | frozenset(
+    "Conv ConvTranspose Gemm MatMul Add Sub Mul Div BatchNormalization Pad Sum Neg Cast".split()
+)
 
 
 def _is_movement(window: Window, operators: Sequence[str]) -> bool:
@@ -114,8 +128,13 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     return reference.length if reference is not None else tensor.ByteSize()
 
 
-def _shapes(window: Window, operators: Sequence[str]) -> tuple[dict[str, list[int]], bool]:
-    """Choose small input shapes; also whether the first input can be probed by partition."""
+def _shapes(
+    window: Window, operators: Sequence[str], batch: int, other: int
+) -> tuple[dict[str, list[int]], bool]:
+    """Choose small input shapes; also whether the first input can be probed by partition.
+
+    `batch`, `other`: sizes for dimensions that are not known.
+    """
     spatial = _kernel(window) if set(operators) <= _SIZE_FREE else None
     shapes: dict[str, list[int]] = {}
     symbols: dict[str, int] = {}
@@ -126,7 +145,7 @@ def _shapes(window: Window, operators: Sequence[str]) -> tuple[dict[str, list[in
         shape = []
         for axis, dim in enumerate(tensor.shape.dim):
             if axis == 0 and len(tensor.shape.dim) > 1 and not dim.dim_value:
-                size = 2
+                size = batch
             elif axis >= 2 and spatial is not None:
                 size = spatial[min(axis - 2, len(spatial) - 1)]
             elif dim.HasField("dim_value"):
@@ -134,7 +153,7 @@ def _shapes(window: Window, operators: Sequence[str]) -> tuple[dict[str, list[in
             elif axis == 1 and value.name in channels:
                 size = channels[value.name]
             else:
-                size = symbols.setdefault(dim.dim_param, _DIM) if dim.dim_param else _DIM
+                size = symbols.setdefault(dim.dim_param, other) if dim.dim_param else other
             shape.append(size)
         shapes[value.name] = shape
     return shapes, len(values) == 1 and (spatial is not None or _free_batch(values.values()))
@@ -211,13 +230,27 @@ def _check_group(group: Sequence[_Prepared], runtime: Runtime, seed: int) -> Non
         _run_group(group, runtime, seed)
     except RunError as error:
         if len(group) > 1:
-            for item in group:
-                _check_group([item], runtime, seed)
+            middle = len(group) // 2
+            _check_group(group[:middle], runtime, seed)
+            _check_group(group[middle:], runtime, seed)
         elif group[0].magnitudes is not None:
             group[0].magnitudes = None  # the bound may have no kernel where the window has
             _check_group(group, runtime, seed)
         else:
-            group[0].verdict = WindowVerdict("not run", reason=str(error))
+            group[0].verdict = _retried(group[0], runtime, seed, error)
+
+
+def _retried(item: _Prepared, runtime: Runtime, seed: int, error: RunError) -> WindowVerdict:
+    """Try a window with other sizes; where none fits it is "not run"."""
+    again = item.attempt + 1
+    if error.kind != "run" or again >= len(_SIZES):
+        return WindowVerdict("not run", reason=str(error))
+    index = int(item.mark[1:-1])
+    other = _prepare(item.window, index, item.rtol, item.atol, again)
+    _check_group([other], runtime, seed)
+    if other.verdict.status == "not run":
+        return WindowVerdict("not run", reason=str(error))  # of the most natural sizes
+    return other.verdict
 
 
 def _run_group(group: Sequence[_Prepared], runtime: Runtime, seed: int) -> None:
@@ -316,8 +349,8 @@ def _fill(feeds: dict[str, Array], item: _Prepared, kind: str, rng: np.random.Ge
     for name in sorted(values):
         shape = item.shapes[name]
         dtype = np.dtype(tensor_dtype_to_np_dtype(values[name].type.tensor_type.elem_type))
-        if kind == "probes" and item.partition and dtype.kind not in "iub":
-            array, active = _partition(shape, item, rng)
+        if kind == "probes" and item.partition and not item.exact and dtype.kind not in "iub":
+            array, active = _partition(shape, item, dtype, rng)
         else:
             array = _array(shape, dtype, kind, rng)
         feeds[item.mark + name] = array.astype(dtype)
@@ -347,18 +380,22 @@ def _array(
 
 
 def _partition(
-    shape: Sequence[int], item: _Prepared, rng: np.random.Generator
+    shape: Sequence[int], item: _Prepared, dtype: np.dtype[Any], rng: np.random.Generator
 ) -> tuple[Array, int]:
     """Return a batch of probes; each input element is non-zero in exactly one of them.
 
-    Sums over a few elements have tight bounds: one wrong weight among thousands shows.
+    Sums over a few elements have tight bounds: one wrong weight among thousands shows. All
+    elements are powers of two, with which a product is exact.
     """
     elements = math.prod(shape[1:])
     weights = max(item.weight_bytes // 8, 1)
-    probes = int(min(64, max(4, _PROBE_WORK / weights), max(elements // 8, 1)))
+    affordable = min(_MOST_PROBES, _PROBE_WORK / weights, _PROBE_ELEMENTS / max(elements, 1))
+    probes = int(min(max(elements, 1), max(4, affordable)))
     owner = rng.permutation(elements) % probes
-    signs = rng.choice([-1.0, 1.0], size=elements)
-    array = (owner == np.arange(probes)[:, None]) * signs * rng.uniform(0.5, 1.0, elements)
+    values = rng.choice([-1.0, 1.0], size=elements) * rng.choice([0.5, 1.0], size=elements)
+    if item.strong:
+        values *= _AMPLITUDE.get(dtype.name, 1.0)
+    array = (owner == np.arange(probes)[:, None]) * values
     return array.reshape(probes, *shape[1:]), -(-elements // probes)
 
 
@@ -401,7 +438,9 @@ def _compare(
         )
     old, new = before.astype(np.float64), after.astype(np.float64)
     finite = np.isfinite(old) & np.isfinite(new)
-    if not np.array_equal(old[~finite], new[~finite], equal_nan=True) and kind != "mixed":
+    if not np.array_equal(old[~finite], new[~finite], equal_nan=True) and not _may_overflow(
+        old, new, kind
+    ):
         return WindowVerdict(
             "differs", math.inf, math.inf, feed=kind, reason=f"NaN or infinity on {kind} inputs"
         )
@@ -422,6 +461,11 @@ def _compare(
     )
 
 
+def _may_overflow(old: Array, new: Array, kind: str) -> bool:
+    """Whether it is no wonder that some are not finite: inputs are large and sums overflow."""
+    return kind in ("mixed", "probes") and bool(np.isinf(old).any() or np.isinf(new).any())
+
+
 def _bit_equal(before: Array, after: Array) -> bool:
     if before.dtype.kind in "OSU":
         return bool(np.array_equal(before, after))
@@ -440,8 +484,8 @@ def _allowed(
     item: _Prepared, before: Array, magnitude: Any, finite: Array, active: int
 ) -> tuple[Array, str]:
     roundoff = _ROUNDOFF.get(before.dtype.name, 2.0**-24)
-    count = min(item.summands, active) if active else item.summands
-    unit = _FACTOR * (count + _EXTRA_SUMMANDS) * roundoff
+    rounded = sum(side.count(active) for side in item.roundings) + _FOLD_ROUNDINGS
+    unit = rounded * roundoff
     tiny = float(np.finfo(np.float32).tiny) if before.dtype.name != "float16" else 2.0**-24
     scale = float(np.abs(before.astype(np.float64)[finite]).max(initial=0.0))
     granted = item.atol + item.rtol * scale

@@ -1,0 +1,281 @@
+"""A small model for every built-in rule, as real networks have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphpass import fixture
+from graphpass.errors import UsageError
+from graphpass.registry import parse
+from graphpass.rule import Pass
+from graphpass.testing import graph
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the passes to run over it; several cases may show the same rule."""
+
+    name: str
+    passes: str
+    text: str
+    opset: int = 17
+    constants: dict[str, Any] = field(default_factory=dict)
+
+    def model(self) -> onnx.ModelProto:
+        return graph(self.text, opset=self.opset, **self.constants)
+
+    def steps(self) -> tuple[Pass, ...]:
+        return tuple(parse(self.passes))
+
+
+def _bn(channels: int, seed: int = 1) -> dict[str, Any]:
+    """Return statistics as training leaves them: small variances too, so that epsilon matters."""
+    rng = np.random.default_rng(seed)
+    return {
+        "s": rng.uniform(0.5, 1.5, channels).astype(np.float32),
+        "t": rng.normal(size=channels).astype(np.float32),
+        "m": rng.normal(size=channels).astype(np.float32),
+        "v": rng.uniform(0.01, 2, channels).astype(np.float32),
+    }
+
+
+def _ints(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+def _clean(name: str, text: str, **constants: Any) -> Case:
+    return Case(name, "clean-up", text, constants=constants)
+
+
+def _fold(name: str, channels: int, text: str, **constants: Any) -> Case:
+    return Case(name, "fold-batchnorm", text, constants={**_bn(channels), **constants})
+
+
+def _dense(name: str, text: str, **constants: Any) -> Case:
+    return Case(name, "gemm-to-conv", text, constants=constants)
+
+
+CASES = (
+    _fold(
+        "grouped Conv",
+        6,
+        "(float[N,4,7,7] x) => (float[N,6,7,7] y) {"
+        "c = Conv<group=2, pads=[1,1,1,1]>(x, W, b) y = BatchNormalization(c, s, t, m, v)}",
+        W=(6, 2, 3, 3),
+        b=(6,),
+    ),
+    _fold(
+        "wide Conv",
+        16,
+        "(float[N,32,5,5] x) => (float[N,16,3,3] y) {"
+        "c = Conv(x, W) y = BatchNormalization(c, s, t, m, v)}",
+        W=(16, 32, 3, 3),
+    ),
+    _fold(
+        "ConvTranspose",
+        6,
+        "(float[N,4,5,5] x) => (float[N,6,11,11] y) {"
+        "c = ConvTranspose<strides=[2,2]>(x, W) y = BatchNormalization(c, s, t, m, v)}",
+        W=(4, 6, 3, 3),
+    ),
+    _fold(
+        "Gemm",
+        5,
+        "(float[N,8] x) => (float[N,5] y) {"
+        "c = Gemm<transB=1>(x, W, b) y = BatchNormalization(c, s, t, m, v)}",
+        W=(5, 8),
+        b=(5,),
+    ),
+    _fold(
+        "MatMul", 5, "(float[N,8] x) => (float[N,5] y) {c = MatMul(x, W) y = Mul(c, s)}", W=(8, 5)
+    ),
+    _fold(
+        "MatMul, Add",
+        5,
+        "(float[N,8] x) => (float[N,5] y) {"
+        "c = MatMul(x, W) d = Add(c, b) y = BatchNormalization(d, s, t, m, v)}",
+        W=(8, 5),
+        b=(5,),
+    ),
+    _fold(
+        "ahead of Conv",
+        4,
+        "(float[N,4,7,7] x) => (float[N,6,5,5] y) {"
+        "c = BatchNormalization(x, s, t, m, v) y = Conv(c, W, b)}",
+        W=(6, 4, 3, 3),
+        b=(6,),
+    ),
+    _fold(
+        "ahead of Gemm",
+        8,
+        "(float[N,8] x) => (float[N,5] y) {"
+        "c = BatchNormalization(x, s, t, m, v) y = Gemm<transB=1>(c, W, b)}",
+        W=(5, 8),
+        b=(5,),
+    ),
+    _fold(
+        "ahead of MatMul",
+        8,
+        "(float[N,8] x) => (float[N,5] y) {c = Mul(x, s) y = MatMul(c, W)}",
+        W=(8, 5),
+    ),
+    _fold(
+        "quantized Conv",
+        6,
+        "(float[N,4,7,7] x) => (float[N,6,5,5] y) {"
+        "w = DequantizeLinear(q, d) c = Conv(x, w, b) y = BatchNormalization(c, s, t, m, v)}",
+        q=np.random.default_rng(0).integers(-127, 128, (6, 4, 3, 3)).astype(np.int8),
+        d=np.float32(0.01),
+        b=(6,),
+    ),
+    _dense(
+        "views before a dense layer",
+        "(float[N,3,2,2] x) => (float[N,5] y) {"
+        "f = Reshape(x, k) g = Flatten(f) h = Gemm(g, W) y = Relu(h)}",
+        k=_ints(0, -1),
+        W=(12, 5),
+    ),
+    _dense(
+        "Squeeze before a dense layer",
+        "(float[N,3,1,1] x) => (float[N,5] y) {c = Conv(x, V) f = Squeeze(c, k) y = Gemm(f, W)}",
+        k=_ints(2, 3),
+        V=(4, 3, 1, 1),
+        W=(4, 5),
+    ),
+    _dense(
+        "constants on a flat map",
+        "(float[N,3,2,2] x) => (float[N,5] y) {"
+        "f = Flatten(x) c = Sub(f, k) d = Relu(c) y = Gemm(d, W)}",
+        k=(12,),
+        W=(12, 5),
+    ),
+    _dense(
+        "sum of flat maps",
+        "(float[N,3,2,2] x) => (float[N,5] y) {"
+        "a = Relu(x) b = Neg(x) f = Flatten(a) g = Flatten(b) c = Sub(f, g) y = Gemm(c, W)}",
+        W=(12, 5),
+    ),
+    _dense(
+        "BatchNormalization of a flat map",
+        "(float[N,3,1,1] x) => (float[N,5] y) {"
+        "f = Flatten(x) c = BatchNormalization(f, s, t, m, v) y = Gemm(c, W)}",
+        W=(3, 5),
+        **_bn(3),
+    ),
+    _dense(
+        "activation of a transposed map",
+        "(float[N,3,2,2] x) => (float[N,5] y) {"
+        "h = Transpose<perm=[0,2,3,1]>(x) a = Relu(h) f = Flatten(a) y = Gemm(f, W)}",
+        W=(12, 5),
+    ),
+    _dense(
+        "map again",
+        "(float[N,3,1,1] x) => (float[N,5,1,1] y) {"
+        "c = Conv(x, V) f = Flatten(c) u = Unsqueeze(f, k) y = Conv(u, W)}",
+        k=_ints(2, 3),
+        V=(4, 3, 1, 1),
+        W=(5, 4, 1, 1),
+    ),
+    Case(
+        "pooling of the whole map",
+        "flatten-gemm-to-gap-conv",
+        "(float[N,3,4,4] x) => (float[N,5] y) {"
+        "p = AveragePool<kernel_shape=[4,4]>(x) f = Flatten(p) y = Gemm(f, W)}",
+        constants={"W": (3, 5)},
+    ),
+    _clean("Identity", "(float[N,4] x) => (float[N,4] y) {c = Identity(x) y = Tanh(c)}"),
+    _clean("Dropout", "(float[N,4] x) => (float[N,4] y) {c = Dropout(x) y = Tanh(c)}"),
+    _clean("Cast", "(float[N,4] x) => (float[N,4] y) {c = Cast<to=1>(x) y = Tanh(c)}"),
+    _clean(
+        "Casts",
+        "(float16[N,4] x) => (float16[N,4] y) {c = Cast<to=1>(x) d = Cast<to=10>(c) y = Tanh(d)}",
+    ),
+    _clean(
+        "Transpose",
+        "(float[N,4,5] x) => (float[N,4,5] y) {c = Transpose<perm=[0,1,2]>(x) y = Tanh(c)}",
+    ),
+    _clean(
+        "Transposes",
+        "(float[2,3,4,5] x) => (float[4,5,2,3] y) {"
+        "c = Transpose<perm=[0,2,3,1]>(x) d = Transpose<perm=[1,2,0,3]>(c) y = Tanh(d)}",
+    ),
+    _clean(
+        "Reshape",
+        "(float[2,3,4] x) => (float[2,3,4] y) {c = Reshape(x, k) y = Tanh(c)}",
+        k=_ints(2, 3, 4),
+    ),
+    _clean(
+        "Reshapes",
+        "(float[2,3,4] x) => (float[6,4] y) {c = Reshape(x, k) d = Reshape(c, l) y = Tanh(d)}",
+        k=_ints(2, 12),
+        l=_ints(6, 4),
+    ),
+    _clean(
+        "torch's Reshape",
+        "(float[N,3,4] x) => (float[N,12] y) {"
+        "h = Shape(x) n = Gather<axis=0>(h, zero) u = Unsqueeze(n, axes)"
+        "k = Concat<axis=0>(u, rest) y = Reshape(x, k)}",
+        zero=np.int64(0),
+        axes=_ints(0),
+        rest=_ints(-1),
+    ),
+    _clean(
+        "pooling of 1x1",
+        "(float[N,3,4,4] x) => (float[N,3,4,4] y) {c = MaxPool<kernel_shape=[1,1]>(x) y = Tanh(c)}",
+    ),
+    _clean(
+        "global pooling of 1x1",
+        "(float[N,3,1,1] x) => (float[N,3,1,1] y) {c = GlobalAveragePool(x) y = Tanh(c)}",
+    ),
+    _clean(
+        "Pad", "(float[N,3] x) => (float[N,3] y) {c = Pad(x, k) y = Tanh(c)}", k=_ints(0, 0, 0, 0)
+    ),
+    _clean(
+        "Slice",
+        "(float[N,3] x) => (float[N,3] y) {c = Slice(x, zero, three, one) y = Tanh(c)}",
+        zero=_ints(0),
+        three=_ints(3),
+        one=_ints(1),
+    ),
+    _clean("Concat", "(float[N,3] x) => (float[N,3] y) {c = Concat<axis=0>(x) y = Tanh(c)}"),
+    _clean(
+        "Expand",
+        "(float[2,3] x) => (float[2,3] y) {c = Expand(x, k) y = Tanh(c)}",
+        k=_ints(1, 3),
+    ),
+    _clean(
+        "times one",
+        "(float[N,3] x) => (float[N,3] y) {c = Mul(x, k) y = Tanh(c)}",
+        k=np.float32(1),
+    ),
+    _clean(
+        "minus zero",
+        "(float[N,3] x) => (float[N,3] y) {c = Sub(x, k) y = Tanh(c)}",
+        k=np.float32(0),
+    ),
+    _clean(
+        "constants",
+        "(float[N,3] x) => (float[N,3] y) {"
+        "k = Constant<value=float[3] {1., 2., 3.}>() c = Mul(a, b) d = Add(x, c) y = Add(d, k)}",
+        a=(3,),
+        b=(3,),
+    ),
+)
+
+
+def cases() -> Iterator[tuple[str, onnx.ModelProto, tuple[Pass, ...]]]:
+    """Yield all models: those above, and the fixtures of passes that have some."""
+    for case in CASES:
+        yield case.name, case.model(), case.steps()
+    for found in fixture.find(None):
+        if "refused" in found.header or "untouched" in found.header:
+            continue
+        try:
+            yield found.name, found.model(), found.passes
+        except UsageError:  # a fixture of a pass that is not installed
+            continue
