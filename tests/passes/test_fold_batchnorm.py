@@ -412,6 +412,26 @@ def test_input_normalization_through_a_transpose(chain: str) -> None:
     check(FOLD, model, "Transpose Conv", exact=True)
 
 
+@pytest.mark.parametrize("noise", ["Identity", "Cast<to=1>"])
+def test_before_conv_through_noise(noise: str) -> None:
+    model = graph(
+        f"(float[N,4,6,6] x) => (float[N,6,4,4] y) {{n = Mul(x, c) t = {noise}(n) y = Conv(t, W)}}",
+        W=integers(6, 4, 3, 3),
+        c=integers(4, 1, 1),
+    )
+    check(FOLD, model, "Conv", exact=True)
+
+
+def test_refused_before_a_cast_that_changes_the_type() -> None:
+    model = graph(
+        "(float16[N,4,6,6] x) => (float[N,6,4,4] y)"
+        "{n = Mul(x, c) t = Cast<to=1>(n) y = Conv(t, W)}",
+        W=integers(6, 4, 3, 3),
+        c=integers(4, 1, 1, dtype=np.float16),
+    )
+    check_refused(FOLD, model, "Cast of 't' changes the type")
+
+
 @pytest.mark.parametrize("attributes", ["", "alpha=0.5, beta=2.0", "transB=1", "beta=0.0"])
 @pytest.mark.parametrize("c", [None, (), (6,), (2, 1), (2, 6)])
 def test_before_gemm(c: tuple[int, ...] | None, attributes: str) -> None:
