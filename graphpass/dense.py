@@ -14,46 +14,38 @@ from typing import Literal
 
 import onnx
 
+from graphpass.cells import (
+    HEAD,
+    NATIVE,
+    MapGeometry,
+    Size,
+    cams,
+    checked_sizes,
+    geometries,
+    map_sizes,
+    pair,
+    strides,
+    write_metadata,
+)
 from graphpass.driver import apply
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
-from graphpass.geometry import Window
-from graphpass.graph import RefusedError, operator
 from graphpass.image import images, native_size, trace_image
 from graphpass.layout import ExternalData
 from graphpass.model import Model
-from graphpass.oracle import Checked, Oracle
+from graphpass.oracle import Checked, Oracle, Probe
 from graphpass.registry import make
-from graphpass.trace import LAYOUTS, FixedResolutionError, Trace, trace
+from graphpass.trace import LAYOUTS, FixedResolutionError, Trace
 from graphpass.validate.runtime import Limits, RunError, Runtime
 from graphpass.writer import WrittenFiles, stage_model
 
 HeadKind = Literal["dense", "global"]
-Size = tuple[int, int]
 Progress = Callable[[str, float], None]
-
-STRIDE, WINDOW, OFFSET = "graphpass.stride", "graphpass.window", "graphpass.offset"
-NATIVE, HEAD = "graphpass.native", "graphpass.head"
 
 _STEPS = {
     "dense": ("gemm-to-conv", "pool-to-window", "unflatten-head", "free-resolution", "clean-up"),
     "global": ("pool-to-global", "free-resolution", "clean-up"),
 }
 _EXACT = ("clean-up", "flatten-gemm-to-gap-conv")
-_ODD_PIXELS = 5  # that the second size checked has beyond a multiple of the stride
-
-
-@dataclass(frozen=True)
-class MapGeometry:
-    """Where the cells of an output lie on the image, in pixels, as (height, width).
-
-    Cell (i, j) has the box from (offset + i·stride) on, `window` pixels large, of which pixels
-    beyond the image are padding.
-    """
-
-    output: str
-    stride: Size
-    window: Size
-    offset: Size
 
 
 @dataclass
@@ -88,17 +80,27 @@ class DenseReport:
 
 @dataclass
 class DenseResult:
-    """A converted model: `model`, `report`, and `save`."""
+    """A converted model: `model`, `report`, and `save`.
+
+    `probe`: what the checked model answered to one image; None where nothing was checked.
+    """
 
     model: Model
     report: DenseReport
+    probe: Probe | None = None
 
     def save(
         self, path: str | os.PathLike[str], *, external_data: ExternalData = "auto"
     ) -> WrittenFiles:
-        """Write the model; ONNX Runtime has run it. Raises OutputError."""
+        """Write the model. The file itself is run before it takes its name.
+
+        Raises OutputError, and DifferenceError where the file is not the model that was checked.
+        """
         with stage_model(self.model.proto, Path(path), external_data=external_data) as staged:
             onnx.checker.check_model(str(staged.path))
+            failure = self.probe.fails(staged.path) if self.probe is not None else None
+            if failure is not None:
+                raise DifferenceError(f"the written file was removed: {failure}")
             return staged.commit()
 
 
@@ -159,13 +161,14 @@ def convolutionalize(
     done = original.copy()
     _rewrite(done, _steps(head, logits, cam, keep_batch), report)
     _measure(report, found, done, head, sizes)
-    _write_metadata(done, report)
+    write_metadata(done.proto, head, found.size, report.geometry)
+    probe = None
     if check:
         limits = Limits(time_limit_s, memory_limit_mib)
         with Runtime(limits, threads) as runtime:
-            _check(original, found, done, report, runtime, logits, tell)
+            probe = _check(original, found, done, report, runtime, logits, tell)
     tell("done", 1.0)
-    return DenseResult(done, report)
+    return DenseResult(done, report, probe)
 
 
 def _is_done(model: Model, native: Size | None) -> bool:
@@ -256,134 +259,14 @@ def _rewrite(model: Model, steps: Sequence[str], report: DenseReport) -> None:
             raise ModelError(f"{applied.refusals[0].reason}{why}")
 
 
-# ------------------------------------------------------------------------------- geometry
-
-
 def _measure(
     report: DenseReport, found: Trace, done: Model, head: str, sizes: Sequence[Size]
 ) -> None:
-    """Note stride, window and offset of each output, and its size at every image size."""
-    stride = _strides(found)
-    checked = _checked_sizes(found.size, stride)
-    if head == "dense":
-        report.geometry = [_geometry(found, output.name) for output in found.graph.outputs]
-    for output, cam in _cams(done, found).items():
-        height, width = found.lines(_sources(found, output)[0])
-        report.geometry.append(
-            MapGeometry(
-                cam,
-                (height.stride, width.stride),
-                (height.window, width.window),
-                (height.offset, width.offset),
-            )
-        )
+    """Note where the cells of each output lie, and how many there are at every image size."""
+    report.geometry = geometries(found, done, head)
+    checked = checked_sizes(found.size, strides(found))
     for size in dict.fromkeys([found.size, *sizes, *checked]):
-        report.map_sizes[size] = _map_sizes(found, size, head)
-
-
-def _cams(done: Model, found: Trace) -> dict[str, str]:
-    """Return the class activation map of each output, where there is one."""
-    added = [o.name for o in done.graph.outputs[len(found.graph.outputs) :]]
-    of = {
-        out.name: [a for a in added if a.startswith(f"{out.name}.cam")]
-        for out in found.graph.outputs
-    }
-    return {name: cams[0] for name, cams in of.items() if cams}
-
-
-def _strides(found: Trace) -> Size:
-    lines = [found.lines(collapse.source) for collapse in found.heads]
-    return max(h.stride for h, _ in lines), max(w.stride for _, w in lines)
-
-
-def _checked_sizes(native: Size, stride: Size) -> list[Size]:
-    """Two larger sizes, one of them no multiple of the stride, and one that is not square."""
-    (height, width), (down, right) = native, stride
-    return [
-        (height + down, width + right),
-        (height + 2 * down + _ODD_PIXELS, width + 2 * right + _ODD_PIXELS),
-        (height, width + 2 * right),
-    ]
-
-
-def _geometry(found: Trace, output: str) -> MapGeometry:
-    """Put the head's window on top of the feature map's own cells."""
-    numbers = []
-    sources = _sources(found, output)
-    for dim in (0, 1):
-        lines = []
-        for source in sources:
-            line = found.lines(source)[dim]
-            is_output = source.name == output
-            lines.append(line if is_output else line.through(Window(line.size)))
-        joined = lines[0]
-        for line in lines[1:]:
-            joined = joined.joined(line)
-        numbers.append((joined.stride, joined.window, joined.offset))
-    height, width = numbers
-    pairs = [(height[i], width[i]) for i in range(3)]
-    return MapGeometry(output, *pairs)
-
-
-def _sources(found: Trace, output: str) -> list:  # type: ignore[type-arg]
-    """Return the feature maps that an output is computed from; itself, if it is a map."""
-    (tensor,) = (t for t in found.graph.outputs if t.name == output)
-    if found.is_map(tensor):
-        return [tensor]
-    by_id = {id(c.node): c.source for c in found.heads}
-    stack, seen, sources = [tensor], {id(tensor)}, []
-    while stack:
-        for node in stack.pop().inputs:
-            if id(node) in by_id:
-                sources.append(by_id[id(node)])
-                continue
-            for source in node.inputs:
-                if id(source) not in seen and operator(node) != "Shape":
-                    seen.add(id(source))
-                    stack.append(source)
-    return sources
-
-
-def _map_sizes(found: Trace, size: Size, head: str) -> dict[str, Size]:
-    try:
-        at_size = trace(found.graph, found.image, found.layout, size, found)
-    except RefusedError as error:
-        raise ModelError(f"at {size[0]}x{size[1]} pixels, {error}") from None
-    made: dict[str, Size] = {}
-    for output in found.graph.outputs:
-        source = _sources(found, output.name)[0]
-        cells, window = at_size.map_size(source), found.map_size(source)
-        sliding = source.name != output.name and head == "dense"
-        if source.name != output.name and head == "global":
-            made[output.name] = (1, 1)
-            continue
-        made[output.name] = (
-            (cells[0] - window[0] + 1, cells[1] - window[1] + 1) if sliding else cells
-        )
-    return made
-
-
-def _write_metadata(model: Model, report: DenseReport) -> None:
-    values = {NATIVE: _pair(report.native), HEAD: report.head}
-    for key, name in ((STRIDE, "stride"), (WINDOW, "window"), (OFFSET, "offset")):
-        pairs = {g.output: _pair(getattr(g, name)) for g in report.geometry}
-        if not pairs:
-            continue
-        same = len(set(pairs.values())) == 1
-        values[key] = (
-            next(iter(pairs.values()))
-            if same
-            else ";".join(f"{output}={pair}" for output, pair in pairs.items())
-        )
-    kept = [e for e in model.proto.metadata_props if e.key not in values]
-    del model.proto.metadata_props[:]
-    model.proto.metadata_props.extend(kept)
-    for key, value in values.items():
-        model.proto.metadata_props.add(key=key, value=value)
-
-
-def _pair(size: Size) -> str:
-    return f"{size[0]},{size[1]}"
+        report.map_sizes[size] = map_sizes(found, size, head)
 
 
 # ------------------------------------------------------------------------------ the oracle
@@ -397,13 +280,14 @@ def _check(
     runtime: Runtime,
     logits: bool,
     tell: Progress,
-) -> None:
+) -> Probe:
     if logits:
         original = original.copy()
         apply(make("drop-softmax"), original)
         found = _traced(original)
-    cams = _cams(done, found)
-    oracle = Oracle(original, found, runtime, pooled=report.head == "global", cams=cams)
+    oracle = Oracle(
+        original, found, runtime, pooled=report.head == "global", cams=cams(done, found)
+    )
     report.freed = oracle.freed
     batch = images(done.graph)[0].shape[0]
     batches = [batch] if isinstance(batch, int) else [k * (oracle.fixed_batch or 1) for k in (1, 2)]
@@ -415,11 +299,12 @@ def _check(
                 tell(f"checking at {size[0]}x{size[1]}", 0.4 + 0.6 * index / len(report.map_sizes))
                 for batch in batches:
                     report.checks += oracle.check(candidate, size, batch)
+            _judge(report)
+            return oracle.probe(candidate)
     except RunError as error:
         raise RuntimeUnavailableError(str(error)) from None
     finally:
         oracle.close()
-    _judge(report)
 
 
 def _judge(report: DenseReport) -> None:
@@ -428,8 +313,8 @@ def _judge(report: DenseReport) -> None:
         promised = report.map_sizes.get(check.size, {}).get(check.output)
         if promised is not None and check.cells and check.map_size != promised and not wrong:
             raise DifferenceError(
-                f"the map of '{check.output}' at {_pair(check.size)} pixels has "
-                f"{_pair(check.map_size)} cells where {_pair(promised)} were computed; "
+                f"the map of '{check.output}' at {pair(check.size)} pixels has "
+                f"{pair(check.map_size)} cells where {pair(promised)} were computed; "
                 "nothing was written"
             )
     if wrong:

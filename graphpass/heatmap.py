@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.dense import NATIVE, OFFSET, STRIDE, WINDOW
+from graphpass.cells import NATIVE, OFFSET, STRIDE, WINDOW
 from graphpass.errors import ModelError, OutputError, RuntimeUnavailableError, UsageError
 from graphpass.graph import Tensor
 from graphpass.image import images

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from graphpass.validate.compare import (
     measure_noise,
 )
 from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
-from graphpass.validate.runtime import Runtime, Session
+from graphpass.validate.runtime import RunError, Runtime, Session
 from graphpass.weight import Array
 
 _CELLS_AT_ONCE = 32
@@ -61,6 +62,26 @@ class Checked:
     def ok(self) -> bool:
         """Whether every cell is within the tolerance."""
         return self.comparison.ok
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs and the outputs that the checked model gave: the delivered file must give the same."""
+
+    feed: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+    def fails(self, path: Path) -> str | None:
+        """Run the model file; return how it differs, None where it gives the same bits."""
+        try:
+            with Runtime() as runtime, runtime.load(path) as session:
+                found = session.run(dict(self.feed)).outputs
+        except RunError as error:
+            return str(error)
+        for name, expected in self.outputs.items():
+            if not np.array_equal(expected, np.asarray(found[name]), equal_nan=True):
+                return f"output '{name}' is not what it was"
+        return None
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,12 @@ class Oracle:
             compared = self._compared(name, expected, cells, "native size", noise)
             checks.append(Checked(name, self.native.size, batch, (1, 1), batch, compared))
         return checks
+
+    def probe(self, candidate: Session) -> Probe:
+        """Return one image and what the candidate makes of it, to know it again by."""
+        batch = self.fixed_batch or 1
+        feed = {self.native.image.name: self._draw(self.native.size, batch)}
+        return Probe(feed, {n: np.asarray(v) for n, v in candidate.run(feed).outputs.items()})
 
     def close(self) -> None:
         """Close the sessions."""
@@ -490,4 +517,4 @@ def _declared_out(native: Trace, collapse: Collapse) -> list[int | None]:
     return _declared(native, collapse.node.outputs[0])[1]
 
 
-__all__ = ["Checked", "Oracle"]
+__all__ = ["Checked", "Oracle", "Probe"]

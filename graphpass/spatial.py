@@ -1,0 +1,377 @@
+"""What operators make of height and width: for each, the axes of its outputs.
+
+Each function gets the tracer, the node and the axes of its inputs. It raises `AxisError` where
+the operator ties the network to one resolution; the text goes on after the node's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphpass.axes import (
+    Axes,
+    AxisError,
+    Merged,
+    Spatial,
+    broadcast,
+    is_spatial,
+    regroup,
+    sees_pixels,
+    size_of,
+    sizes_of,
+    target_sizes,
+)
+from graphpass.geometry import Window, windows_of
+from graphpass.graph import Node, attribute, axes_of, constant, label, operator, opset, require
+
+if TYPE_CHECKING:
+    from graphpass.trace import Trace, Tracer
+
+_SOFTMAX_BY_AXIS = 13  # before this opset Softmax flattens everything from its axis on
+_OPEN_END = 1 << 30  # the end of a Slice that means "to the end"
+
+Handler = Callable[["Tracer", Node, list[Axes]], Sequence[Axes]]
+
+
+def _same(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    return [inputs[0]] * len(node.outputs)
+
+
+def _elementwise(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    try:
+        return [broadcast(inputs)]
+    except AxisError as error:
+        if "of its own" not in str(error):
+            raise
+        fixed = next((t for t in node.inputs if constant(t) is not None), None)
+        if fixed is None:
+            raise
+        shape = list(constant(fixed).shape)  # type: ignore[union-attr]
+        raise AxisError(
+            f"takes '{fixed.name}' of shape {shape}, which has a value for each position "
+            "(a position embedding or a weight per pixel): it fixes the resolution"
+        ) from None
+
+
+def _map_axes(node: Node, axes: Axes) -> tuple[Spatial, Spatial]:
+    height_width = axes[2:]
+    if len(axes) != 4 or not all(isinstance(axis, Spatial) for axis in height_width):
+        raise AxisError("does not find height and width on the last two of four axes")
+    if sees_pixels(axes[:2]):
+        raise AxisError("finds height or width where batch and channels belong")
+    return height_width  # type: ignore[return-value]
+
+
+def _conv(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    channels = tracer.found.axes_of(node.inputs[1])
+    if channels is None or sees_pixels(channels):
+        raise AxisError("has a kernel that is computed from the image")
+    if _is_dense(tracer, node, inputs[0], channels):
+        return [(inputs[0][0], channels[0], 1, 1)]
+    return [(inputs[0][0], channels[0], *_slide(node, _map_axes(node, inputs[0])))]
+
+
+def _is_dense(tracer: Tracer, node: Node, axes: Axes, weight: Axes) -> bool:
+    """Whether a Conv is a dense layer over a map that does not lie as [N, C, H, W]."""
+    if len(axes) != 4 or all(isinstance(axis, Spatial) for axis in axes[2:]):
+        return False
+    if tracer.native is not None:
+        return id(node) in tracer.pools
+    whole = sizes_of(axes[1:]) == sizes_of(weight[1:])
+    return whole and all(window.padding(1) == (0, 0) for window in windows_of(node))
+
+
+def _slide(node: Node, axes: tuple[Spatial, Spatial]) -> list[Spatial]:
+    windows = windows_of(node)
+    return [Spatial(a.dim, a.line.through(w)) for a, w in zip(axes, windows, strict=True)]
+
+
+def _pool(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = _map_axes(node, inputs[0])
+    full = all(
+        window.covers(axis.line.size) for axis, window in zip(axes, windows_of(node), strict=True)
+    )
+    if tracer.native is not None:
+        whole = id(node) in tracer.pools
+    else:
+        whole = full and operator(node) == "AveragePool"
+    if whole:
+        return [(*inputs[0][:2], 1, 1)]
+    return [(*inputs[0][:2], *_slide(node, axes))] * len(node.outputs)
+
+
+def _global_pool(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    _map_axes(node, inputs[0])
+    return [(*inputs[0][:2], 1, 1)]
+
+
+def _reduce(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    given = axes_of(node)
+    rank = len(inputs[0])
+    axes = {a % rank for a in given} if given is not None else set(range(rank))
+    return _reduced(node, inputs[0], axes)
+
+
+def _arg(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    return _reduced(node, inputs[0], {attribute(node, "axis") % len(inputs[0])})
+
+
+def _reduced(node: Node, axes: Axes, over: set[int]) -> Sequence[Axes]:
+    spatial = {i for i, axis in enumerate(axes) if is_spatial(axis)}
+    if spatial & over and over != spatial:
+        raise AxisError("reduces height or width together with, or without, other axes")
+    if any(isinstance(axes[i], Merged) for i in over):
+        raise AxisError("reduces a sequence of pixels")
+    keep = attribute(node, "keepdims") != 0
+    return [tuple(1 if i in over else a for i, a in enumerate(axes) if keep or i not in over)]
+
+
+def _transpose(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    perm = attribute(node, "perm") or range(len(axes))[::-1]
+    return [tuple(axes[i] for i in perm)]
+
+
+def _reshape(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    if tracer.native is not None:
+        return [_as_natively(tracer.native, node, axes)]
+    shape = tracer.integers(node, 1, "shape")
+    if shape is None:
+        raise AxisError("has no shape")
+    target = target_sizes(axes, shape, bool(attribute(node, "allowzero") or 0))
+    made = regroup(axes, target)
+    if any(isinstance(axis, Spatial) for axis in made):
+        tracer.found.reshapes.append(node)
+    return [made]
+
+
+def _as_natively(native: Trace, node: Node, axes: Axes) -> Axes:
+    """Give the output of a Reshape the axes that it has at the native resolution."""
+    spatial = {axis.dim: axis for axis in axes if isinstance(axis, Spatial)}
+    made = native.axes[id(node.outputs[0])]
+    return tuple(spatial[axis.dim] if isinstance(axis, Spatial) else axis for axis in made)
+
+
+def _flatten(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    at = attribute(node, "axis")
+    at = at + len(axes) if at < 0 else at
+    sizes = sizes_of(axes)
+    if at == 1:
+        return [regroup(axes, [sizes[0], int(np.prod(sizes[1:]))])]
+    if at == 0 or sees_pixels(axes[:at]):
+        raise AxisError("flattens height or width together with the batch")
+    return [regroup(axes, [int(np.prod(sizes[:at])), int(np.prod(sizes[at:]))])]
+
+
+def _squeeze(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    given = axes_of(node)
+    if given is None:
+        raise AxisError("squeezes whichever axes have size 1")
+    over = {a % len(axes) for a in given}
+    dropped = [i for i in over if isinstance(axes[i], Spatial)]
+    if any(size_of(axes[i]) != 1 for i in over):
+        raise AxisError("squeezes an axis that is larger than 1 at other sizes")
+    if dropped and any(isinstance(a, Spatial) for i, a in enumerate(axes) if i not in over):
+        raise AxisError("squeezes one of height and width")
+    return [tuple(a for i, a in enumerate(axes) if i not in over)]
+
+
+def _unsqueeze(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    given = axes_of(node) or []
+    rank = len(inputs[0]) + len(given)
+    places = {a % rank for a in given}
+    rest = iter(inputs[0])
+    return [tuple(1 if i in places else next(rest) for i in range(rank))]
+
+
+def _concat(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    rank = len(inputs[0])
+    at = attribute(node, "axis") % rank
+    column = [axes[at] for axes in inputs]
+    if any(isinstance(axis, Spatial) for axis in column):
+        raise AxisError("joins maps side by side")
+    others = [tuple(1 if i == at else a for i, a in enumerate(axes)) for axes in inputs]
+    joined = list(broadcast(others))
+    if any(isinstance(axis, Merged) for axis in column):
+        joined[at] = Merged((), sum(map(size_of, column)))
+    else:
+        joined[at] = sum(size_of(axis) for axis in column)
+    return [tuple(joined)]
+
+
+def _split(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    at = attribute(node, "axis") % len(axes)
+    if is_spatial(axes[at]):
+        raise AxisError("splits height or width")
+    shapes = [tensor.shape for tensor in node.outputs]
+    require(all(shape is not None for shape in shapes), f"{label(node)} has unknown sizes")
+    return [tuple(shape[at] if i == at else a for i, a in enumerate(axes)) for shape in shapes]
+
+
+def _gather(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes, indices = inputs[0], inputs[1]
+    at = attribute(node, "axis") % len(axes)
+    if is_spatial(axes[at]):
+        raise AxisError("picks single rows, columns or pixels of the feature map")
+    return [(*axes[:at], *indices, *axes[at + 1 :])]
+
+
+def _slice(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    starts = tracer.integers(node, 1, "starts") or []
+    ends = tracer.integers(node, 2, "ends") or []
+    over = tracer.integers(node, 3, "axes") or list(range(len(starts)))
+    steps = tracer.integers(node, 4, "steps") or [1] * len(starts)
+    axes = list(inputs[0])
+    computed = len(node.inputs) > 2 and constant(node.inputs[2]) is None
+    for place, start, end, step in zip(over, starts, ends, steps, strict=True):
+        at = place % len(axes)
+        axes[at] = _sliced(axes[at], start, end, step, computed)
+    return [tuple(axes)]
+
+
+def _sliced(axis: Any, start: int, end: int, step: int, computed: bool) -> Any:
+    size = size_of(axis)
+    positions = range(size)[slice(start, end if abs(end) < _OPEN_END else None, step)]
+    if not isinstance(axis, Spatial):
+        whole = len(positions) == size and step == 1
+        if whole:
+            return axis
+        if isinstance(axis, Merged):
+            raise AxisError("cuts a sequence of pixels")
+        return len(positions)
+    to_the_end = end < 0 or end >= _OPEN_END or computed
+    if step < 1 or start < 0 or (not to_the_end and end < size):
+        raise AxisError(f"cuts {axis} at constant positions")
+    first = positions.start if len(positions) else 0
+    return Spatial(axis.dim, axis.line.taken(first, step, len(positions)))
+
+
+def _pad(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = list(inputs[0])
+    pads = tracer.integers(node, 1, "pads") or []
+    over = tracer.integers(node, 3, "axes") or list(range(len(axes)))
+    for index, place in enumerate(over):
+        begin, end = pads[index], pads[len(over) + index]
+        axis = axes[place]
+        if isinstance(axis, Spatial):
+            axes[place] = Spatial(axis.dim, axis.line.through(Window(1, 1, begin, end)))
+        elif begin or end:
+            if not isinstance(axis, int):
+                raise AxisError("pads the batch or a sequence of pixels")
+            axes[place] = axis + begin + end
+    return [tuple(axes)]
+
+
+def _softmax(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    at = attribute(node, "axis") % len(axes)
+    natively = axes if tracer.native is None else tracer.native.axes.get(id(node.inputs[0]), ())
+    flattens = opset(node) < _SOFTMAX_BY_AXIS and operator(node) != "LpNormalization"
+    over = natively[at:] if flattens else natively[at : at + 1]
+    if any(isinstance(a, Merged) or (is_spatial(a) and size_of(a) != 1) for a in over):
+        raise AxisError("normalizes over pixels (attention)")
+    return [axes]
+
+
+def _topk(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = list(inputs[0])
+    at = attribute(node, "axis") % len(axes)
+    if is_spatial(axes[at]):
+        raise AxisError("sorts pixels")
+    count = tracer.integers(node, 1, "k")
+    axes[at] = count[0] if count else None
+    return [tuple(axes)] * 2
+
+
+def _layer_norm(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    if sees_pixels(axes[attribute(node, "axis") % len(axes) :]):
+        raise AxisError("normalizes over height and width with a weight per pixel")
+    return [axes] * len(node.outputs)
+
+
+def _matmul(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    left, right = inputs
+    if sees_pixels(right):
+        raise AxisError("multiplies with a matrix of pixels")
+    if len(right) != 2 or is_spatial(left[-1]):
+        raise AxisError("multiplies over pixels: its weight has a row for each of them")
+    return [(*left[:-1], right[-1])]
+
+
+def _expand(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    shape = tracer.integers(node, 1, "shape") or []
+    plain = tuple(1 if value == 1 else value for value in shape)
+    padded = (1,) * (len(plain) - len(inputs[0])) + inputs[0]
+    sizes = sizes_of(padded)
+    if any(p not in (1, s) and s != 1 for p, s in zip(plain[::-1], sizes[::-1], strict=False)):
+        raise AxisError(f"expands to a constant shape {shape}")
+    missing = (1,) * (len(padded) - len(plain)) + plain
+    return [
+        tuple(
+            a if s != 1 or is_spatial(a) else p
+            for a, s, p in zip(padded, sizes, missing, strict=True)
+        )
+    ]
+
+
+def _resize(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    sizes = node.inputs[3] if len(node.inputs) > 3 else None
+    if sizes is not None and constant(sizes) is not None:
+        raise AxisError("resizes the map to a constant size")
+    raise AxisError("resizes the map, whose cells then have no common stride")
+
+
+def _recurrent(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    raise AxisError("is a recurrent layer over pixels")
+
+
+_UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh
+DequantizeLinear Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LRN
+LeakyRelu Log Mish Neg Not QuantizeLinear Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu BatchNormalization InstanceNormalization
+GroupNormalization MeanVarianceNormalization""".split()
+_NARY = """Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less
+LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
+_REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
+ReduceProd ReduceSum ReduceSumSquare""".split()
+
+_GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+_POOLS = ("AveragePool", "MaxPool", "LpPool")
+# what slides over an image, or pools it: it tells in which layout the network reads
+SLIDING = frozenset(("Conv", *_POOLS, *_GLOBAL_POOLS, *_REDUCTIONS))
+
+HANDLERS: Mapping[str, Handler] = {
+    **dict.fromkeys(_UNARY, _same),
+    **dict.fromkeys(_NARY, _elementwise),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
+    **dict.fromkeys(_POOLS, _pool),
+    **dict.fromkeys(_GLOBAL_POOLS, _global_pool),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    "Concat": _concat,
+    "Conv": _conv,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "LayerNormalization": _layer_norm,
+    "LpNormalization": _softmax,
+    "MatMul": _matmul,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "TopK": _topk,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
