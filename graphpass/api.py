@@ -41,6 +41,7 @@ from graphpass.report import (
 )
 from graphpass.rule import Pass
 from graphpass.validate.options import ValidationOptions
+from graphpass.validate.point import ReferenceCannotRunError
 from graphpass.writer import WrittenFiles, stage_model
 
 Source = Model | onnx.ModelProto | bytes | str | os.PathLike[str]
@@ -102,7 +103,8 @@ def optimize(
     Raises:
         UsageError: passes, inputs or bindings that do not exist or do not fit the model.
         ModelError: there is no usable model.
-        RuntimeUnavailableError: ONNX Runtime cannot run the original.
+        RuntimeUnavailableError: ONNX Runtime can run neither the original nor any rewrite on
+            its own; with `strict`, the original.
         DifferenceError: `strict`, and a rewrite or pass is wrong.
     """
     start = time.perf_counter()
@@ -133,7 +135,7 @@ def optimize(
     with Gate(loaded.proto, options, validate=validate) as gate:
         report.environment = environment(gate.threads)
         tell("running the original", 0.02)
-        gate.prepare()
+        _prepare(gate, strict)
         pipeline = Pipeline(
             loaded,
             gate,
@@ -148,6 +150,16 @@ def optimize(
             _measure(report, gate, pipeline.stages)
     report.total_s = time.perf_counter() - start
     return Result(loaded, report, gate, pipeline.interface_may_change, tell)
+
+
+def _prepare(gate: Gate, strict: bool) -> None:
+    """Run the original; where it does not run, each rewrite has to answer for itself."""
+    try:
+        gate.prepare()
+    except ReferenceCannotRunError as error:
+        if strict:
+            raise
+        gate.do_without_reference(str(error))
 
 
 def _run(pipeline: Pipeline, report: Report) -> None:
@@ -380,6 +392,8 @@ def _warnings(pipeline: Pipeline) -> list[str]:
     found = []
     if not pipeline.settled:
         found.append(f"the passes still made work for each other after {MAX_ROUNDS} rounds")
+    if pipeline.gate.not_run:
+        found.append(f"each rewrite was run on its own, not the model: {pipeline.gate.not_run}")
     checks = [entry.check for entry in pipeline.reports if entry.check is not None]
     if random := {name for check in checks for name in check.random_outputs}:
         names = ", ".join(f"'{name}'" for name in sorted(random))

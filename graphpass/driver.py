@@ -46,6 +46,11 @@ class Rewrite:
         """What identifies this rewrite when the pass is run again."""
         return self.rule, self.site
 
+    @property
+    def is_removal(self) -> bool:
+        """Whether it only removes what nothing reads, so that there is nothing to run."""
+        return self.rule in ("UnreadNode", "UnreadInitializer")
+
 
 @dataclass(frozen=True)
 class Refusal:

@@ -28,6 +28,7 @@ class Gate:
     ) -> None:
         self.options = options
         self.validates = validate
+        self.not_run = ""  # why the original cannot be run, where that is so
         self._original = onnx.ModelProto()
         self._original.CopyFrom(original)  # passes go on patching theirs
         self._validator = Validator(self._original, options) if validate else None
@@ -46,11 +47,15 @@ class Gate:
         if self._validator is not None:
             self._validator.prepare()
 
+    def do_without_reference(self, reason: str) -> None:
+        """Let structure and the windows of the rewrites decide: the original does not run."""
+        self.not_run = reason
+
     def check(
         self, candidate: onnx.ModelProto | Path, *, interface_may_change: bool = False
     ) -> Check:
         """Compare a skeleton, or a file as it will be delivered, with the original."""
-        if self._validator is not None:
+        if self._validator is not None and not self.not_run:
             verdict = self._validator.check(candidate, interface_may_change=interface_may_change)
             return Check.of(verdict)
         return self._structure(candidate, interface_may_change)
@@ -65,6 +70,9 @@ class Gate:
         )
         if problems:
             return Check("invalid", False, problems[0])
+        if self.not_run:
+            told = "valid ONNX with the same interface; each rewrite was run, but not the model"
+            return Check("windows only", True, told)
         return Check("not validated", True, "valid ONNX with the same interface; it was not run")
 
     def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
@@ -75,7 +83,7 @@ class Gate:
 
     def latency(self, before: onnx.ModelProto, after: onnx.ModelProto) -> Latency | None:
         """Time two skeletons in turn; None where that cannot be done."""
-        if self._validator is None:
+        if self._validator is None or self.not_run:
             return None
         try:
             return self._validator.latency(before, after)

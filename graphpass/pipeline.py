@@ -17,7 +17,12 @@ from dataclasses import dataclass, field
 import onnx
 
 from graphpass.driver import Applied, Rewrite, apply
-from graphpass.errors import DifferenceError, GraphpassError, RuleError
+from graphpass.errors import (
+    DifferenceError,
+    GraphpassError,
+    RuleError,
+    RuntimeUnavailableError,
+)
 from graphpass.gate import Gate
 from graphpass.model import Model
 from graphpass.report import Check, PassReport, Quarantined
@@ -57,13 +62,18 @@ class Pipeline:
         *,
         strict: bool = False,
         max_rewrites: int | None = None,
+        keep_windows: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """`strict`: stop at the first thing that would have to be undone."""
+        """`strict`: stop at the first thing that would have to be undone.
+
+        `keep_windows`: keep the nodes before and after also of rewrites that are right.
+        """
         self.model = model
         self.gate = gate
         self.strict = strict
         self.max_rewrites = max_rewrites
+        self.keep_windows = keep_windows
         self.progress = progress or (lambda text, done: None)
         self.rounds = 0
         self.settled = False
@@ -91,6 +101,19 @@ class Pipeline:
             self.rounds += 1
             changed = [self._run(index, state) for index, state in enumerate(self._states)]
             self.settled = not any(changed)
+        self._require_proof()
+
+    def leave_out(self, reports: Sequence[PassReport]) -> None:
+        """Begin where another run ended: what it undid is not tried."""
+        for state, report in zip(self._states, reports, strict=True):
+            state.quarantine.update(entry.rewrite.key for entry in report.quarantined)
+            state.over = bool(report.reason)
+
+    def _require_proof(self) -> None:
+        """Raise where the original does not run, and no rewrite on its own does either."""
+        undone = [entry for report in self.reports for entry in report.quarantined]
+        if self.gate.not_run and undone and not self._rewrites_kept():
+            raise RuntimeUnavailableError(f"{self.gate.not_run}, and {undone[0].reason}")
 
     def _run(self, index: int, state: _State) -> bool:
         """Run one pass; return whether it changed the model."""
@@ -109,13 +132,16 @@ class Pipeline:
     def _apply_and_check(self, state: _State, left: int | None) -> bool:
         caught: Counter[str] = Counter()
         for _ in range(_MAX_ATTEMPTS):
-            applied = self._apply(state, left, windows=self.gate.validates)
+            applied = self._apply(state, left, windows=self.gate.validates or self.keep_windows)
             state.report.refusals = applied.refusals
             if not applied.rewrites and not self._changed_by_hand(state, applied):
                 return False
             if wrong := self._wrong_windows(state, applied):
                 self._leave_out(state, wrong)
                 continue
+            if self.gate.not_run and "run" in type(state.step).__dict__:
+                self._undo(state, "it changes the model other than by rules, which cannot be run")
+                return False
             check = self._check(state)
             if check.ok:
                 self._keep(state, applied, check)
@@ -156,14 +182,27 @@ class Pipeline:
         start = time.perf_counter()
         verdicts = self.gate.check_windows([rewrite.window for rewrite in applied.rewrites])
         applied.rewrites[:] = [
-            dataclasses.replace(rewrite, window=None, proof=verdict)
+            dataclasses.replace(rewrite, proof=verdict)
             for rewrite, verdict in zip(applied.rewrites, verdicts, strict=True)
         ]
         state.report.check_s += time.perf_counter() - start
-        return [
+        wrong = [
             Quarantined(rewrite, rewrite.proof.reason)
             for rewrite in applied.rewrites
             if rewrite.proof is not None and not rewrite.proof.ok
+        ]
+        return wrong or self._unproven(applied)
+
+    def _unproven(self, applied: Applied) -> list[Quarantined]:
+        """Return what no level can answer for: the model does not run, nor the rewrite alone."""
+        if not self.gate.not_run:
+            return []
+        return [
+            Quarantined(rewrite, f"its window cannot be run either: {rewrite.proof.reason}")
+            for rewrite in applied.rewrites
+            if rewrite.proof is not None
+            and rewrite.proof.status == "not run"
+            and not rewrite.is_removal
         ]
 
     def _check(self, state: _State) -> Check:
@@ -179,6 +218,8 @@ class Pipeline:
     def _keep(self, state: _State, applied: Applied, check: Check) -> None:
         report = state.report
         report.outcome = "kept"
+        if not self.keep_windows:
+            applied.rewrites[:] = [dataclasses.replace(r, window=None) for r in applied.rewrites]
         report.rewrites.extend(applied.rewrites)
         report.notes.extend(applied.notes)
         report.check = check

@@ -22,6 +22,7 @@ from .toys import (
     ByHand,
     Endless,
     Kernelless,
+    Mysterious,
     Negate,
     Raising,
     Renamer,
@@ -221,13 +222,41 @@ def test_without_validation_nothing_is_run(monkeypatch: Any, tmp_path: Path) -> 
     assert renamed.report.passes[0].outcome == "rolled back"  # its structure is looked at
 
 
-def test_a_model_that_does_not_run_is_refused_before_any_work() -> None:
-    model = graph(
-        "(float[2] x) => (float[2] y) { a = Identity(x) y = other.Thing(a) }", domains={"other": 1}
+def _unknown_operator(*constants: str) -> onnx.ModelProto:
+    """Return a model that ONNX Runtime cannot run, with sound and wrong rewrites in it."""
+    return graph(
+        "(float[N,7] x) => (float[N,7] y) "
+        "{ a = Identity(x) a0 = Add(a, c0) a1 = Add(a0, c1) y = other.Thing(a1) }",
+        domains={"other": 1},
+        c0=(7,),
+        c1=(7,),
     )
-    with pytest.raises(RuntimeUnavailableError):
-        graphpass.optimize(model, Tidy())
-    assert graphpass.optimize(model, Tidy(), validate=False).report.rewrites == 1
+
+
+def test_of_a_model_that_does_not_run_each_rewrite_is_run_on_its_own(tmp_path: Path) -> None:
+    result = graphpass.optimize(_unknown_operator(), [Tidy(), Negate("c1")])
+    tidy, negate = result.report.passes
+    assert [r.site for r in tidy.rewrites] == ["a"] and [r.site for r in negate.rewrites] == ["a0"]
+    assert [out.rewrite.site for out in negate.quarantined] == ["a1"]
+    assert "times the bound" in negate.quarantined[0].reason
+    assert tidy.check is not None and tidy.check.status == "windows only"
+    assert "not the model: the original model does not run" in result.report.warnings[0]
+    result.save(tmp_path / "out.onnx")
+    assert result.report.delivery is not None and result.report.delivery.ok
+
+
+def test_strict_does_not_do_without_running_the_model() -> None:
+    with pytest.raises(RuntimeUnavailableError, match="the original model does not run"):
+        graphpass.optimize(_unknown_operator(), Tidy(), strict=True)
+
+
+def test_where_neither_the_model_nor_any_rewrite_runs_nothing_is_kept() -> None:
+    model = _unknown_operator()
+    with pytest.raises(RuntimeUnavailableError, match="its window cannot be run either"):
+        graphpass.optimize(model, Mysterious())
+    by_hand = graphpass.optimize(_unknown_operator(), ByHand(0.01)).report.passes[0]
+    assert by_hand.outcome == "rolled back" and "other than by rules" in by_hand.reason
+    assert graphpass.optimize(model, Mysterious(), validate=False).report.rewrites == 1
 
 
 def test_the_users_inputs_are_used() -> None:

@@ -122,6 +122,23 @@ class Kernelless(Pass):
     rules = (NoKernel(),)
 
 
+class Unknown(Rule):
+    """Identity(x) = Mystery(x), which nobody knows."""
+
+    pattern = Op("Identity", any_("x"))
+
+    def rewrite(self, x: Any) -> Any:
+        return Op("Thing", x, domain="other")
+
+
+@dataclass(frozen=True)
+class Mysterious(Pass):
+    """Makes nodes that cannot be run, whatever they are fed."""
+
+    name = "mysterious"
+    rules = (Unknown(),)
+
+
 @dataclass(frozen=True)
 class ByHand(Pass):
     """Changes the graph in `run`: adds `shift` to every c0, with or without saying so."""
