@@ -124,6 +124,8 @@ def _merging_view(layer: Node) -> Node | None:
             x = node.inputs[0]
         else:
             return None
+    # layers that were converted end in a Flatten: so long a chain is one of refused layers
+    require(False, f"it is too far to where the rows of '{layer.inputs[0].name}' come from")
     return None
 
 

@@ -576,6 +576,17 @@ def test_the_positions_of_a_sequence_are_left() -> None:
     assert all("are not images: Reshape of 'r'" in refusal.reason for refusal in applied.refusals)
 
 
+def test_a_chain_of_refused_layers_is_refused_to_its_end() -> None:
+    layers = " ".join(f"h{i + 1} = MatMul(h{i}, W)" for i in range(1100))
+    model = graph(
+        "(float[N,T,2] x) => (float[M,2] h1100) { h0 = Reshape(x, s) " + layers + " }",
+        W=(2, 2),
+        s=np.array([-1, 2]),
+    )
+    _, applied = apply_to(PASS, model)
+    assert len(applied.refusals) == 1100 and not applied.rewrites
+
+
 def test_operators_of_another_domain_are_not_taken_for_layers() -> None:
     model = graph(
         "(float[N,3,2,2] x) => (float[N,4] y) { f = Flatten(x) y = other.Gemm(f, W) }",
