@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.axes import Spatial
-from graphpass.cut import cut
 from graphpass.driver import apply
 from graphpass.errors import ModelError
-from graphpass.graph import Tensor, operator
+from graphpass.graph import operator
 from graphpass.image import trace_image
 from graphpass.model import Model
+from graphpass.parts import Head, cut_heads, cut_trunk, declared, height_and_width, start_of
 from graphpass.registry import make
 from graphpass.trace import LAYOUTS, Collapse, Trace
 from graphpass.validate.compare import (
@@ -84,16 +83,6 @@ class Probe:
         return None
 
 
-@dataclass(frozen=True)
-class _Head:
-    """Outputs of the network that are computed from the same feature maps."""
-
-    outputs: tuple[str, ...]
-    collapses: tuple[Collapse, ...]
-    from_maps: onnx.ModelProto
-    from_pooled: onnx.ModelProto  # the same where nothing is pooled
-
-
 class Oracle:
     """Knows the answers of one original network. `close` frees the runtime's memory."""
 
@@ -117,18 +106,18 @@ class Oracle:
         self.epsilon = arithmetic_epsilon(original.proto)
         self.policy = Policy(base_tolerance(self.epsilon), _NOISE_FACTOR)
         self.maps = [t.name for t in native.graph.outputs if native.is_map(t)]
-        self.heads = _heads(original.proto, native)
-        self.trunk, self.freed = _trunk(original, native, self.maps)
+        self.heads = cut_heads(original.proto, native)
+        self.trunk, self.freed = cut_trunk(original, native, self.maps)
         self.cams = dict(cams or {})
         self.bare, self.logit_heads = self._logit_heads() if self.cams else (native, [])
         self._sessions: dict[str, Session] = {}
 
-    def _logit_heads(self) -> tuple[Trace, list[_Head]]:
+    def _logit_heads(self) -> tuple[Trace, list[Head]]:
         """Trace the original without the Softmax at its end, and cut out its heads."""
         bare = self.original.copy()
         apply(make("drop-softmax"), bare)
         found = trace_image(bare.graph)
-        return found, _heads(bare.proto, found)
+        return found, cut_heads(bare.proto, found)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -243,22 +232,22 @@ class Oracle:
         return expected
 
     def _pixels(
-        self, number: int, head: _Head, features: Mapping[str, Array]
+        self, number: int, head: Head, features: Mapping[str, Array]
     ) -> dict[str, tuple[Array, Any]]:
         """Let the head answer for every pixel of the map as if that were the mean: the CAM."""
         wanted = {out: cam for out, cam in self.cams.items() if out in head.outputs}
         (collapse,) = head.collapses
-        places = _places(self.bare, collapse.source)
+        places = height_and_width(self.bare, collapse.source)
         array = np.moveaxis(features[collapse.source.name], places, (1, 2))
         cells = _sample(array.shape[0], array.shape[1], array.shape[2])
         rows = np.stack([array[cell] for cell in cells])
-        start = _start(collapse, True)
-        shape = [s if isinstance(s, int) else -1 for s in _declared(self.bare, start)[1]]
+        start = start_of(collapse, True)
+        shape = [s if isinstance(s, int) else -1 for s in declared(self.bare, start)[1]]
         inputs = {start.name: rows.reshape(len(cells), *shape[1:])}
         answers = self._answers(f"logits {number}", head, inputs, len(cells), True)
         return {cam: (answers[out], cells) for out, cam in wanted.items()}
 
-    def _stirred(self, head: _Head, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _stirred(self, head: Head, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Move what the head reads by an ulp; a mean over n pixels by √n, as its rounding errors.
 
         (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 4.2: a sum of n
@@ -271,7 +260,7 @@ class Oracle:
         moved = moved_by_ulp(inputs, epsilon, 2) or inputs
         return {name: np.asarray(value) for name, value in moved.items()}
 
-    def _pooled_inputs(self, head: _Head, features: Mapping[str, Array]) -> dict[str, Array]:
+    def _pooled_inputs(self, head: Head, features: Mapping[str, Array]) -> dict[str, Array]:
         """Pool every feature map over the whole of each image."""
         return {
             c.node.outputs[0].name: _pooled(c, self.native, features[c.source.name])
@@ -279,7 +268,7 @@ class Oracle:
         }
 
     def _windows(
-        self, head: _Head, features: Mapping[str, Array], cells: Sequence[tuple[int, int, int]]
+        self, head: Head, features: Mapping[str, Array], cells: Sequence[tuple[int, int, int]]
     ) -> dict[str, Array]:
         """Cut a window of the native size for each cell; they lie along the batch."""
         return {
@@ -287,24 +276,24 @@ class Oracle:
             for c in head.collapses
         }
 
-    def _pooled_windows(self, head: _Head, windows: Mapping[str, Array]) -> dict[str, Array]:
+    def _pooled_windows(self, head: Head, windows: Mapping[str, Array]) -> dict[str, Array]:
         """Pool those windows that the head pools; the others stay."""
         pooled = {}
         for collapse in head.collapses:
             window = windows[collapse.source.name]
             if collapse.kind == "pool":
                 window = _pooled(collapse, self.native, window)
-            pooled[_start(collapse, True).name] = window
+            pooled[start_of(collapse, True).name] = window
         return pooled
 
     def _cells(
-        self, head: _Head, features: Mapping[str, Array], size: tuple[int, int]
+        self, head: Head, features: Mapping[str, Array], size: tuple[int, int]
     ) -> list[tuple[int, int, int]]:
         """Return (image, row, column) of the cells to look at: all, or a sample."""
         counts = set()
         for collapse in head.collapses:
             array = features[collapse.source.name]
-            places = _places(self.native, collapse.source)
+            places = height_and_width(self.native, collapse.source)
             window = self.native.map_size(collapse.source)
             counts.add(tuple(array.shape[p] - w + 1 for p, w in zip(places, window, strict=True)))
         if len(counts) != 1:
@@ -316,7 +305,7 @@ class Oracle:
         return _sample(batch, rows, columns)
 
     def _answers(
-        self, key: str, head: _Head, inputs: Mapping[str, Array], count: int, pooled: bool
+        self, key: str, head: Head, inputs: Mapping[str, Array], count: int, pooled: bool
     ) -> dict[str, Array]:
         """Run the original's head on `count` windows, as many at a time as its batch allows."""
         proto = head.from_pooled if pooled else head.from_maps
@@ -404,96 +393,12 @@ def _sample(batch: int, rows: int, columns: int) -> list[tuple[int, int, int]]:
     return sorted({cells[0], cells[-1], cells[columns - 1], *(cells[k] for k in picked)})
 
 
-def _heads(model: onnx.ModelProto, native: Trace) -> list[_Head]:
-    """Group the outputs by the feature maps that they come from; cut out a head for each group."""
-    sources = {collapse.source.name for collapse in native.heads}
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for output in native.graph.outputs:
-        if not native.is_map(output):
-            read = tuple(sorted(_reached(native, output, sources)))
-            groups.setdefault(read, []).append(output.name)
-    heads = []
-    for read, outputs in groups.items():
-        if not read:
-            raise ModelError(f"the image has no part in the output {', '.join(outputs)}")
-        collapses = tuple(c for c in native.heads if c.source.name in read)
-        from_maps, from_pooled = (
-            cut(
-                model,
-                {t.name: _declared(native, t) for t in (_start(c, pooled) for c in collapses)},
-                outputs,
-            )
-            for pooled in (False, True)
-        )
-        heads.append(_Head(tuple(outputs), collapses, from_maps, from_pooled))
-    return heads
-
-
-def _start(collapse: Collapse, pooled: bool) -> Tensor:
-    return collapse.node.outputs[0] if pooled and collapse.kind == "pool" else collapse.source
-
-
-def _reached(native: Trace, output: Tensor, starts: set[str]) -> set[str]:
-    stack, seen, reached = [output], {id(output)}, set()
-    while stack:
-        tensor = stack.pop()
-        if tensor.name in starts:
-            reached.add(tensor.name)
-            continue
-        for node in tensor.inputs:
-            for source in node.inputs:
-                if id(source) not in seen and operator(node) != "Shape":
-                    seen.add(id(source))
-                    stack.append(source)
-    return reached
-
-
-def _declared(native: Trace, tensor: Tensor) -> tuple[int, list[int | None]]:
-    axes = native.axes[id(tensor)]
-    dims = [
-        axis.line.size if isinstance(axis, Spatial) else axis if isinstance(axis, int) else None
-        for axis in axes
-    ]
-    kind = native.image.dtype if tensor.dtype is None else tensor.dtype
-    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))), dims
-
-
-def _trunk(
-    original: Model, native: Trace, maps: Sequence[str]
-) -> tuple[onnx.ModelProto, list[str]]:
-    """Cut out the trunk and let its input have any size; return also what had to be freed."""
-    image = native.image
-    ends = list(dict.fromkeys([*(c.source.name for c in native.heads), *maps]))
-    proto = cut(original.proto, {image.name: _declared(native, image)}, ends)
-    for value in proto.graph.output:
-        tensor = next(t for t in _tensors(native) if t.name == value.name)
-        kind, dims = _declared(native, tensor)
-        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
-    trunk = original.copy()
-    trunk.restore(proto)
-    applied = apply(make("free-resolution"), trunk)
-    if applied.refusals:
-        raise ModelError(applied.refusals[0].reason)
-    return trunk.proto, applied.notes[:-1]
-
-
-def _tensors(native: Trace) -> list[Tensor]:
-    made = [tensor for node in native.graph.nodes for tensor in node.outputs]
-    return [*native.graph.inputs, *made]
-
-
-def _places(native: Trace, tensor: Tensor) -> tuple[int, int]:
-    """Return which axes are height and width."""
-    found = {a.dim: i for i, a in enumerate(native.axes[id(tensor)]) if isinstance(a, Spatial)}
-    return found[0], found[1]
-
-
 def _cut_window(
     native: Trace, collapse: Collapse, features: Mapping[str, Array], cell: tuple[int, int, int]
 ) -> Array:
     image, *corner = cell
     array = features[collapse.source.name]
-    places = _places(native, collapse.source)
+    places = height_and_width(native, collapse.source)
     index: list[slice] = [slice(None)] * array.ndim
     index[0] = slice(image, image + 1)
     for place, start, length in zip(places, corner, native.map_size(collapse.source), strict=True):
@@ -503,7 +408,7 @@ def _cut_window(
 
 def _pooled(collapse: Collapse, native: Trace, feature: Array) -> Array:
     """Pool over the whole map in double precision."""
-    axes = _places(native, collapse.source)
+    axes = height_and_width(native, collapse.source)
     maximum = operator(collapse.node) in ("GlobalMaxPool", "ReduceMax")
     wide = feature.astype(np.float64)
     pooled = wide.max(axes) if maximum else wide.mean(axes)
@@ -514,7 +419,7 @@ def _pooled(collapse: Collapse, native: Trace, feature: Array) -> Array:
 
 
 def _declared_out(native: Trace, collapse: Collapse) -> list[int | None]:
-    return _declared(native, collapse.node.outputs[0])[1]
+    return declared(native, collapse.node.outputs[0])[1]
 
 
 __all__ = ["Checked", "Oracle", "Probe"]
