@@ -55,23 +55,29 @@ def capture(found: Match, built: Built) -> Window | None:
     """Cut out a rewrite before it is committed; None where a type is unknown."""
     output = found.root.outputs[0]
     graph: Graph = found.root.graph
-    before = _cut(graph, list(reversed(found.nodes)), output, output)
+    result = output if built.result is None else built.result
+    read = [tensor for node in (*found.nodes, *built.nodes) for tensor in node.inputs]
+    shapes = _shape_nodes(graph, [*read, result], {id(node) for node in found.nodes})
+    before = _cut(graph, list(reversed(found.nodes)), output, output, shapes)
     if built.result is not None:
-        after = _cut(graph, [], built.result, output)
+        after = _cut(graph, [], built.result, output, shapes)
     else:
-        after = _cut(graph, built.nodes, built.nodes[-1].outputs[0], output)
+        after = _cut(graph, built.nodes, built.nodes[-1].outputs[0], output, shapes)
     if before is None or after is None:
         return None
     names = {value.name for value in (*before.graph.input, *after.graph.input)}
     return Window(before, after, tuple(sorted(names)), output.name)
 
 
-def _cut(graph: Graph, nodes: list[Node], output: Tensor, named: Tensor) -> onnx.ModelProto | None:
-    nodes = _with_shapes(graph, nodes)
+def _cut(
+    graph: Graph, nodes: list[Node], output: Tensor, named: Tensor, shapes: dict[int, Node]
+) -> onnx.ModelProto | None:
+    bare = not nodes  # nothing but a tensor that is there already
+    nodes = _with_sources(nodes, [output] if bare else [], shapes)
     made = {id(tensor) for node in nodes for tensor in node.outputs}
     proto = onnx.GraphProto(name="window")
     seen: set[int] = set()
-    for tensor in [*(t for node in nodes for t in node.inputs), *([] if nodes else [output])]:
+    for tensor in [*(t for node in nodes for t in node.inputs), *([output] if bare else [])]:
         if tensor.name == "" or id(tensor) in made or id(tensor) in seen:
             continue
         seen.add(id(tensor))
@@ -87,11 +93,10 @@ def _cut(graph: Graph, nodes: list[Node], output: Tensor, named: Tensor) -> onnx
             proto.input.append(_value_info(tensor, tensor.name))
     ordered = _ordered(nodes)
     proto.node.extend(node_proto(node) for node in ordered)
-    if not nodes or output is not named:
-        if nodes:
-            proto.node[-1].output[0] = named.name
-        elif output.name != named.name:
-            proto.node.add(op_type="Identity", input=[output.name], output=[named.name])
+    if bare and output.name != named.name:
+        proto.node.add(op_type="Identity", input=[output.name], output=[named.name])
+    elif not bare and output is not named:
+        proto.node[-1].output[0] = named.name
     if named.dtype is None:
         return None
     proto.output.append(_value_info(named, named.name))
@@ -101,18 +106,36 @@ def _cut(graph: Graph, nodes: list[Node], output: Tensor, named: Tensor) -> onnx
     return model
 
 
-def _with_shapes(graph: Graph, nodes: list[Node]) -> list[Node]:
-    """Add what computes the shapes and axes that `nodes` read: drawn numbers would not fit."""
+def _shape_nodes(graph: Graph, tensors: list[Tensor], replaced: set[int]) -> dict[int, Node]:
+    """Return what computes the shapes and axes among `tensors`: drawn numbers would not fit.
+
+    Both sides of a window have to agree on them, so that it is all or none.
+    """
+    found: dict[int, Node] = {}
+    waiting = list(tensors)
+    while waiting:
+        tensor = waiting.pop()
+        source = producer(tensor)
+        if source is None or id(source) in found or source.graph is not graph:
+            continue
+        if not _is_shape(tensor) or constant(tensor) is not None:
+            continue
+        found[id(source)] = source
+        waiting.extend(source.inputs)
+    outside = {key: node for key, node in found.items() if key not in replaced}
+    return outside if len(outside) <= _MOST_NODES else {}
+
+
+def _with_sources(nodes: list[Node], tensors: list[Tensor], shapes: dict[int, Node]) -> list[Node]:
     found = list(nodes)
     inside = {id(node) for node in nodes}
-    for node in found:
-        for tensor in node.inputs:
-            source = producer(tensor)
-            if source is None or id(source) in inside or source.graph is not graph:
-                continue
-            if len(found) < _MOST_NODES and _is_shape(tensor) and constant(tensor) is None:
-                inside.add(id(source))
-                found.append(source)
+    waiting = [*tensors, *(tensor for node in nodes for tensor in node.inputs)]
+    while waiting:
+        source = producer(waiting.pop())
+        if source is not None and id(source) in shapes and id(source) not in inside:
+            inside.add(id(source))
+            found.append(source)
+            waiting.extend(source.inputs)
     return found
 
 

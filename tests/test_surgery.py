@@ -289,3 +289,22 @@ def test_what_is_made_of_a_shared_constant_is_shared() -> None:
     result, _ = apply_to(NewConstants(), model)
     shapes = sorted(list(tensor.dims) for tensor in result.graph.initializer)
     assert shapes == [[1, 500], [500]]
+
+
+def test_windows_agree_on_what_computes_a_shape() -> None:
+    from graphpass.registry import make
+    from graphpass.validate.runtime import Runtime
+    from graphpass.validate.windows import check_windows
+
+    model = graph(
+        "(float[N,M] x) => (int64[1] y) {"
+        " s = Shape(x) h = Slice(s, zero, one, zero) k = Squeeze(h, zero) u = Unsqueeze(k, zero)"
+        " y = Neg(u) }",
+        zero=np.array([0]),
+        one=np.array([1]),
+    )
+    applied = apply(make("clean-up"), Model.load(model), windows=True)
+    assert applied.rewrites
+    with Runtime() as runtime:
+        verdicts = check_windows([rewrite.window for rewrite in applied.rewrites], runtime)
+    assert [verdict.status for verdict in verdicts] == ["ok"] * len(verdicts)
