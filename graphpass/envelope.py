@@ -296,7 +296,8 @@ class Writer:
         self._write_initializers(graph)
         after = {name for node in graph.proto.node for name in node.output}
         after |= {tensor.name for tensor in graph.proto.initializer}
-        self._drop_stale(graph.proto, before - after)
+        gone = before - after
+        self._drop_stale(graph.proto, gone | graph.stale, gone)
 
     def _adopt_constants(self, graph: Graph) -> None:
         """Find the constants that a pass made without saying which graph they belong to."""
@@ -469,12 +470,15 @@ class Writer:
         proto.input.MergeFrom(held.input)
 
     @staticmethod
-    def _drop_stale(proto: onnx.GraphProto, gone: set[str]) -> None:
-        if not gone:
-            return
-        for field, key in (("value_info", "name"), ("quantization_annotation", "tensor_name")):
+    def _drop_stale(proto: onnx.GraphProto, untyped: set[str], gone: set[str]) -> None:
+        for field, key, dropped in (
+            ("value_info", "name", untyped),
+            ("quantization_annotation", "tensor_name", gone),
+        ):
+            if not dropped:
+                continue
             entries = getattr(proto, field)
-            kept = [entry for entry in entries if getattr(entry, key) not in gone]
+            kept = [entry for entry in entries if getattr(entry, key) not in dropped]
             if len(kept) != len(entries):
                 held = onnx.GraphProto()
                 getattr(held, field).extend(kept)

@@ -174,6 +174,7 @@ class Graph(gs.Graph):  # type: ignore[misc]
         self.parent = parent
         self.overridden = overridden
         self.initializers = []
+        self.stale: set[str] = set()  # tensors whose declared type is wrong by now
 
     @property
     def is_function(self) -> bool:

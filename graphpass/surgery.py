@@ -203,9 +203,12 @@ class Surgeon:
     def commit(self, found: Match, built: Built) -> list[Node]:
         """Put `built` in the place of the matched nodes; return the nodes whose turn comes again.
 
-        Raises `RefusedError` where an output of the graph would have to take another name.
+        Raises `RefusedError` where an output of the graph would have to take another name, or is
+        declared to have another shape than it has.
         """
         root, graph = found.root, found.root.graph
+        made = built.nodes[-1].outputs[0] if built.result is None else built.result
+        self._check_declared(root.outputs[0], made, graph)
         self._touched[id(graph)] = graph
         if built.result is not None:
             return self._forward(root, built)
@@ -269,6 +272,17 @@ class Surgeon:
         self._dead[id(root)] = root
         self._release(old_inputs)
         return [node for node in again if id(node) not in self._dead]
+
+    @staticmethod
+    def _check_declared(old: Tensor, new: Tensor, graph: Graph) -> None:
+        """Do not let a wrong declaration come to light, which the checker then stumbles over."""
+        if not _contradict(old.shape, new.shape):
+            return
+        if is_output(old):
+            raise RefusedError(
+                f"output '{old.name}' is declared with shape {old.shape}, but has {new.shape}"
+            )
+        graph.stale.add(old.name)
 
     def _check_visible(self, tensor: Tensor, instead_of: Tensor, graph: Graph) -> None:
         """Refuse where a reader in a body would take the name of `tensor` for one of its own."""
@@ -428,10 +442,19 @@ def _relink(old: Tensor, new: Tensor) -> None:
     list.clear(old.outputs)
 
 
+def _contradict(declared: Shape | None, found: Shape | None) -> bool:
+    if declared is None or found is None:
+        return False
+    if len(declared) != len(found):
+        return True
+    pairs = zip(declared, found, strict=True)
+    return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
+
+
 def _sharpened(known: Shape | None, found: Shape | None) -> Shape | None:
     """Fill in what is unknown of one shape from another."""
-    if known is None or found is None or len(known) != len(found):
-        return found if known is None else known
+    if known is None or found is None or _contradict(known, found):
+        return known if found is None else found
     return [b if a is None else a for a, b in zip(known, found, strict=True)]
 
 

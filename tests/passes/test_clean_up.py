@@ -909,6 +909,27 @@ def test_computed_shapes_that_stay(lines: str) -> None:
     check_refused(CLEAN_UP, model, "the shape of Reshape of 'r' holds several sizes known only")
 
 
+def test_an_output_that_is_declared_wrongly_is_left_to_itself() -> None:
+    text = """(float[N,3,4,5] x) => (float[1,M] y) {
+        s = Shape(x) n = Gather(s, zero) t = Concat<axis=0>(n, three, c20) y = Reshape(x, t)
+    }"""
+    model = graph(text, opset=12, zero=np.array([0]), three=np.array([3]), c20=np.array([20]))
+    onnx.checker.check_model(model, full_check=True)
+    reason = "output 'y' is declared with shape [1, 'M'], but has ['N', 3, 20]"
+    check_refused(CLEAN_UP, model, reason)
+
+
+def test_a_type_that_is_declared_wrongly_does_not_stay() -> None:
+    text = """(float[N,3,4,5] x) => (float[A,B,C] y) <float[1,M] r> {
+        s = Shape(x) n = Gather(s, zero) t = Concat<axis=0>(n, three, c20) r = Reshape(x, t)
+        y = Neg(r)
+    }"""
+    model = graph(text, opset=12, zero=np.array([0]), three=np.array([3]), c20=np.array([20]))
+    result, _ = apply_to(CLEAN_UP, model)
+    assert operators(result) == "Reshape Neg"
+    onnx.checker.check_model(result, full_check=True)
+
+
 def test_no_elements_are_reshaped_as_before() -> None:
     text = """(float[N,3,4] x) => (float y) {
         b = Shape<end=1>(x) t = Concat<axis=0>(b, c) r = Reshape(x, t) f = Flatten(r) y = Neg(f)
