@@ -32,7 +32,6 @@ from graphpass.axes import AxisError, Spatial, size_of, target_sizes
 from graphpass.edit import Editor
 from graphpass.errors import ModelError
 from graphpass.geometry import windows_of
-from graphpass.graph import RefusedError
 from graphpass.image import images, trace_image
 from graphpass.trace import LAYOUTS, Collapse, Trace, trace
 
@@ -54,15 +53,14 @@ _MAXIMA = ("GlobalMaxPool", "ReduceMax")
 _SOFTMAXES = ("Softmax", "LogSoftmax")
 
 
-def _is_main(graph: Graph) -> bool:
-    return graph.parent is None and not graph.is_function
-
-
-def _traced(graph: Graph) -> Trace:
+def _traced(graph: Graph) -> Trace | None:
+    """Trace the image of a main graph; None where there is none, or it may have any size."""
+    if graph.parent is not None or graph.is_function:
+        return None
     try:
         return trace_image(graph)
-    except ModelError as error:
-        raise RefusedError(str(error)) from None
+    except ModelError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,9 @@ class PoolToWindow(Pass):
 
     def run(self, graph: Graph) -> list[str]:
         """Let every pooling of the head slide."""
-        if not _is_main(graph):
-            return []
         found = _traced(graph)
+        if found is None:
+            return []
         pools = [c for c in found.heads if c.kind == "pool" and not _slides(c.node)]
         with Editor(graph) as edit:
             for pool in pools:
@@ -129,9 +127,9 @@ class PoolToGlobal(Pass):
 
     def run(self, graph: Graph) -> list[str]:
         """Make poolings over the whole map global."""
-        if not _is_main(graph):
-            return []
         found = _traced(graph)
+        if found is None:
+            return []
         pools = [c.node for c in found.collapses if operator(c.node) == "AveragePool"]
         with Editor(graph) as edit:
             _make_global(edit, pools)
@@ -156,10 +154,9 @@ class UnflattenHead(Pass):
 
     def run(self, graph: Graph) -> list[str]:
         """Lift the head; the outputs get height and width."""
-        if not _is_main(graph):
-            return []
         found = _traced(graph)
-        require(found.heads, "the network has no head: its outputs are maps already")
+        if found is None or not found.heads:
+            return []
         with Editor(graph) as edit:
             lifted = Lifter(found, edit).run()
             maps = {id(out): lifted[id(out)] for out in graph.outputs if id(out) in lifted}
@@ -216,9 +213,9 @@ class FreeResolution(Pass):
 
     def run(self, graph: Graph) -> list[str]:
         """Free the trunk and declare height and width symbolic."""
-        if not _is_main(graph):
-            return []
         native = _traced(graph)
+        if native is None:
+            return []
 
         def at(larger: int) -> Trace:
             size = (native.size[0] + larger, native.size[1] + larger)
@@ -351,7 +348,7 @@ class DropSoftmax(Pass):
 
     def run(self, graph: Graph) -> list[str]:
         """Let outputs read what the Softmax read."""
-        if not _is_main(graph):
+        if graph.parent is not None or graph.is_function:
             return []
         done = []
         with Editor(graph) as edit:
@@ -379,9 +376,9 @@ class ClassActivationMap(Pass):
 
     def run(self, graph: Graph) -> list[str]:
         """Compute the last linear layer before the pooling, too, and put it out."""
-        if not _is_main(graph):
-            return []
         found = _traced(graph)
+        if found is None:
+            return []
         added: list[Tensor] = []
         with Editor(graph) as edit:
             lifted = Lifter(found, edit, linear=True).run()
@@ -435,7 +432,7 @@ class FreeBatch(Pass):
 
     def run(self, graph: Graph) -> list[str]:
         """Declare the batch symbolic."""
-        if not _is_main(graph) or len(images(graph)) != 1:
+        if graph.parent is not None or graph.is_function or len(images(graph)) != 1:
             return []
         (image,) = images(graph)
         batch = image.shape[0] if image.shape else None

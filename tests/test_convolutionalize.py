@@ -406,6 +406,19 @@ def test_the_passes_stand_in_a_pipeline() -> None:
     assert shape_of(model.proto.graph.output[0]) == ["N", 5, "map_height", "map_width"]
 
 
+def test_a_pipeline_with_them_is_validated_and_comes_to_an_end() -> None:
+    from graphpass import optimize
+
+    steps = "clean-up,gemm-to-conv,pool-to-window,unflatten-head,free-resolution"
+    with optimize(network("mtcnn"), passes=steps) as result:
+        outcomes = {entry.name: entry.outcome for entry in result.report.passes}
+        made = result.model
+    assert outcomes["unflatten-head"] == outcomes["free-resolution"] == "kept"
+    assert shape_of(made.graph.output[0]) == ["N", "map_height", "map_width", 4]
+    with optimize(made, passes=steps) as again:
+        assert again.model == made
+
+
 def test_a_pass_that_refuses_changes_nothing() -> None:
     before = network("vgg")
     model = Model.load(before)

@@ -101,6 +101,7 @@ class Validator:
         )
         self._runtime = Runtime(limits, self.options.threads)
         self._original = Original(reference, self.options, self._runtime)
+        self._ones_may_move = False
         self._policy = Policy(
             base_tolerance(self._original.epsilon),
             self.options.factor,
@@ -123,6 +124,8 @@ class Validator:
         """Compare a skeleton, or a finished file as it will be delivered, with the original.
 
         A file is run at ONNX Runtime's default level, too, as its users will.
+        `interface_may_change`: outputs are compared by position, further ones are not, and axes
+        of size 1 may come and go (a map of one cell is the answer for the image).
         `quick`: on the first feed only, for a result that is going to be checked in full later.
         """
         original = self._original.model
@@ -135,6 +138,7 @@ class Validator:
             changed = bool(interface_problems(original, skeleton)) and not interface_may_change
             status: Status = "interface changed" if changed else "invalid"
             return Verdict(status, problems[0], problems=tuple(problems))
+        self._ones_may_move = interface_may_change
         comparisons: list[OutputComparison] = []
         for provider in self.options.providers:
             points = self._original.points(provider)[: 1 if quick else None]
@@ -251,6 +255,9 @@ class Validator:
 
     def _outputs(self, session: Session, point: Point) -> dict[str, Value]:
         outputs = session.run(point.feed.values).outputs
+        if self._ones_may_move and len(outputs) >= len(point.outputs):
+            pairs = zip(point.outputs.items(), outputs.values(), strict=False)
+            return {name: _with_ones_of(expected, value) for (name, expected), value in pairs}
         if len(outputs) != len(point.outputs):
             return outputs
         # By position: where a pass may change the interface, names may differ.
@@ -314,6 +321,14 @@ def _skeleton(candidate: onnx.ModelProto | Path) -> onnx.ModelProto:
     return candidate if isinstance(candidate, onnx.ModelProto) else read_skeleton(candidate)
 
 
+def _with_ones_of(expected: Value, value: Value) -> Value:
+    """Return `value` with the shape of `expected`, where they differ only in axes of size 1."""
+    if not (isinstance(expected, np.ndarray) and isinstance(value, np.ndarray)):
+        return value
+    wide = [[size for size in array.shape if size != 1] for array in (expected, value)]
+    return value.reshape(expected.shape) if wide[0] == wide[1] else value
+
+
 def _accusation(failed: list[OutputComparison]) -> str:
     worst = max(failed, key=lambda c: c.error)
     where = f"on feed '{worst.feed}', provider {worst.provider}"
@@ -325,7 +340,7 @@ def _accusation(failed: list[OutputComparison]) -> str:
 
 def _incomparable(one: OutputComparison) -> str:
     if one.blank:
-        return f"output '{one.name}' has no finite element in the original, whatever is fed"
+        return f"output '{one.name}' is NaN throughout in the original, whatever is fed"
     if one.noise_floor is None:
         return f"output '{one.name}' changes its shape when the original's inputs move by one ulp"
     return (
