@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from graphpass.cli_dense import convolutionalize, heatmap
+from graphpass.cli_options import PASSES, VALIDATION, which
+from graphpass.cli_proof import bisect
 from graphpass.errors import (
     DifferenceError,
     GraphpassError,
@@ -79,83 +81,6 @@ def commands() -> None:
     """
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Join decorators that several commands share, in the order in which --help lists them."""
-
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _bindings(
-    context: click.Context, parameter: click.Parameter, given: Iterable[str]
-) -> dict[str, int]:
-    bound = {}
-    for text in given:
-        name, equals, number = text.partition("=")
-        if not (name and equals and number.isdecimal()):
-            raise click.BadParameter(f"{text!r} is not NAME=NUMBER")
-        bound[name] = int(number)
-    return bound
-
-
-_PASSES = _options(
-    click.option("--passes", metavar="A,B{OPTION=VALUE},…", help="Passes to run, in this order."),
-    click.option("--pipeline", metavar="NAME", help="default, runtime or conv-only."),
-    click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out."),
-)
-_VALIDATION = _options(
-    click.option(
-        "--provider",
-        "providers",
-        multiple=True,
-        default=("cpu",),
-        metavar="NAME",
-        help="Execution provider to check on: cpu, cuda. May be repeated.",
-    ),
-    click.option(
-        "--inputs",
-        type=click.Path(path_type=Path),
-        help="Inputs to check with: an .npz, or a folder of .pb files.",
-    ),
-    click.option(
-        "--bind",
-        multiple=True,
-        callback=_bindings,
-        metavar="NAME=NUMBER",
-        help="Size of a symbolic dimension. May be repeated.",
-    ),
-    click.option("--rtol", type=float, help="Tolerance relative to an output's largest magnitude."),
-    click.option("--atol", type=float, help="Absolute tolerance."),
-    click.option("--seed", type=int, default=0, help="Seed of the inputs that are drawn."),
-    click.option(
-        "--timeout",
-        "time_limit_s",
-        type=click.FloatRange(min=0, min_open=True),
-        default=300.0,
-        metavar="SECONDS",
-        help="For one run of a model.  [default: 300]",
-    ),
-    click.option(
-        "--memory-limit",
-        "memory_limit_mib",
-        type=click.IntRange(min=1),
-        metavar="MIB",
-        help="For the process that runs models.",
-    ),
-    click.option(
-        "--allow-external",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        metavar="FOLDER",
-        help="Where else external data may lie.",
-    ),
-)
-
-
 def _reports(
     context: click.Context, parameter: click.Parameter, given: Iterable[Path]
 ) -> tuple[Path, ...]:
@@ -172,8 +97,8 @@ def _reports(
 @click.argument("model")
 @click.option("-o", "--output", metavar="FILE", help="Default: MODEL.opt.onnx beside it.")
 @click.option("--in-place", is_flag=True, help="Replace the input, in one step.")
-@_PASSES
-@_VALIDATION
+@PASSES
+@VALIDATION
 @click.option("--no-validate", is_flag=True, help="Do not run the model at all.")
 @click.option("--strict", is_flag=True, help="Stop where something would have to be undone.")
 @click.option(
@@ -197,6 +122,12 @@ def _reports(
     metavar="FILE",
     help="Write what was done as .json, .md or .xml (JUnit).",
 )
+@click.option(
+    "--reproducers",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write two small models, inputs and a failing test for each rewrite that is undone.",
+)
 @click.option("--no-latency", is_flag=True, help="Do not measure how long the model takes.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every rewrite and refusal.")
@@ -209,6 +140,7 @@ def optimize(
     no_validate: bool,
     external_data: Any,
     reports: tuple[Path, ...],
+    reproducers: Path | None,
     no_latency: bool,
     quiet: bool,
     verbose: bool,
@@ -226,7 +158,7 @@ def optimize(
         with _progress(quiet) as progress:
             result = api.optimize(
                 source,
-                _which(passes, pipeline),
+                which(passes, pipeline),
                 validate=not no_validate,
                 latency=not no_latency and not (quiet and not reports),
                 progress=progress,
@@ -240,28 +172,19 @@ def optimize(
     except DifferenceError as error:
         if error.report is not None:
             _write_reports(error.report, reports)
+            _write_reproducers(error.report, reproducers)
         raise
     except RuntimeUnavailableError as error:
         hint = "nothing was written (--no-validate writes without running the model)"
         raise RuntimeUnavailableError(f"{error}; {hint}") from error
     _write_reports(result.report, reports)
+    _write_reproducers(result.report, reproducers)
     if not quiet:
         from graphpass.render import terminal
 
         title = f"{'standard input' if model == '-' else model} → {target or 'standard output'}"
         console = _console(stderr=target is None)
         terminal(result.report, console, title=title, verbose=verbose)
-
-
-def _which(passes: str | None, pipeline: str | None) -> str:
-    if passes is not None and pipeline is not None:
-        raise UsageError("give either --passes or --pipeline")
-    if pipeline is not None:
-        from graphpass.registry import PIPELINES
-
-        if pipeline not in PIPELINES:
-            raise UsageError(f"there is no pipeline {pipeline!r}; there are {', '.join(PIPELINES)}")
-    return passes if passes is not None else pipeline or "default"
 
 
 def _target(model: str, output: str | None, in_place: bool) -> Path | None:
@@ -304,6 +227,13 @@ def _refuse_overwriting(model: str, target: Path | None, reports: Iterable[Path]
             raise UsageError(f"{report} is a model, not a place for a report")
 
 
+def _write_reproducers(report: Report, folder: Path | None) -> None:
+    if folder is not None:
+        from graphpass.reproducer import write_all
+
+        write_all(report, folder)
+
+
 def _write_reports(report: Report, paths: Iterable[Path]) -> None:
     from graphpass.render import render
 
@@ -343,12 +273,35 @@ def _progress(quiet: bool) -> Any:
 @commands.command()
 @click.argument("original")
 @click.argument("candidate")
-@_VALIDATION
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Check these very files as the run did that wrote this .json.",
+)
+@VALIDATION
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every feed and output.")
-def compare(original: str, candidate: str, quiet: bool, verbose: bool, **options: Any) -> int:
-    """Say whether CANDIDATE computes what ORIGINAL does; exit with 1 if it does not."""
+def compare(
+    original: str,
+    candidate: str,
+    report: Path | None,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    """Say whether CANDIDATE computes what ORIGINAL does; exit with 1 if it does not.
+
+    With --report, both files must be those that the report names by their SHA-256, and inputs
+    and tolerances are those of its run; what is given on the command line goes before.
+    """
     from graphpass import api
+
+    if report is not None:
+        from graphpass import recheck
+
+        recorded = recheck.settings(report, Path(original), Path(candidate))
+        options |= {name: recorded[name] for name in recorded if not _is_given(name)}
 
     with _progress(quiet) as progress:
         progress("comparing", 0.1)
@@ -358,6 +311,11 @@ def compare(original: str, candidate: str, quiet: bool, verbose: bool, **options
     if not quiet:
         _print_check(check, verbose)
     return 0 if check.ok else 1
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _print_check(check: Check, verbose: bool) -> None:
@@ -380,7 +338,7 @@ def _print_check(check: Check, verbose: bool) -> None:
 @commands.command()
 @click.argument("model")
 @click.argument("node", required=False)
-@_PASSES
+@PASSES
 @click.option("--allow-external", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER")
 def inspect(
     model: str,
@@ -399,7 +357,7 @@ def inspect(
     from graphpass.registry import without
 
     source = sys.stdin.buffer.read() if model == "-" else Path(model)
-    steps = without(_which(passes, pipeline), skip)
+    steps = without(which(passes, pipeline), skip)
     loaded = Model.load(source, allow_external=allow_external)
     found = inspection.inspect(loaded, steps)
     inspection.show(_console(), loaded, found, node)
@@ -448,6 +406,7 @@ def test(passes: tuple[str, ...], fixtures: Path | None, verbose: bool) -> int:
 
 commands.add_command(convolutionalize)
 commands.add_command(heatmap)
+commands.add_command(bisect)
 
 if __name__ == "__main__":
     main()

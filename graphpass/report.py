@@ -186,9 +186,9 @@ class Report:
         from graphpass import __version__
 
         fields = {name: getattr(self, name) for name in _TOP_LEVEL}
-        plain = _plain({"version": SCHEMA_VERSION, "graphpass": __version__, **fields})
-        assert isinstance(plain, dict)
-        return plain
+        told = plain({"version": SCHEMA_VERSION, "graphpass": __version__, **fields})
+        assert isinstance(told, dict)
+        return told
 
     def to_json(self) -> str:
         """Return the report as JSON text."""
@@ -214,24 +214,24 @@ _TOP_LEVEL = (
 )
 
 
-def _plain(value: Any) -> Any:
-    """Return JSON data for `value`."""
+def plain(value: Any) -> Any:
+    """Return JSON data for `value`: dataclasses as objects, None for infinity and NaN."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         named.pop("window", None)  # models, not data
         if hasattr(value, "needed_tolerance"):
             named["needed_tolerance"] = value.needed_tolerance
-        return _plain(named)
+        return plain(named)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if hasattr(value, "item"):  # a numpy scalar
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)

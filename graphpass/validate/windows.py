@@ -336,6 +336,45 @@ def _append(
         held.name = renamed(tensor.name)
 
 
+@dataclass(frozen=True)
+class Example:
+    """A window on one feed: its inputs, both outputs, and how far they may be apart."""
+
+    inputs: dict[str, Array]
+    before: Array
+    after: Array
+    allowed: Array
+
+
+def example(
+    window: Window, kind: str, runtime: Runtime, *, seed: int = 0, rtol: float = 0, atol: float = 0
+) -> Example | None:
+    """Run a window once more on inputs of one kind; None where it cannot be run."""
+    for attempt in range(len(_SIZES)):
+        item = _prepare(window, 0, rtol, atol, attempt)
+        feeds: dict[str, Array] = {}
+        number = 8 if kind == "non-finite" else 7
+        active = _fill(feeds, item, kind or "normal", np.random.default_rng([seed, number]))
+        try:
+            with runtime.load(_joined([item])) as session:
+                outputs = session.run(feeds).outputs
+        except RunError:
+            continue
+        before, after, size = (
+            outputs.get(f"{item.mark}{side}/{window.output}")
+            for side in ("before", "after", "before/abs")
+        )
+        before, after = np.asarray(before), np.asarray(after)
+        allowed = np.zeros(())
+        if not item.exact and before.dtype.kind not in "iubOSU":
+            everywhere = np.ones(before.shape, bool)
+            allowed = _allowed(item, before, size, everywhere, active)[0]
+            allowed = allowed.reshape(before.shape) if allowed.ndim else allowed
+        inputs = {name.removeprefix(item.mark): array for name, array in feeds.items()}
+        return Example(inputs, before, after, allowed)
+    return None
+
+
 # ------------------------------------------------------------------------------------ feeds
 
 
