@@ -86,11 +86,11 @@ def _read_folder(folder: Path, specs: Sequence[InputSpec]) -> dict[str, Value]:
 def _read_pb(path: Path, spec: InputSpec) -> Value:
     try:
         data = path.read_bytes()
-        if spec.kind == "sequence":
-            return list(numpy_helper.to_list(onnx.SequenceProto.FromString(data)))
-        if spec.kind == "optional" or "optional" in spec.type_text:
+        if spec.type_text == "optional":
             value: Value = numpy_helper.to_optional(onnx.OptionalProto.FromString(data))
             return value
+        if spec.kind == "sequence":
+            return list(numpy_helper.to_list(onnx.SequenceProto.FromString(data)))
         return numpy_helper.to_array(onnx.TensorProto.FromString(data))
     except Exception as error:
         raise InputsError(f"'{path}' cannot be read as input '{spec.name}': {error}") from error

@@ -110,7 +110,8 @@ def test_nan_and_infinity_must_stay_in_place() -> None:
         assert compare(one, other, noise=Noise(unstable=unstable)).ok
 
 
-def test_nothing_finite_is_blank() -> None:
+def test_nan_throughout_is_blank() -> None:
+    assert not compare(floats(np.inf), floats(np.inf)).blank
     assert compare(floats(np.nan), floats(np.nan)).blank
     assert not compare(floats(np.nan, 1), floats(np.nan, 1)).blank
 

@@ -79,6 +79,21 @@ def test_a_sequence_is_read_from_pb(tmp_path: Path) -> None:
     assert isinstance(items, list) and len(items) == 1
 
 
+def test_an_optional_sequence_is_read_from_pb(tmp_path: Path) -> None:
+    model = parse(
+        "g (optional(seq(float[2])) o) => (bool y) { y = OptionalHasElement (o) }", opset=18
+    )
+    [spec] = input_specs(model)
+    assert (spec.kind, spec.type_text) == ("sequence", "optional")
+    items = numpy_helper.from_list([np.ones(2, np.float32)])
+    optional = onnx.OptionalProto(
+        elem_type=onnx.OptionalProto.SEQUENCE, name="o", sequence_value=items
+    )
+    (tmp_path / "input_0.pb").write_bytes(optional.SerializeToString())
+    with Validator(model, ValidationOptions(inputs=tmp_path)) as validator:
+        assert validator.check(model).status == "equal"
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
