@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -72,12 +72,12 @@ def test_nothing_undone_needs_no_reproducer(source: Path, tmp_path: Path) -> Non
 # --------------------------------------------------------------------------------- bisection
 
 
-def contains(operator: str, most: int) -> Any:
+def contains(operator: str, most: int) -> Callable[[Path], bool]:
     """Return a check that a model has at most `most` nodes of an operator."""
 
     def check(path: Path) -> bool:
         nodes = onnx.load(path).graph.node
-        return sum(node.op_type == operator for node in nodes) <= most
+        return [node.op_type for node in nodes].count(operator) <= most
 
     return check
 

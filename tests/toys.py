@@ -187,7 +187,8 @@ class Untidy(Pass):
 
 
 KINDS: dict[str, type[Pass]] = {
-    kind.name: kind for kind in (Tidy, Negate, Raising, Endless, Kernelless, Mysterious, ByHand, Untidy)
+    kind.name: kind
+    for kind in (Tidy, Negate, Raising, Endless, Kernelless, Mysterious, ByHand, Untidy)
 }
 
 

@@ -276,6 +276,6 @@ def cases() -> Iterator[tuple[str, onnx.ModelProto, tuple[Pass, ...]]]:
         if "refused" in found.header or "untouched" in found.header:
             continue
         try:
-            yield found.name, found.model(), found.passes
+            yield found.name, found.model(), tuple(found.passes)
         except UsageError:  # a fixture of a pass that is not installed
             continue

@@ -107,7 +107,8 @@ def one_scale(change: Callable[[Array, Random], Array], least_axes: int = 1) -> 
 
 
 def _transposed(array: Array, rng: Random) -> Array:
-    return array.swapaxes(-1, -2).reshape(array.shape)
+    turned: Array = array.swapaxes(-1, -2).reshape(array.shape)
+    return turned
 
 
 def _weight(model: ModelProto, rng: Random, least_axes: int = 0) -> TensorProto | None:
@@ -417,7 +418,8 @@ def _evaluated(model: ModelProto, feed: Mapping[str, Array]) -> Array:
         model = _copy(model)
         model.opset_import[0].version = max(model.opset_import[0].version, 19)  # none for older
     with np.errstate(all="ignore"):
-        return np.asarray(ReferenceEvaluator(model).run(None, given)[0])
+        outputs: list[Any] = list(ReferenceEvaluator(model).run(None, given))
+    return np.asarray(outputs[0])
 
 
 _CONVERTING = {"Cast", "CastLike", "DequantizeLinear", "QuantizeLinear", "Constant"}

@@ -228,8 +228,8 @@ def test_the_smallest_error_of_one_weight_that_is_caught(summands: int, runtime:
     steps, seeds = range(19, 1, -1), range(min(SEEDS, 8))
     tried = [_off(window, 2.0**-k, seed) for k in steps for seed in seeds]
     found = np.array([verdict.status == "differs" for verdict in check_windows(tried, runtime)])
-    caught = found.reshape(len(steps), len(seeds)).all(axis=1)
-    sizes = [k for k, all_seeds in zip(steps, caught, strict=True) if all_seeds]
+    caught = found.reshape(len(steps), len(seeds)).all(axis=1).tolist()
+    sizes = [k for k, always in zip(steps, caught, strict=True) if always]
     assert sizes and sizes == list(range(max(sizes), 1, -1)), "a larger error is easier to see"
     if os.environ.get("GRAPHPASS_WRITE_DOCS"):
         rows = _rows(DOCS.read_text(encoding="utf-8"), "smallest") | {
