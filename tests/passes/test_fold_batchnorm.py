@@ -829,11 +829,11 @@ def test_a_reader_in_a_body_keeps_the_operator_before() -> None:
     model = graph(
         "(float[N,4] x, bool p) => (float[N,4] y, float[N,4] z) {n = Mul(x, c) z = MatMul(n, W)"
         " y = If(p)<then_branch = t () => (float[N,4] t1) {t1 = MatMul(n, W)},"
-        " else_branch = e () => (float[N,4] e1) {e1 = Identity(n)}>}",
+        " else_branch = e () => (float[N,4] e1) {e1 = Identity(x)}>}",
         W=integers(4, 4),
         c=integers(4),
     )
-    check_refused(FOLD, model, "Mul of 'n' also feeds")
+    check_refused(FOLD, model, "Mul of 'n' also feeds MatMul of 't1', which cannot take it in")
 
 
 def test_inside_a_function() -> None:
@@ -1024,6 +1024,18 @@ def test_refused_an_input_of_unknown_rank() -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.ClearField("shape")
     check_refused(FOLD, model, "the rank of 'x' is unknown")
+
+
+def test_refused_an_output_of_unknown_rank() -> None:
+    """Where x is a vector, c adds an axis to the product."""
+    model = graph(
+        "(float[N,4] x) => (float[] y) {a = MatMul(x, W) y = Mul(a, c)}",
+        W=integers(4, 6),
+        c=integers(1, 6),
+    )
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    check_refused(FOLD, model, "the rank of the output of MatMul of 'a' is unknown")
 
 
 @pytest.mark.parametrize("readers, reason", [
