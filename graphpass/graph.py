@@ -169,6 +169,8 @@ def dtype(tensor: Tensor) -> np.dtype[Any] | None:
 
 def is_overridable(tensor: Tensor) -> bool:
     """Whether `tensor` is an initializer that the caller may override at run time."""
+    if isinstance(tensor, gs.Constant):
+        return False
     graph: Graph | None = next((n.graph for n in tensor.outputs), None)
     while graph is not None:
         if not graph.is_function and any(tensor is value for value in graph.inputs):
