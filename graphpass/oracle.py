@@ -38,7 +38,9 @@ from graphpass.weight import Array
 
 _CELLS_AT_ONCE = 32
 _MOST_CELLS = 256  # of one output at one size; beyond, a seeded sample with the corners in it
-_NOISE_FACTOR = 10.0
+# A cell that reads other pixels is off by the scale itself; one that sums them in another order
+# by a few noise floors. The factor may be generous, between 1e-6 and 1 there is room.
+_NOISE_FACTOR = 32.0
 _DRAWN = 100  # integers that an image of integers is drawn from, when it is not bytes
 
 
