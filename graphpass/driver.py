@@ -153,7 +153,7 @@ class _Run:
             self._queue(scope.nodes)
         if self.sweeps:
             self._sweep()
-        most = 100 * len(self.waiting) + 1000
+        most = len(self.applied.rewrites) + 100 * len(self.waiting) + 1000
         while self.waiting:
             node = self.waiting.popleft()
             self.queued.discard(id(node))
@@ -177,7 +177,7 @@ class _Run:
                     site = next(tensor.name for tensor in node.outputs if tensor.name)
                     self._remove("UnreadNode", site, label(node), node)
             for tensor in list(scope.initializers):
-                if not tensor.outputs and not is_output(tensor):
+                if not (self.surgeon.is_dead(tensor) or tensor.outputs or is_output(tensor)):
                     self._remove("UnreadInitializer", tensor.name, f"'{tensor.name}'", tensor)
 
     def _remove(self, rule: str, site: str, shown: str, what: Node | Constant) -> None:

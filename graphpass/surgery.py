@@ -346,9 +346,9 @@ class Surgeon:
         """Remove an initializer that nothing reads."""
         self._release([tensor])
 
-    def is_dead(self, node: Node) -> bool:
-        """Whether `node` has been replaced or removed."""
-        return id(node) in self._dead
+    def is_dead(self, what: Node | Constant) -> bool:
+        """Whether a node or initializer has been replaced or removed."""
+        return id(what) in self._dead or id(what) in self._dead_constants
 
     def close(self, scopes: Iterable[Graph]) -> None:
         """Bring the node and initializer lists up to date, in one pass over them."""
