@@ -49,7 +49,9 @@ def measure(command: Sequence[str], timeout_s: float) -> Usage:
             if pid:
                 break
             for member in _family(child.pid):
-                peaks_kib[member] = max(peaks_kib.get(member, 0), _peak_kib(member))
+                # The latest reading, not the largest: until it executes its program, a new process
+                # shows the memory of the one that started it. 0: it has ended, but is not reaped.
+                peaks_kib[member] = _peak_kib(member) or peaks_kib.get(member, 0)
             late = late or time.perf_counter() - start > timeout_s
             if late:
                 os.killpg(child.pid, signal.SIGKILL)
