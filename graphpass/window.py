@@ -59,10 +59,12 @@ def capture(found: Match, built: Built) -> Window | None:
     read = [tensor for node in (*found.nodes, *built.nodes) for tensor in node.inputs]
     shapes = _shape_nodes(graph, [*read, result], {id(node) for node in found.nodes})
     before = _cut(graph, list(reversed(found.nodes)), output, output, shapes)
+    # what replaces the match may go on reading tensors from the middle of it
+    sources = shapes | {id(node): node for node in found.nodes}
     if built.result is not None:
-        after = _cut(graph, [], built.result, output, shapes)
+        after = _cut(graph, [], built.result, output, sources)
     else:
-        after = _cut(graph, built.nodes, built.nodes[-1].outputs[0], output, shapes)
+        after = _cut(graph, built.nodes, built.nodes[-1].outputs[0], output, sources)
     if before is None or after is None:
         return None
     names = {value.name for value in (*before.graph.input, *after.graph.input)}

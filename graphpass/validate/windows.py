@@ -29,6 +29,7 @@ _GROUP_BYTES = 192 << 20  # weights that one joined model may refer to
 _PROBE_WORK = 2e7  # multiplications per output position spent on partition probes
 _PROBE_ELEMENTS = 4e6  # of the inputs that hold them
 _MOST_PROBES = 4096
+_FEWEST_PROBES = 4
 # A probe is so large that what a window adds (bias, mean, shift) hides nothing behind its size.
 _AMPLITUDE = {"float16": 2.0**6, "bfloat16": 2.0**10, "float32": 2.0**16, "float64": 2.0**16}
 # Sizes for the batch and for other symbolic dimensions, one pair after the other until one fits.
@@ -255,7 +256,9 @@ def _retried(item: _Prepared, runtime: Runtime, seed: int, error: RunError) -> W
 
 def _run_group(group: Sequence[_Prepared], runtime: Runtime, seed: int) -> None:
     with runtime.load(_joined(group)) as session:
-        for kind in ("normal", "mixed", "zeros", "probes"):
+        for kind in ("normal", "mixed", "zeros", "probes", "columns"):
+            if kind == "columns" and not any(_is_sampled(item) for item in group):
+                continue
             feeds: dict[str, Array] = {}
             active: dict[str, int] = {}
             for item in group:
@@ -388,8 +391,10 @@ def _fill(feeds: dict[str, Array], item: _Prepared, kind: str, rng: np.random.Ge
     for name in sorted(values):
         shape = item.shapes[name]
         dtype = np.dtype(tensor_dtype_to_np_dtype(values[name].type.tensor_type.elem_type))
-        if kind == "probes" and item.partition and not item.exact and dtype.kind not in "iub":
-            array, active = _partition(shape, item, dtype, rng)
+        probed = item.partition and not item.exact and dtype.kind not in "iub"
+        if kind in ("probes", "columns") and probed:
+            draw = _partition if kind == "probes" or not _is_sampled(item) else _columns
+            array, active = draw(shape, item, dtype, rng)
         else:
             array = _array(shape, dtype, kind, rng)
         feeds[item.mark + name] = array.astype(dtype)
@@ -426,16 +431,39 @@ def _partition(
     Sums over a few elements have tight bounds: one wrong weight among thousands shows. All
     elements are powers of two, with which a product is exact.
     """
-    elements = math.prod(shape[1:])
-    weights = max(item.weight_bytes // 8, 1)
-    affordable = min(_MOST_PROBES, _PROBE_WORK / weights, _PROBE_ELEMENTS / max(elements, 1))
-    probes = int(min(max(elements, 1), max(4, affordable)))
+    elements, probes = math.prod(shape[1:]), _probes(item, shape)
     owner = rng.permutation(elements) % probes
     values = rng.choice([-1.0, 1.0], size=elements) * rng.choice([0.5, 1.0], size=elements)
     if item.strong:
         values *= _AMPLITUDE.get(dtype.name, 1.0)
     array = (owner == np.arange(probes)[:, None]) * values
     return array.reshape(probes, *shape[1:]), -(-elements // probes)
+
+
+def _columns(
+    shape: Sequence[int], item: _Prepared, dtype: np.dtype[Any], rng: np.random.Generator
+) -> tuple[Array, int]:
+    """Return probes of one element each, a sample: the bound on what they show is tightest."""
+    elements, probes = math.prod(shape[1:]), _probes(item, shape)
+    array = np.zeros((probes, elements))
+    value = _AMPLITUDE.get(dtype.name, 1.0) if item.strong else 1.0
+    array[np.arange(probes), rng.choice(elements, probes, replace=False)] = value
+    return array.reshape(probes, *shape[1:]), 1
+
+
+def _probes(item: _Prepared, shape: Sequence[int]) -> int:
+    elements = max(math.prod(shape[1:]), 1)
+    weights = max(item.weight_bytes // 8, 1)
+    affordable = min(_MOST_PROBES, _PROBE_WORK / weights, _PROBE_ELEMENTS / elements)
+    return int(min(elements, max(_FEWEST_PROBES, affordable)))
+
+
+def _is_sampled(item: _Prepared) -> bool:
+    """Whether there are more input elements than probes can be afforded."""
+    if not item.partition or item.exact or len(item.shapes) != 1:
+        return False
+    (shape,) = item.shapes.values()
+    return _probes(item, shape) < math.prod(shape[1:])
 
 
 # ---------------------------------------------------------------------------------- judging
@@ -502,7 +530,9 @@ def _compare(
 
 def _may_overflow(old: Array, new: Array, kind: str) -> bool:
     """Whether it is no wonder that some are not finite: inputs are large and sums overflow."""
-    return kind in ("mixed", "probes") and bool(np.isinf(old).any() or np.isinf(new).any())
+    return kind in ("mixed", "probes", "columns") and bool(
+        np.isinf(old).any() or np.isinf(new).any()
+    )
 
 
 def _bit_equal(before: Array, after: Array) -> bool:

@@ -333,7 +333,7 @@ FOLDED: Mapping[str, Damage] = {
 DAMAGES = (*AFTER, *FOLDED)
 
 # Errors of the size of rounding errors: where a window rounds as much itself, nobody can tell.
-TINY = frozenset(name for name in DAMAGES if "ulp" in name or "0.01 %" in name)
+TINY = frozenset(name for name in DAMAGES if "ulp" in name)
 
 
 def damages(

@@ -228,7 +228,7 @@ def test_the_smallest_error_of_one_weight_that_is_caught(summands: int, runtime:
     steps, seeds = range(19, 1, -1), range(min(SEEDS, 8))
     tried = [_off(window, 2.0**-k, seed) for k in steps for seed in seeds]
     found = np.array([verdict.status == "differs" for verdict in check_windows(tried, runtime)])
-    caught = found.reshape(len(steps), len(seeds)).all(axis=1).tolist()
+    caught = [bool(row.all()) for row in found.reshape(len(steps), len(seeds))]
     sizes = [k for k, always in zip(steps, caught, strict=True) if always]
     assert sizes and sizes == list(range(max(sizes), 1, -1)), "a larger error is easier to see"
     if os.environ.get("GRAPHPASS_WRITE_DOCS"):
@@ -265,6 +265,18 @@ def test_shapes_are_computed_inside_the_window(runtime: Runtime) -> None:
         rest=np.array([-1]),
     )
     assert window.inputs == ("x",)
+    assert check_windows([window], runtime)[0].status == "ok"
+
+
+def test_what_goes_on_being_read_of_the_match_belongs_to_both_sides(runtime: Runtime) -> None:
+    (window,) = _windows(
+        "(float[N,1,1,4] x) => (float[N,3] y) {"
+        "a = Relu(x) t = Transpose<perm=[0,3,1,2]>(a) f = Flatten(t) y = Gemm(f, W)}",
+        make("flatten-gemm-to-gap-conv"),
+        W=(4, 3),
+    )
+    assert window.inputs == ("a",)
+    assert window.after.graph.node[0].op_type == "Transpose"
     assert check_windows([window], runtime)[0].status == "ok"
 
 
