@@ -145,7 +145,7 @@ class Validator:
             try:
                 comparisons.extend(self._compare(candidate, provider, points))
                 if isinstance(candidate, Path) and not _has_failed(comparisons):
-                    comparisons.extend(self._compare_as_users_run_it(candidate, points[0]))
+                    comparisons.extend(self._compare_as_users_run_it(skeleton, points[0]))
             except RunError as error:
                 reason = f"{error} (provider {provider}, where the original runs)"
                 return self._verdict("cannot run", reason, comparisons)
@@ -230,8 +230,13 @@ class Validator:
                 break
         return done
 
-    def _compare_as_users_run_it(self, candidate: Path, point: Point) -> list[OutputComparison]:
-        """Compare at ORT's default level: what its optimizer makes of a rewrite may be wrong."""
+    def _compare_as_users_run_it(
+        self, candidate: onnx.ModelProto, point: Point
+    ) -> list[OutputComparison]:
+        """Compare at ORT's default level: what its optimizer makes of a rewrite may be wrong.
+
+        With the skeleton of the file, whose weights then need not be parsed a second time.
+        """
         feed = replace(point.feed, name=f"{point.feed.name}, default optimization")
         try:
             with self._runtime.load(candidate, point.provider, "all") as session:

@@ -79,7 +79,11 @@ def serve() -> None:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent goes, however the parent goes."""
+    """Have the kernel kill this process when its parent goes, however the parent goes.
+
+    Linux takes the thread that started this process for the parent. Should only that end, the
+    next request finds a dead worker and starts another.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -171,6 +171,16 @@ def test_a_worker_that_died_idle_is_replaced_without_a_word(runtime: Runtime) ->
     assert np.asarray(session.run({"x": X}).outputs["y"]).tolist() == [[0, 0, 2]]
 
 
+def test_a_session_outlives_the_thread_that_opened_it(runtime: Runtime) -> None:
+    sessions = []
+    opener = threading.Thread(target=lambda: sessions.append(runtime.load(parse(RELU))))
+    opener.start()
+    opener.join()
+    time.sleep(0.1)
+    [session] = sessions
+    assert np.asarray(session.run({"x": X}).outputs["y"]).tolist() == [[0, 0, 2]]
+
+
 def test_close_leaves_nothing_behind() -> None:
     runtime = Runtime()
     runtime.load(parse(RELU))
