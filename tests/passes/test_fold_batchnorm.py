@@ -579,11 +579,12 @@ def test_quantized_weight_of_one_step_keeps_it_under_one_factor() -> None:
 def test_quantized_weight_and_bias() -> None:
     model = graph(
         "(float[N,4,6,6] x) => (float[N,6,4,4] y)"
-        "{w = DequantizeLinear(levels, step) b = DequantizeLinear(bias, step)"
+        "{w = DequantizeLinear(levels, step) b = DequantizeLinear(bias, step, zero)"
         f" a = Conv(x, w, b) y = {NORM}(a, s, o, m, v)}}",
         levels=LEVELS,
         step=np.float32(0.5),
-        bias=np.arange(6, dtype=np.int32),
+        bias=np.arange(6, dtype=np.uint8),
+        zero=np.uint8(2),
         **{**norm(6), "s": POSITIVE},
     )
     check(FOLD, model, "DequantizeLinear Conv", exact=True)
@@ -616,6 +617,29 @@ def test_quantized_weight_that_others_read_too() -> None:
         c=POSITIVE.reshape(6, 1, 1),
     )
     check(FOLD, model, "DequantizeLinear DequantizeLinear Conv Conv", exact=True)
+
+
+def test_quantized_weight_of_another_type_than_its_step() -> None:
+    model = graph(
+        "(float16[N,4,6,6] x) => (float16[N,6,4,4] y)"
+        "{w = DequantizeLinear<output_dtype=10>(levels, step) a = Conv(x, w) y = Mul(a, c)}",
+        opset=23,
+        levels=LEVELS,
+        step=np.float32(0.5),
+        c=POSITIVE.reshape(6, 1, 1).astype(np.float16),
+    )
+    check_refused(FOLD, model, "DequantizeLinear of 'w' may give another type than its step has")
+
+
+def test_the_sum_behind_a_quantized_matmul_is_at_home() -> None:
+    model = graph(
+        "(float[N,4] x) => (float[N,6] y)"
+        "{w = DequantizeLinear(levels, step) a = MatMul(x, w) y = Add(a, c)}",
+        levels=np.resize(LEVELS, (4, 6)),
+        step=np.float32(0.5),
+        c=POSITIVE,
+    )
+    check_untouched(FOLD, model)
 
 
 @pytest.mark.parametrize("changes, reason", [
@@ -1055,6 +1079,25 @@ def test_refused_where_another_reader_keeps_the_operator(readers: str, reason: s
         c=integers(4),
     )
     check_refused(FOLD, model, reason)
+
+
+def test_refused_where_another_conv_pads() -> None:
+    model = graph(
+        "(float[N,4,6,6] x) => (float[N,6,4,4] y, float[N,6,6,6] z)"
+        "{n = Add(x, c) y = Conv(n, W) z = Conv<pads=[1,1,1,1]>(n, W)}",
+        W=integers(6, 4, 3, 3),
+        c=ONES,
+    )
+    check_refused(FOLD, model, "Add of 'n' also feeds Conv of 'z', which cannot take it in")
+
+
+def test_refused_before_a_stack_of_matrices() -> None:
+    model = graph(
+        "(float[N,2,5,4] x) => (float[] y) {n = Add(x, c) y = MatMul(n, W)}",
+        W=integers(2, 4, 6),
+        c=integers(4),
+    )
+    check_refused(FOLD, model, "the weight of MatMul of 'y' is no matrix")
 
 
 def test_refused_where_the_operator_before_is_an_output() -> None:
