@@ -26,7 +26,9 @@ from graphpass.window import Window, WindowVerdict
 # Beyond what before and after round: the fold rounds each weight, and weights of its own.
 _FOLD_ROUNDINGS = 4
 _GROUP_BYTES = 192 << 20  # weights that one joined model may refer to
-_PROBE_WORK = 2e7  # multiplications per output position spent on partition probes
+# Multiplications spent on the probes of all windows and of one: less than a run of the network.
+_ALL_PROBE_WORK = 2e8
+_PROBE_WORK = 2e7
 _PROBE_ELEMENTS = 4e6  # of the inputs that hold them
 _MOST_PROBES = 4096
 _FEWEST_PROBES = 4
@@ -54,6 +56,7 @@ class _Prepared:
     weight_bytes: int
     rtol: float
     atol: float
+    probe_work: float
     attempt: int = 0  # which of _SIZES
     verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
 
@@ -75,9 +78,10 @@ def check_windows(
         windows
     )
     prepared: dict[int, _Prepared] = {}
+    probe_work = min(_PROBE_WORK, _ALL_PROBE_WORK / max(len(windows), 1))
     for index, window in enumerate(windows):
         if window is not None:
-            prepared[index] = _prepare(window, index, rtol, atol)
+            prepared[index] = _prepare(window, index, rtol, atol, probe_work)
     for group in _groups(prepared):
         _check_group([prepared[index] for index in group], runtime, seed)
     for index, item in prepared.items():
@@ -88,7 +92,9 @@ def check_windows(
 # ------------------------------------------------------------------------------- preparing
 
 
-def _prepare(window: Window, index: int, rtol: float, atol: float, attempt: int = 0) -> _Prepared:
+def _prepare(
+    window: Window, index: int, rtol: float, atol: float, probe_work: float, attempt: int = 0
+) -> _Prepared:
     before, after = window.before.graph, window.after.graph
     operators = [node.op_type for node in (*before.node, *after.node)]
     shapes, partition = _shapes(window, operators, *_SIZES[attempt])
@@ -108,6 +114,7 @@ def _prepare(window: Window, index: int, rtol: float, atol: float, attempt: int 
         sum(_bytes(tensor) for tensor in held),
         rtol,
         atol,
+        probe_work,
         attempt,
     )
 
@@ -247,7 +254,7 @@ def _retried(item: _Prepared, runtime: Runtime, seed: int, error: RunError) -> W
     if error.kind != "run" or again >= len(_SIZES):
         return WindowVerdict("not run", reason=str(error))
     index = int(item.mark[1:-1])
-    other = _prepare(item.window, index, item.rtol, item.atol, again)
+    other = _prepare(item.window, index, item.rtol, item.atol, item.probe_work, again)
     _check_group([other], runtime, seed)
     if other.verdict.status == "not run":
         return WindowVerdict("not run", reason=str(error))  # of the most natural sizes
@@ -354,7 +361,7 @@ def example(
 ) -> Example | None:
     """Run a window once more on inputs of one kind; None where it cannot be run."""
     for attempt in range(len(_SIZES)):
-        item = _prepare(window, 0, rtol, atol, attempt)
+        item = _prepare(window, 0, rtol, atol, _PROBE_WORK, attempt)
         feeds: dict[str, Array] = {}
         number = 8 if kind == "non-finite" else 7
         active = _fill(feeds, item, kind or "normal", np.random.default_rng([seed, number]))
@@ -454,7 +461,7 @@ def _columns(
 def _probes(item: _Prepared, shape: Sequence[int]) -> int:
     elements = max(math.prod(shape[1:]), 1)
     weights = max(item.weight_bytes // 8, 1)
-    affordable = min(_MOST_PROBES, _PROBE_WORK / weights, _PROBE_ELEMENTS / elements)
+    affordable = min(_MOST_PROBES, item.probe_work / weights, _PROBE_ELEMENTS / elements)
     return int(min(elements, max(_FEWEST_PROBES, affordable)))
 
 
