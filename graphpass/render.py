@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from graphpass.driver import Refusal
+    from graphpass.validate.compare import OutputComparison
+    from graphpass.window import WindowVerdict
 
 Row = tuple[str, ...]
 
 _LISTED = 10  # so many of a kind are shown where nobody asked for all
 _OVERVIEW = ("", "before", "after", "")
+_REWRITES = ("", "rule", "nodes", "window error", "bound")
+_OUTPUTS = ("output", "error", "noise floor", "tolerance", "ulps", "cosine", "top-1")
 _PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
 
 
@@ -122,6 +126,47 @@ def refusals(report: Report) -> Iterator[tuple[str, Refusal]]:
             yield entry.name, refusal
 
 
+def rewrites(report: Report) -> Iterator[Row]:
+    """Yield a row for each rewrite that was kept: what it did, and its error on its own."""
+    for entry in report.passes:
+        for rewrite in entry.rewrites:
+            after = ", ".join(rewrite.after) or "nothing"
+            yield (
+                str(rewrite.number),
+                f"{entry.name}: {rewrite.rule}",
+                f"{', '.join(rewrite.before)} → {after}",
+                *_proven(rewrite.proof),
+            )
+
+
+def _proven(proof: WindowVerdict | None) -> tuple[str, str]:
+    """Return error and bound at the worst element of a window."""
+    if proof is None or proof.status == "not run":
+        return "not run", ""
+    if proof.bound == "equal":
+        return "equal", "equal"
+    return f"{proof.max_abs_error:.2g}", f"{proof.allowed:.2g}"
+
+
+def outputs(report: Report) -> Iterator[Row]:
+    """Yield a row for each output: how far the last check found it off, on its worst inputs."""
+    checks = [report.delivery, *(entry.check for entry in reversed(report.passes))]
+    last = next((check for check in checks if check is not None and check.comparisons), None)
+    worst: dict[tuple[str, str], OutputComparison] = {}
+    for found in last.comparisons if last is not None else ():
+        known = worst.setdefault((found.name, found.provider), found)
+        if found.error > known.error:
+            worst[found.name, found.provider] = found
+    for found in worst.values():
+        figures = (found.error, found.noise_floor, found.tolerance, found.max_ulps)
+        agreement = (found.cosine, found.top1_agreement)
+        yield (
+            f"{found.name} ({found.provider})",
+            *("" if figure is None else f"{figure:.2g}" for figure in figures),
+            *("" if figure is None else f"{figure:.6g}" for figure in agreement),
+        )
+
+
 def _some(lines: Sequence[str], everything: bool) -> Iterator[str]:
     shown = lines if everything else lines[:_LISTED]
     yield from shown
@@ -160,7 +205,10 @@ def _print_details(report: Report, console: Console) -> None:
     for entry in report.passes:
         for rewrite in entry.rewrites:
             after = ", ".join(rewrite.after) or "nothing"
-            text = f"{rewrite.number}. {rewrite.rule}: {', '.join(rewrite.before)} → {after}"
+            error, bound = _proven(rewrite.proof)
+            proof = f"{error}, allowed {bound}" if bound not in ("", "equal") else error
+            nodes = f"{', '.join(rewrite.before)} → {after}"
+            text = f"{rewrite.number}. {rewrite.rule}: {nodes} ({proof})"
             say(console, f"{entry.name}: {text}")
         for note in entry.notes:
             say(console, f"{entry.name}: {note}")
@@ -198,12 +246,22 @@ def markdown(report: Report) -> str:
     lines += _markdown_table(_OVERVIEW, overview(report))
     lines += _markdown_table(_PASSES, passes(report))
     lines += [f"- {line}" for line in remarks(report)]
+    lines += _folded("outputs", _markdown_table(_OUTPUTS, outputs(report)))
+    lines += _folded("rewrites", _markdown_table(_REWRITES, rewrites(report)))
     refused = list(refusals(report))
     if refused:
         lines += ["", f"<details><summary>{len(refused)} refusals</summary>", ""]
         lines += [f"- {name}: {r.node}: {r.reason}" for name, r in refused]
         lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def _folded(name: str, table: list[str]) -> list[str]:
+    """Return a table to be opened by a click, nothing where it has no rows."""
+    count = len(table) - 3
+    if count < 1:
+        return []
+    return ["", f"<details><summary>{count} {name}</summary>", "", *table, "</details>"]
 
 
 def _markdown_table(header: Row, rows: Iterator[Row]) -> list[str]:

@@ -70,6 +70,14 @@ def test_every_kind_of_run_follows_the_schema(steps: Any, options: dict[str, Any
     jsonschema.validate(json.loads(result.report.to_json()), SCHEMA)
 
 
+def test_markdown_has_the_proof_of_each_rewrite_and_output(report: Report) -> None:
+    text = markdown(report)
+    assert "7 rewrites</summary>" in text and "| window error | bound |" in text
+    assert "| 1 | tidy: DropIdentity | Identity of 'i0' → nothing | equal | equal |" in text
+    assert "1 outputs</summary>" in text and "| y (cpu) |" in text
+    assert "| ulps | cosine | top-1 |" in text
+
+
 def test_infinite_errors_are_null_in_json() -> None:
     zero = onnx.numpy_helper.from_array(np.zeros(2, np.float32), "c")
     model = graph("(float[2] x) => (float[2] y) { y = Div(x, c) }")
