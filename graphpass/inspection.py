@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from graphpass.advice import advice
 from graphpass.driver import Applied, apply
 from graphpass.errors import RuleError, UsageError
 from graphpass.model import Model
@@ -51,7 +52,7 @@ def about(applied: Applied, names: Sequence[str]) -> Applied:
 
     return Applied(
         [r for r in applied.rewrites if r.site in names or meant(*r.before, *r.after)],
-        [r for r in applied.refusals if meant(r.node)],
+        [r for r in applied.refusals if meant(r.node, r.reason)],
         [],
     )
 
@@ -136,3 +137,6 @@ def _show_pass(console: Console, one: Inspected, part: Applied) -> None:
         say(console, f"  {rewrite.rule}: {', '.join(rewrite.before)} → {after}")
     for refusal in part.refusals:
         say(console, f"  {refusal.node} stays: {refusal.reason} ({refusal.rule})", style="yellow")
+    for said in dict.fromkeys(advice(refusal.reason) for refusal in part.refusals):
+        if said:
+            say(console, f"  what can be done: {said}")
