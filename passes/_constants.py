@@ -43,6 +43,7 @@ Fold = dict[int, bool]  # by id of a tensor: whether it can be folded
 
 _DEEPEST = 64  # how far up a constant is followed
 _LARGEST_SIZE = 2**31 - 1
+_NODE_BYTES = 32  # what a Constant node takes besides its value
 _LARGEST_BYTES = 1 << 26  # of what is computed on the way, unless its inputs are as large
 
 # operators whose result is fixed to the bit: those that move elements and leave them as they are,
@@ -110,6 +111,8 @@ class FoldConstants(Rule):
             return None  # it goes when its readers are folded, without being stored in between
         view = constant(output)
         growth = _stored_bytes(view or _of_type(output), output.name) - _freed_bytes(node)
+        if is_output(output) or not node.graph.holds_initializers:
+            growth += _NODE_BYTES  # it becomes a Constant node
         require(growth <= 0, f"folding {label(node)} would make the file {growth} bytes larger")
         return view if view is not None else _value(output, {})
 

@@ -583,3 +583,20 @@ def test_shapes_are_inferred_and_what_is_declared_fills_the_gaps() -> None:
     assert exp.outputs[0].shape == ["N", 3]
     assert custom.outputs[0].shape == [7]
     assert producer(neg.inputs[0]) is custom
+
+
+def test_a_small_expanded_constant_is_a_constant_and_a_large_one_is_not() -> None:
+    text = "(float[N,3] x) => (float y) {a = Expand(c, s) b = Expand(c, t) y = my.f(a, b)}"
+    sizes: dict[str, Any] = {"s": np.array([3]), "t": np.array([1 << 20])}
+    loaded = Model.load(graph(text, domains={"my": 1}, c=np.float32(2), **sizes))
+    small, large, _ = loaded.graph.nodes
+    found = constant(small.outputs[0])
+    assert found is not None
+    assert found.array().tolist() == [2, 2, 2]
+    assert constant(large.outputs[0]) is None
+
+
+def test_vectors_of_any_length_do_not_take_all_memory() -> None:
+    text = "(int64[N] x) => (int64[N] y) {e = ConstantOfShape(s) c = Cast<to=7>(e) y = Add(x, c)}"
+    loaded = Model.load(graph(text, s=np.array([1 << 40])))
+    assert loaded.graph.nodes[0].outputs[0].shape == [1 << 40]

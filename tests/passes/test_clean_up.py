@@ -327,6 +327,27 @@ def test_constants_of_old_models_stay_nodes_since_initializers_would_be_inputs()
     )
 
 
+def test_what_is_folded_in_an_old_model_is_listed_as_every_initializer_there() -> None:
+    text = "(float[2] x, float[2] w) => (float[2] y) {s = Sqrt(w) y = Add(x, s)}"
+    result, _ = apply_to(CLEAN_UP, graph(text, ir_version=3, opset=8, w=np.ones(2, np.float32)))
+    onnx.checker.check_model(result, full_check=True)
+    assert operators(result) == "Add"
+    assert [value.name for value in result.graph.input] == ["x", "s"]
+
+
+def test_what_is_folded_in_a_body_of_an_old_model_is_a_node() -> None:
+    text = """(float[2] x, bool c, float[2] w) => (float[2] y) {
+        y = If(c) <
+            then_branch = g1 () => (float[2] p) {a = Neg(w) b = Neg(a) s = Sqrt(b) p = Add(x, s)},
+            else_branch = g2 () => (float[2] q) {q = Relu(x)}
+        >
+    }"""
+    result, _ = apply_to(CLEAN_UP, graph(text, ir_version=3, opset=8, w=np.ones(2, np.float32)))
+    onnx.checker.check_model(result, full_check=True)
+    body = result.graph.node[0].attribute[0].g
+    assert [node.op_type for node in body.node] == ["Constant", "Add"]
+
+
 def test_constants_of_functions_stay_nodes() -> None:
     check_untouched(
         CLEAN_UP,
@@ -1005,3 +1026,110 @@ def test_any_chain_of_reshapes_does_what_it_did(
     again, applied = apply_to(CLEAN_UP, result)
     assert not applied.rewrites
     assert again == result
+
+
+# ------------------------------------------------------------------------------- everything at once
+
+
+class Builder:
+    """Draws a graph from operators that clean-up has rules for, and others between them."""
+
+    def __init__(self, data: st.DataObject, opset: int) -> None:
+        self.data = data
+        self.opset = opset
+        self.lines: list[str] = []
+        self.constants: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {"x": (2, 3, 1, 4), "w": (2, 3, 1, 4)}
+        self.constants["w"] = np.arange(24, dtype=np.float32).reshape(2, 3, 1, 4) - 9
+
+    def pick(self, what: list[Any]) -> Any:
+        return self.data.draw(st.sampled_from(what))
+
+    def const(self, value: Any) -> str:
+        name = f"k{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def add(self, call: str, shape: tuple[int, ...]) -> None:
+        name = f"v{len(self.lines)}"
+        self.lines.append(f"{name} = {call}")
+        self.shapes[name] = shape
+
+    def step(self) -> None:
+        t = self.pick(list(self.shapes))
+        shape = self.shapes[t]
+        rank = len(shape)
+        kind = self.pick(
+            ["none", "none", "permute", "flatten", "reshape", "squeeze", "work", "add"]
+        )
+        axes_in = self.opset >= 13
+        if kind == "none":
+            calls = ["Identity({t})", "Dropout({t})", "Cast<to=1>({t})", "Concat<axis=0>({t})"]
+            calls += ["Mul({t}, {one})", "Add({t}, {zero})", "Sub({t}, {plus})", "Neg({t})"]
+            call = self.pick(calls)
+            one = self.const(np.float32(1)) if "{one}" in call else ""
+            zero = self.const(np.float32(-0.0)) if "{zero}" in call else ""
+            plus = self.const(np.float32(0)) if "{plus}" in call else ""
+            self.add(call.format(t=t, one=one, zero=zero, plus=plus), shape)
+        elif kind == "permute":
+            perm = self.data.draw(st.permutations(range(rank)))
+            listed = ",".join(map(str, perm))
+            made = tuple(shape[axis] for axis in perm)
+            self.add(f"Transpose<perm=[{listed}]>({t})" if rank else f"Identity({t})", made)
+        elif kind == "flatten":
+            axis = self.data.draw(st.integers(0, rank))
+            made = (int(np.prod(shape[:axis])), int(np.prod(shape[axis:])))
+            self.add(f"Flatten<axis={axis}>({t})", made)
+        elif kind == "reshape":
+            target = self.pick([[-1], [2, -1], [-1, 4, 1], [1, 2, 3, 4], [4, 3, 2], [0, -1]])
+            first = shape[0] if rank else 1
+            if target == [0, -1] and not rank:
+                return
+            known = [first if size == 0 else size for size in target]
+            made = tuple(np.zeros(24).reshape(known).shape)
+            self.add(f"Reshape({t}, {self.const(np.array(target))})", made)
+        elif kind == "squeeze":
+            ones = [axis for axis, size in enumerate(shape) if size == 1]
+            axis = self.pick(ones) if ones and self.data.draw(st.booleans()) else None
+            op = "Unsqueeze" if axis is None else "Squeeze"
+            axis = self.data.draw(st.integers(0, rank)) if axis is None else axis
+            if op == "Unsqueeze" and rank > 5:
+                return
+            made = (*shape[:axis], 1, *shape[axis:]) if op == "Unsqueeze" else None
+            made = made or (*shape[:axis], *shape[axis + 1 :])
+            if axes_in:
+                self.add(f"{op}({t}, {self.const(np.array([axis]))})", made)
+            else:
+                self.add(f"{op}<axes=[{axis}]>({t})", made)
+        elif kind == "work":
+            self.add(self.pick([f"Relu({t})", f"Abs({t})"]), shape)
+        else:
+            same = [name for name, other in self.shapes.items() if other == shape]
+            self.add(f"Add({t}, {self.pick(same)})", shape)
+
+    def model(self) -> onnx.ModelProto:
+        last = list(self.shapes)[-3:]
+        ends = [
+            f"y{index} = {self.pick(['Relu', 'Identity'])}({t})" for index, t in enumerate(last)
+        ]
+        outputs = ", ".join(
+            f"float[{','.join(map(str, self.shapes[t]))}] y{index}" for index, t in enumerate(last)
+        )
+        body = " ".join([*self.lines, *ends])
+        return graph(
+            f"(float[2,3,1,4] x) => ({outputs}) {{{body}}}", opset=self.opset, **self.constants
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), opset=st.sampled_from([9, 11, 13, 17, 21]), steps=st.integers(1, 14))
+def test_any_graph_computes_what_it_did(data: st.DataObject, opset: int, steps: int) -> None:
+    builder = Builder(data, opset)
+    for _ in range(steps):
+        builder.step()
+    model = builder.model()
+    result = check(CLEAN_UP, model, exact=True)
+    again, applied = apply_to(CLEAN_UP, result)
+    assert not applied.rewrites
+    assert again == result
+    assert len(result.SerializeToString()) <= len(model.SerializeToString())
