@@ -1150,6 +1150,16 @@ def test_refused_a_second_copy_of_a_tied_weight() -> None:
         check_refused(FOLD, model, "'t' has other readers, and one factor is not worth a second")
 
 
+def test_refused_a_second_copy_of_a_weight_that_is_an_output() -> None:
+    model = graph(
+        "(float[N,4] x) => (float[N,9] y, float[4,9] t) {t = Transpose(E) a = MatMul(x, t)"
+        " y = Mul(a, c)}",
+        E=integers(9, 4),
+        c=np.float32(2),
+    )
+    check_refused(FOLD, model, "'t' has other readers, and one factor is not worth a second")
+
+
 def test_refused_a_vector_for_a_weight() -> None:
     model = graph(
         "(float[N,4] x) => (float[N] y) {g = MatMul(x, W) y = Mul(g, c)}",
