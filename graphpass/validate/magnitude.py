@@ -19,7 +19,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper
 _LINEAR = frozenset(
     "Conv ConvTranspose Gemm MatMul Add Mul Sum AveragePool GlobalAveragePool MaxPool "
     "GlobalMaxPool ReduceMean ReduceSum ReduceMax Max Flatten Reshape Squeeze Unsqueeze Transpose "
-    "Identity Cast Concat Pad Slice Gather Expand Split Tile Shape Constant".split()
+    "Identity Cast CastLike Concat Pad Slice Gather Expand Split Tile Shape Constant".split()
 )
 # |f(x)| <= |x| and Lipschitz constant at most about 1
 _CONTRACTIONS = frozenset(
@@ -113,24 +113,17 @@ def _magnitude_of(node: NodeProto, inputs: list[str], mark: str) -> list[NodePro
             _add(inputs, outputs),
         ]
     if op in _BOUNDED:
-        one = f"{outputs[0]}.one"
+        zero, one = f"{outputs[0]}.zero", f"{outputs[0]}.one"  # in every opset, of every type
         return [
-            helper.make_node("CastLike", [_ONE, inputs[0]], [one]),
+            helper.make_node("Sub", [inputs[0], inputs[0]], [zero]),
+            helper.make_node("Exp", [zero], [one]),
             helper.make_node("Add", [inputs[0], one], outputs[:1]),
         ]
     return None
 
 
-_ONE = "graphpass.one"
-
-
 def _add(inputs: Sequence[str], outputs: Sequence[str]) -> NodeProto:
     return helper.make_node("Add", [inputs[0], f"{outputs[0]}.slope"], outputs[:1])
-
-
-def one() -> TensorProto:
-    """Return the initializer that magnitude graphs share."""
-    return helper.make_tensor(_ONE, TensorProto.FLOAT, [], [1.0])
 
 
 @dataclass(frozen=True)
@@ -180,7 +173,9 @@ def roundings(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> Ro
 
 
 # A BatchNormalization: the root and quotient of its factor, the product, the shift, the sum.
-_CHAIN = {"BatchNormalization": 6} | dict.fromkeys("Add Sub Mul Div Cast Pad Neg Abs".split(), 1)
+_CHAIN = {"BatchNormalization": 6} | dict.fromkeys(
+    "Add Sub Mul Div Cast CastLike Pad Neg Abs".split(), 1
+)
 _UNKNOWN = 12  # functions such as Sigmoid come from approximations good to a few units
 _ZERO_KEEPING = MOVEMENT | frozenset(("Mul", "Div", "Neg", "Abs", "Cast", "Pad"))
 

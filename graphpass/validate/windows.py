@@ -19,7 +19,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphpass.reference import reference_of
 from graphpass.validate.channel import Array
-from graphpass.validate.magnitude import MOVEMENT, Roundings, magnitude_nodes, one, roundings
+from graphpass.validate.magnitude import MOVEMENT, Roundings, magnitude_nodes, roundings
 from graphpass.validate.runtime import RunError, Runtime
 from graphpass.window import Window, WindowVerdict
 
@@ -29,7 +29,7 @@ _GROUP_BYTES = 192 << 20  # weights that one joined model may refer to
 # Multiplications spent on the probes of all windows and of one: less than a run of the network.
 _ALL_PROBE_WORK = 2e8
 _PROBE_WORK = 2e7
-_PROBE_ELEMENTS = 4e6  # of the inputs that hold them
+_ELEMENT_WORK = 16  # multiplications that sending one element to the runtime and back is worth
 _MOST_PROBES = 4096
 _FEWEST_PROBES = 4
 # A probe is so large that what a window adds (bias, mean, shift) hides nothing behind its size.
@@ -290,7 +290,6 @@ def _joined(group: Sequence[_Prepared]) -> onnx.ModelProto:
     model.opset_import.extend(first.opset_import)
     graph = model.graph
     graph.name = "windows"
-    graph.initializer.append(one())
     for item in group:
         values = {
             value.name: value
@@ -328,7 +327,7 @@ def _append(
     inputs = {value.name for value in proto.input}
 
     def renamed(name: str) -> str:
-        if not name or name == one().name:
+        if not name:
             return name
         return f"{item.mark}{name}" if name in inputs else f"{item.mark}{side}/{name}"
 
@@ -461,7 +460,7 @@ def _columns(
 def _probes(item: _Prepared, shape: Sequence[int]) -> int:
     elements = max(math.prod(shape[1:]), 1)
     weights = max(item.weight_bytes // 8, 1)
-    affordable = min(_MOST_PROBES, item.probe_work / weights, _PROBE_ELEMENTS / elements)
+    affordable = min(_MOST_PROBES, item.probe_work / (weights + _ELEMENT_WORK * elements))
     return int(min(elements, max(_FEWEST_PROBES, affordable)))
 
 

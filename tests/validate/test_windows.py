@@ -290,6 +290,22 @@ def test_what_goes_on_being_read_of_the_match_belongs_to_both_sides(runtime: Run
     assert check_windows([window], runtime)[0].status == "ok"
 
 
+@pytest.mark.parametrize("opset", [9, 12, 17])
+def test_bounded_functions_have_a_bound_in_every_opset(opset: int, runtime: Runtime) -> None:
+    (window,) = _windows(
+        "(float[N,4] x) => (float[N,4] y) {a = Sigmoid(x) y = Mul(a, k)}",
+        make("clean-up"),
+        opset,
+        k=np.float32(1),
+    )
+    before = onnx.ModelProto()
+    before.CopyFrom(window.before)
+    before.graph.node.insert(0, onnx.helper.make_node("Softmax", ["a"], ["s"], axis=1))
+    before.graph.node[1].input[0] = "s"
+    verdict = check_windows([Window(before, before, window.inputs, window.output)], runtime)[0]
+    assert (verdict.status, verdict.bound) == ("ok", "elementwise")
+
+
 def test_other_sizes_are_tried_where_a_window_does_not_run(runtime: Runtime) -> None:
     (window,) = _windows(
         "(float[N,4] x) => (float[16] y) {i = Identity(x) y = Reshape(i, k)}",
