@@ -1090,13 +1090,14 @@ class Builder:
             self.add(f"Reshape({t}, {self.const(np.array(target))})", made)
         elif kind == "squeeze":
             ones = [axis for axis, size in enumerate(shape) if size == 1]
-            axis = self.pick(ones) if ones and self.data.draw(st.booleans()) else None
-            op = "Unsqueeze" if axis is None else "Squeeze"
-            axis = self.data.draw(st.integers(0, rank)) if axis is None else axis
-            if op == "Unsqueeze" and rank > 5:
+            if ones and self.pick([True, False]):
+                op, axis = "Squeeze", self.pick(ones)
+                made = (*shape[:axis], *shape[axis + 1 :])
+            else:
+                op, axis = "Unsqueeze", self.data.draw(st.integers(0, rank))
+                made = (*shape[:axis], 1, *shape[axis:])
+            if len(made) > 6:
                 return
-            made = (*shape[:axis], 1, *shape[axis:]) if op == "Unsqueeze" else None
-            made = made or (*shape[:axis], *shape[axis + 1 :])
             if axes_in:
                 self.add(f"{op}({t}, {self.const(np.array([axis]))})", made)
             else:
