@@ -58,6 +58,8 @@ def capture(found: Match, built: Built) -> Window | None:
     result = output if built.result is None else built.result
     read = [tensor for node in (*found.nodes, *built.nodes) for tensor in node.inputs]
     shapes = _shape_nodes(graph, [*read, result], {id(node) for node in found.nodes})
+    if isinstance(built.result, gs.Constant) or all(n.op == "Constant" for n in built.nodes):
+        shapes |= _fixed_nodes(graph, found.root)
     before = _cut(graph, list(reversed(found.nodes)), output, output, shapes)
     # what replaces the match may go on reading tensors from the middle of it
     sources = shapes | {id(node): node for node in found.nodes}
@@ -137,6 +139,23 @@ def _with_sources(nodes: list[Node], tensors: list[Tensor], shapes: dict[int, No
         if source is not None and id(source) in shapes and id(source) not in inside:
             inside.add(id(source))
             found.append(source)
+            waiting.extend(source.inputs)
+    return found
+
+
+def _fixed_nodes(graph: Graph, root: Node) -> dict[int, Node]:
+    """Return everything above a node that is replaced by a constant, if that is constant, too."""
+    found: dict[int, Node] = {}
+    waiting = list(root.inputs)
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.name == "" or constant(tensor) is not None:
+            continue
+        source = producer(tensor)
+        if source is None or source.graph is not graph or len(found) > _MOST_NODES:
+            return {}
+        if id(source) not in found:
+            found[id(source)] = source
             waiting.extend(source.inputs)
     return found
 

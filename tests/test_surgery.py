@@ -291,11 +291,18 @@ def test_what_is_made_of_a_shared_constant_is_shared() -> None:
     assert shapes == [[1, 500], [500]]
 
 
-def test_windows_agree_on_what_computes_a_shape() -> None:
+def window_statuses(name: str, model: onnx.ModelProto) -> list[tuple[str, str]]:
     from graphpass.registry import make
     from graphpass.validate.runtime import Runtime
     from graphpass.validate.windows import check_windows
 
+    applied = apply(make(name), Model.load(model), windows=True)
+    with Runtime() as runtime:
+        verdicts = check_windows([rewrite.window for rewrite in applied.rewrites], runtime)
+    return [(r.rule, v.status) for r, v in zip(applied.rewrites, verdicts, strict=True)]
+
+
+def test_windows_agree_on_what_computes_a_shape() -> None:
     model = graph(
         "(float[N,M] x) => (int64[1] y) {"
         " s = Shape(x) h = Slice(s, zero, one, zero) k = Squeeze(h, zero) u = Unsqueeze(k, zero)"
@@ -303,8 +310,32 @@ def test_windows_agree_on_what_computes_a_shape() -> None:
         zero=np.array([0]),
         one=np.array([1]),
     )
-    applied = apply(make("clean-up"), Model.load(model), windows=True)
-    assert applied.rewrites
-    with Runtime() as runtime:
-        verdicts = check_windows([rewrite.window for rewrite in applied.rewrites], runtime)
-    assert [verdict.status for verdict in verdicts] == ["ok"] * len(verdicts)
+    statuses = window_statuses("clean-up", model)
+    assert statuses
+    assert {status for _, status in statuses} == {"ok"}
+
+
+def test_the_window_of_a_folded_chain_holds_the_whole_chain() -> None:
+    model = graph(
+        "(float[N,3] x) => (float[4] y, float[N,3] z) {"
+        " a = Transpose<perm=[1,0]>(c) b = Slice(a, start, end) d = Reshape(b, flat)"
+        " y = Cast<to=1>(d) z = Relu(x) }",
+        c=np.arange(4).reshape(2, 2),
+        start=np.array([0]),
+        end=np.array([9]),
+        flat=np.array([-1]),
+    )
+    statuses = window_statuses("clean-up", model)
+    assert "FoldConstants" in [rule for rule, _ in statuses]
+    assert {status for _, status in statuses} == {"ok"}
+
+
+def test_which_zero_is_the_largest_is_left_open() -> None:
+    model = graph(
+        "(float[N,4,3,3] x) => (float[N,2] y) { a = Relu(x) p = ReduceMax<axes=[2,3], keepdims=0>(a)"
+        " y = Gemm<transB=1>(p, W) }",
+        W=(2, 4),
+    )
+    statuses = window_statuses("flatten-gemm-to-gap-conv", model)
+    assert statuses
+    assert {status for _, status in statuses} == {"ok"}
