@@ -58,7 +58,8 @@ def capture(found: Match, built: Built) -> Window | None:
     result = output if built.result is None else built.result
     read = [tensor for node in (*found.nodes, *built.nodes) for tensor in node.inputs]
     shapes = _shape_nodes(graph, [*read, result], {id(node) for node in found.nodes})
-    if isinstance(built.result, gs.Constant) or all(n.op == "Constant" for n in built.nodes):
+    made = {node.op for node in built.nodes}
+    if isinstance(built.result, gs.Constant) or made == {"Constant"}:
         shapes |= _fixed_nodes(graph, found.root)
     before = _cut(graph, list(reversed(found.nodes)), output, output, shapes)
     # what replaces the match may go on reading tensors from the middle of it
