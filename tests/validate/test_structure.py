@@ -153,3 +153,20 @@ def test_what_was_invalid_before_is_not_held_against_the_candidate() -> None:
     assert check_structure(model(text), model(text.replace("Mul (x, w)", "Mul (w, x)"))) == []
     [found] = check_structure(model(text), model(text.replace("Mul (x, w)", "Mul (x)")))
     assert "(Mul) is not valid ONNX" in found
+
+
+def test_large_weights_inside_bodies_keep_their_shapes_for_inference() -> None:
+    from graphpass.model import Model
+    from graphpass.registry import pipeline
+    from graphpass.testing import apply_to, graph
+
+    model = graph(
+        "(float[N,64] x, bool p) => (float[N,32] y) { y = If(p) <"
+        " then_branch = t () => (float[N,32] a) { a = Gemm<transB=1>(x, W) },"
+        " else_branch = e () => (float[N,32] b) { b = Gemm<transB=1>(x, V) }> }",
+        W=(32, 64),
+        V=(32, 64),
+    )
+    after, applied = apply_to(pipeline("default"), model)
+    assert [rewrite.rule for rewrite in applied.rewrites] == ["DenseOnRows"] * 2
+    assert check_structure(Model.load(model).proto, Model.load(after).proto) == []
