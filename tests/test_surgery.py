@@ -332,8 +332,8 @@ def test_the_window_of_a_folded_chain_holds_the_whole_chain() -> None:
 
 def test_which_zero_is_the_largest_is_left_open() -> None:
     model = graph(
-        "(float[N,4,3,3] x) => (float[N,2] y) { a = Relu(x) p = ReduceMax<axes=[2,3], keepdims=0>(a)"
-        " y = Gemm<transB=1>(p, W) }",
+        "(float[N,4,3,3] x) => (float[N,2] y) { a = Relu(x)"
+        " p = ReduceMax<axes=[2,3], keepdims=0>(a) y = Gemm<transB=1>(p, W) }",
         W=(2, 4),
     )
     statuses = window_statuses("flatten-gemm-to-gap-conv", model)
