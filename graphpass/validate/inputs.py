@@ -78,7 +78,10 @@ def _unwrap(type_: onnx.TypeProto) -> tuple[Kind, onnx.TypeProto.Tensor | None]:
 
 def _type_text(type_: onnx.TypeProto) -> str:
     which = type_.WhichOneof("value") or "undefined"
-    return str(which).removesuffix("_type").replace("_", " ")
+    text = str(which).removesuffix("_type").replace("_", " ")
+    if which == "tensor_type":
+        text += f" of {TensorProto.DataType.Name(type_.tensor_type.elem_type).lower()}"
+    return text
 
 
 def _dtype(elem_type: int) -> np.dtype[Any] | None:

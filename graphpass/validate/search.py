@@ -70,7 +70,7 @@ class FeedSearch:
         points = [first]
         for kind, batch in self._further_feeds(first.feed):
             point = self._varied(session, provider, replace(recipe, kind=kind), batch)
-            if point is not None:
+            if point is not None and point.feed.name != first.feed.name:
                 points.append(point)
         for kind in _GENTLER_FEEDS:
             # A feed on which all is NaN tests nothing, and must not be all that there is.
@@ -116,8 +116,12 @@ class FeedSearch:
         bindings = list(itertools.islice(first_bindings(self._classes, fixed), _MAX_ATTEMPTS))
         ranges = INTEGER_RANGES if any(map(_is_plain_integer, self._specs)) else INTEGER_RANGES[:1]
         pairs = itertools.product(range(len(bindings)), range(len(ranges)))
-        for i, j in sorted(pairs, key=lambda pair: pair[0] + 2 * pair[1]):
+        likely = sorted(pairs, key=lambda pair: pair[0] + 2 * pair[1])
+        for i, j in likely[: _MAX_ATTEMPTS - len(ranges)]:
             yield Recipe("normal", bindings[i], ranges[j], self._large)
+        # Ratios, scales and the like must not be negative.
+        for integers in ranges:
+            yield Recipe("uniform", bindings[0], integers, self._large)
 
     def _draw(self, recipe: Recipe) -> Feed:
         try:

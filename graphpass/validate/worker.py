@@ -284,9 +284,9 @@ def _is_out_of_memory(message: str) -> bool:
 
 def condense(message: str) -> str:
     """Reduce ORT's message to one line that says what is wrong, without source files and codes."""
+    message = " ".join(message.split())
     message = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", message)
-    message = re.sub(r"\S*/onnxruntime_src/\S+:\d+ .*?\) (?=\S)", "", message)
+    message = re.sub(r"\S*/onnxruntime_src/\S+:\d+ .*?\)(::<lambda\(\)>)? (?=\S)", "", message)
     message = re.sub(r"Non-zero status code returned while running ", "", message)
     message = re.sub(r"Name:'' ", "", message)
-    message = " ".join(message.split())
     return message if len(message) <= 400 else message[:397] + "…"

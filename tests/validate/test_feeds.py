@@ -155,6 +155,12 @@ DEFAULTED = (
 )
 
 
+def test_half_bytes_cannot_be_fed() -> None:
+    model = parse("g (int4[2] x) => (int4[2] y) { y = Identity (x) }", opset=21, ir_version=10)
+    with pytest.raises(ValueError, match="'x' has a type that cannot be drawn: tensor of int4"):
+        draw_feed(input_specs(model), Recipe("normal", {}), 0)
+
+
 def test_inputs_with_a_default_are_not_drawn() -> None:
     model = parse(DEFAULTED)
     assert [spec.overridable for spec in input_specs(model)] == [False, True]

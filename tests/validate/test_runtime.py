@@ -124,7 +124,7 @@ def test_messages_of_ort_lose_their_source_files() -> None:
     raw = (
         "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Relu node."
         " Name:'r' Status Message: /onnxruntime_src/onnxruntime/core/x.cc:360"
-        " void* onnxruntime::F(size_t, bool) Failed to\nallocate"
+        " void* onnxruntime::F(size_t,\nbool)::<lambda()> Failed to\nallocate"
     )
     assert condense(raw) == "Relu node. Name:'r' Status Message: Failed to allocate"
 

@@ -340,6 +340,14 @@ def test_integers_are_made_small_until_the_original_takes_them() -> None:
     assert verdict.status == "equal" and len(verdict.comparisons) == 4
 
 
+def test_values_that_must_not_be_negative_are_drawn_from_0_to_1() -> None:
+    text = """g (float[1,1,4,4] x, float[4] scales) => (float[A,B,C,D] y) {
+        y = Resize <mode="nearest"> (x, , scales) }"""
+    verdict = check(text, text, ValidationOptions(seed=2))
+    assert verdict.status == "equal"
+    assert {c.feed for c in verdict.comparisons} == {"uniform"}
+
+
 def test_defaults_are_overridden_once() -> None:
     text = """g (float[N,3] x, float[3] w) => (float[N,3] y) <float[3] w = {1, 2, 3}> {
         y = Mul (x, w) }"""
