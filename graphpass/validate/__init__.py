@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphpass.validate.compare import OutputComparison
+    from graphpass.validate.latency import Latency
     from graphpass.validate.options import ValidationOptions
     from graphpass.validate.point import ReferenceCannotRunError
     from graphpass.validate.runtime import (
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     )
     from graphpass.validate.structure import check_structure
     from graphpass.validate.user_inputs import InputsError
-    from graphpass.validate.validator import Latency, Validator, Verdict
+    from graphpass.validate.validator import Validator
+    from graphpass.validate.verdict import Verdict
 
 _HOMES = {
     "InputsError": "user_inputs",
-    "Latency": "validator",
+    "Latency": "latency",
     "Limits": "runtime",
     "OutputComparison": "compare",
     "ProviderUnavailableError": "runtime",
@@ -49,7 +51,7 @@ _HOMES = {
     "Runtime": "runtime",
     "ValidationOptions": "options",
     "Validator": "validator",
-    "Verdict": "validator",
+    "Verdict": "verdict",
     "check_structure": "structure",
 }
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -16,6 +14,7 @@ import onnx
 from graphpass.errors import GraphpassError
 from graphpass.validate.channel import Value
 from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
+from graphpass.validate.latency import Latency, latency_of
 from graphpass.validate.measure import leaves
 from graphpass.validate.noise import base_tolerance
 from graphpass.validate.options import ValidationOptions
@@ -23,67 +22,11 @@ from graphpass.validate.original import Original
 from graphpass.validate.point import FULL_NOISE, Point
 from graphpass.validate.runtime import Limits, RunError, Runtime, Session, run_rounds
 from graphpass.validate.structure import check_structure, interface_problems
+from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, incomparable
 from graphpass.window import Window, WindowVerdict
 from graphpass.wire import read_skeleton
 
-Status = Literal[
-    "equal",
-    "within tolerance",
-    "differs",
-    "cannot run",
-    "invalid",
-    "interface changed",
-    "not comparable",
-]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of a check; `reason` is one sentence with output, feed, provider and figures.
-
-    `random_outputs` differ between two runs of the original and are left out; `dropped_feeds`
-    are those that the original itself did not take, each with the reason.
-    """
-
-    status: Status
-    reason: str
-    comparisons: tuple[OutputComparison, ...] = ()
-    random_outputs: tuple[str, ...] = ()
-    dropped_feeds: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether the candidate may replace the original."""
-        return self.status in ("equal", "within tolerance")
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Medians of interleaved runs at ONNX Runtime's default optimization level, in ms.
-
-    `ratio` is after/before, the median over rounds; [`ratio_low`, `ratio_high`] holds the true
-    median with about 95 % confidence.
-    """
-
-    before_ms: float
-    after_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    rounds: int
-    feed: str
-    provider: str
-
-    @property
-    def slower(self) -> bool:
-        """Whether it got slower by more than the noise."""
-        return self.ratio_low > 1.0
-
-    @property
-    def faster(self) -> bool:
-        """Whether it got faster by more than the noise."""
-        return self.ratio_high < 1.0
+__all__ = ["Latency", "Validator", "Verdict"]
 
 
 class Validator:
@@ -291,17 +234,17 @@ class Validator:
         ]
         failed = [c for c in comparisons if not c.ok and c.comparable]
         if failed:
-            return self._verdict("differs", _accusation(failed), comparisons)
+            return self._verdict("differs", accusation(failed), comparisons)
         settled = {(c.name, c.provider) for c in comparisons if c.ok and not c.blank}
         unsettled = [c for c in comparisons if (c.name, c.provider) not in settled]
         if unsettled:
-            return self._verdict("not comparable", _incomparable(unsettled[0]), comparisons)
+            return self._verdict("not comparable", incomparable(unsettled[0]), comparisons)
         if not comparisons:
             reason = "every output differs between two runs of the original"
             return self._verdict("not comparable", reason, comparisons)
         if all(c.error == 0 for c in comparisons):
             return self._verdict("equal", "all outputs are equal", comparisons)
-        return self._verdict("within tolerance", _acquittal(comparisons), comparisons)
+        return self._verdict("within tolerance", acquittal(comparisons), comparisons)
 
     def _verdict(self, status: Status, reason: str, comparisons: list[OutputComparison]) -> Verdict:
         random = {
@@ -332,45 +275,3 @@ def _with_ones_of(expected: Value, value: Value) -> Value:
         return value
     wide = [[size for size in array.shape if size != 1] for array in (expected, value)]
     return value.reshape(expected.shape) if wide[0] == wide[1] else value
-
-
-def _accusation(failed: list[OutputComparison]) -> str:
-    worst = max(failed, key=lambda c: c.error)
-    where = f"on feed '{worst.feed}', provider {worst.provider}"
-    if not np.isfinite(worst.error):
-        return f"output '{worst.name}' {worst.reason} {where}"
-    floor = "" if worst.noise_floor is None else f", noise floor {worst.noise_floor:.2g}"
-    return f"output '{worst.name}' {worst.reason} (tolerance {worst.tolerance:.2g}{floor}) {where}"
-
-
-def _incomparable(one: OutputComparison) -> str:
-    if one.blank:
-        return f"output '{one.name}' is NaN throughout in the original, whatever is fed"
-    if one.noise_floor is None:
-        return f"output '{one.name}' changes its shape when the original's inputs move by one ulp"
-    return (
-        f"output '{one.name}' moves by {one.noise_floor:.2g} of its scale when the original's"
-        f" inputs move by one ulp, so that a difference of {one.error:.2g} says nothing"
-    )
-
-
-def _acquittal(comparisons: list[OutputComparison]) -> str:
-    worst = max(comparisons, key=lambda c: c.error / c.tolerance if c.tolerance else 0.0)
-    return (
-        f"output '{worst.name}' differs by {worst.error:.2g} of its scale at most"
-        f" (tolerance {worst.tolerance:.2g}) on feed '{worst.feed}', provider {worst.provider}"
-    )
-
-
-def latency_of(rounds: list[list[float]], feed: str, provider: str) -> Latency:
-    """Make medians and a confidence interval of rounds, each (before, after) in seconds."""
-    ratios = sorted(after / before for before, after in rounds)
-    count = len(ratios)
-    # Order statistics around the median: Binomial(count, 1/2) within 1.96 standard deviations.
-    spread = 1.96 * count**0.5 / 2
-    low = ratios[max(0, int(count / 2 - spread))]
-    high = ratios[min(count - 1, int(count / 2 + spread))]
-    before_ms = statistics.median(before for before, _ in rounds) * 1e3
-    after_ms = statistics.median(after for _, after in rounds) * 1e3
-    ratio = statistics.median(ratios)
-    return Latency(before_ms, after_ms, ratio, low, high, count, feed, provider)

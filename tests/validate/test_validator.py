@@ -13,7 +13,7 @@ from graphpass.validate import (
     Validator,
     Verdict,
 )
-from graphpass.validate.validator import latency_of
+from graphpass.validate.latency import latency_of
 
 from .models import ALLOCATING, COUNTING, Array, convnet, parse
 
