@@ -25,7 +25,10 @@ from graphpass.window import Window, WindowVerdict
 
 # Beyond what before and after round: the fold rounds each weight, and weights of its own.
 _FOLD_ROUNDINGS = 4
-_GROUP_BYTES = 192 << 20  # weights that one joined model may refer to
+_GROUP_BYTES = 192 << 20  # weights that one joined model may refer to, and what it computes
+_COPIES = (
+    16  # bytes that one element of an input costs: before, after, bound, in float64 to compare
+)
 # Multiplications spent on the probes of all windows and of one: less than a run of the network.
 _ALL_PROBE_WORK = 2e8
 _PROBE_WORK = 2e7
@@ -220,11 +223,13 @@ def _groups(prepared: Mapping[int, _Prepared]) -> Iterator[list[int]]:
     held, opsets = 0, ""
     for index, item in prepared.items():
         own = str(sorted((o.domain, o.version) for o in item.window.before.opset_import))
-        if group and (held + item.weight_bytes > _GROUP_BYTES or own != opsets):
+        elements = sum(math.prod(shape) for shape in item.shapes.values())
+        own_bytes = item.weight_bytes + _COPIES * elements
+        if group and (held + own_bytes > _GROUP_BYTES or own != opsets):
             yield group
             group, held = [], 0
         group.append(index)
-        held += item.weight_bytes
+        held += own_bytes
         opsets = own
     if group:
         yield group
