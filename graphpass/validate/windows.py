@@ -100,7 +100,10 @@ def _prepare(
 ) -> _Prepared:
     before, after = window.before.graph, window.after.graph
     operators = [node.op_type for node in (*before.node, *after.node)]
-    shapes, partition = _shapes(window, operators, *_SIZES[attempt])
+    # a constant along the pixels does not fit a smaller map: then the next attempt is as it is
+    free = _SIZE_FREE | _PER_CHANNEL if attempt == 0 else _SIZE_FREE
+    spatial = _kernel(window) if set(operators) <= free else None
+    shapes, partition = _shapes(window, spatial, *_SIZES[attempt])
     mark = f"w{index}/"
     exact = _is_movement(window, operators)
     known = {name: tuple(shape) for name, shape in shapes.items()}
@@ -140,13 +143,12 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 
 
 def _shapes(
-    window: Window, operators: Sequence[str], batch: int, other: int
+    window: Window, spatial: list[int] | None, batch: int, other: int
 ) -> tuple[dict[str, list[int]], bool]:
     """Choose small input shapes; also whether the first input can be probed by partition.
 
     `batch`, `other`: sizes for dimensions that are not known.
     """
-    spatial = _kernel(window) if set(operators) <= _SIZE_FREE else None
     shapes: dict[str, list[int]] = {}
     symbols: dict[str, int] = {}
     channels = _channels(window)
@@ -182,6 +184,7 @@ _SIZE_FREE = frozenset(
     "Conv ConvTranspose BatchNormalization Relu LeakyRelu Clip Sigmoid Tanh HardSwish Identity "
     "Dropout Elu Transpose Constant".split()
 )
+_PER_CHANNEL = frozenset("Mul Add Sub Div Cast".split())
 
 
 def _kernel(window: Window) -> list[int] | None:
