@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from graphpass.api import Result as Result
     from graphpass.api import compare as compare
     from graphpass.api import optimize as optimize
-    from graphpass.dense import DenseReport as DenseReport
-    from graphpass.dense import DenseResult as DenseResult
-    from graphpass.dense import convolutionalize as convolutionalize
+    from graphpass.dense.convolutionalize import DenseReport as DenseReport
+    from graphpass.dense.convolutionalize import DenseResult as DenseResult
+    from graphpass.dense.convolutionalize import convolutionalize as convolutionalize
     from graphpass.errors import GraphpassError as GraphpassError
     from graphpass.graph import attribute as attribute
     from graphpass.graph import axes_of as axes_of
@@ -56,7 +56,7 @@ __version__ = "0.1.0"
 # where each name lives: importing graphpass must not cost onnx and numpy before they are needed
 _HOMES = {
     "graphpass.api": ("Result", "compare", "optimize"),
-    "graphpass.dense": ("DenseReport", "DenseResult", "convolutionalize"),
+    "graphpass.dense.convolutionalize": ("DenseReport", "DenseResult", "convolutionalize"),
     "graphpass.errors": ("GraphpassError",),
     "graphpass.graph": (
         "attribute",

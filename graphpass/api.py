@@ -20,10 +20,8 @@ import onnx
 
 from graphpass.errors import DifferenceError, OutputError
 from graphpass.gate import Gate
-from graphpass.layout import ExternalData
 from graphpass.model import Model
 from graphpass.pipeline import MAX_ROUNDS, Pipeline, Progress
-from graphpass.reference import reference_of, tensors
 from graphpass.registry import PIPELINES, without
 from graphpass.report import (
     Check,
@@ -40,9 +38,11 @@ from graphpass.report import (
     operator_name,
 )
 from graphpass.rule import Pass
+from graphpass.storage.layout import ExternalData
+from graphpass.storage.reference import reference_of, tensors
+from graphpass.storage.writer import WrittenFiles, stage_model
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.point import ReferenceCannotRunError
-from graphpass.writer import WrittenFiles, stage_model
 
 Source = Model | onnx.ModelProto | bytes | str | os.PathLike[str]
 Passes = str | Pass | Sequence[str | Pass] | None

@@ -18,9 +18,9 @@ from graphpass.pipeline import Pipeline, Progress
 from graphpass.report import PassReport
 from graphpass.reproducer import write
 from graphpass.rule import Pass
+from graphpass.storage.writer import stage_model
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.point import ReferenceCannotRunError
-from graphpass.writer import stage_model
 
 Check = Callable[[Path], bool]
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass.cli_dense import convolutionalize, heatmap
-from graphpass.cli_options import PASSES, VALIDATION, which
-from graphpass.cli_proof import bisect
+from graphpass.commands.dense import convolutionalize, heatmap
+from graphpass.commands.options import PASSES, VALIDATION, which
+from graphpass.commands.proof import bisect
 from graphpass.errors import (
     DifferenceError,
     GraphpassError,
@@ -262,7 +262,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 def _progress(quiet: bool) -> Any:
     """Return a bar on stderr, or nothing where nobody would see it."""
-    from graphpass.progress import Bar, Silence
+    from graphpass.commands.progress import Bar, Silence
 
     return Silence() if quiet or not sys.stderr.isatty() else Bar()
 
@@ -370,7 +370,7 @@ def inspect(
 @click.argument("name", required=False)
 def passes(name: str | None) -> None:
     """List the passes there are, or show one: its laws, its options, an example."""
-    from graphpass import catalogue
+    from graphpass.commands import catalogue
 
     catalogue.show(_console(), name)
 

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphpass import spool as spooling
 from graphpass import wire
 from graphpass.envelope import Writer, read_function, read_graph
 from graphpass.errors import ModelError
 from graphpass.ir import Constant, Function, Graph, Node, Variable
-from graphpass.reference import is_external
+from graphpass.storage import spool as spooling
+from graphpass.storage.reference import is_external
 from graphpass.weight import Array
 
 _LONG_VECTOR = 1 << 20  # elements; no shape or list of axes has as many

@@ -279,7 +279,7 @@ def operator_name(node: onnx.NodeProto) -> str:
 
 def input_files(model: onnx.ModelProto, path: Path) -> list[FileFacts]:
     """Return facts on a model file and the external data files that its skeleton refers to."""
-    from graphpass.reference import reference_of
+    from graphpass.storage.reference import reference_of
     from graphpass.wire import tensors
 
     references = filter(None, map(reference_of, tensors(model)))

@@ -13,7 +13,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphpass import wire
-from graphpass.reference import refer, reference_of
+from graphpass.storage.reference import refer, reference_of
 
 Array = npt.NDArray[Any]
 

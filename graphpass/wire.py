@@ -26,9 +26,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from graphpass.external import DataFiles
-from graphpass.filetype import describe
-from graphpass.protobuf import (
+from graphpass.storage.external import DataFiles
+from graphpass.storage.filetype import describe
+from graphpass.storage.protobuf import (
     LENGTH_DELIMITED,
     FileSource,
     MalformedError,
@@ -37,7 +37,7 @@ from graphpass.protobuf import (
     rewrite,
     varint,
 )
-from graphpass.reference import (
+from graphpass.storage.reference import (
     BITS,
     Reference,
     WireError,

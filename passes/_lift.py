@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from graphpass import Node, Tensor, attribute, axes_of, constant, label, operator, opset, require
-from graphpass.axes import SYMBOLIC_SIZE, Spatial, size_of, target_sizes
+from graphpass.dense.axes import SYMBOLIC_SIZE, Spatial, size_of, target_sizes
+from graphpass.dense.geometry import windows_of
+from graphpass.dense.trace import Trace
 from graphpass.edit import Editor
-from graphpass.geometry import windows_of
-from graphpass.trace import Trace
 from graphpass.weight import Array
 
 TO_NHWC = (0, 2, 3, 1)

@@ -28,12 +28,12 @@ from graphpass import (
     require,
     static_dim,
 )
-from graphpass.axes import AxisError, Spatial, size_of, target_sizes
+from graphpass.dense.axes import AxisError, Spatial, size_of, target_sizes
+from graphpass.dense.geometry import windows_of
+from graphpass.dense.image import images, trace_image
+from graphpass.dense.trace import LAYOUTS, Collapse, Trace, trace
 from graphpass.edit import Editor
 from graphpass.errors import ModelError
-from graphpass.geometry import windows_of
-from graphpass.image import images, trace_image
-from graphpass.trace import LAYOUTS, Collapse, Trace, trace
 
 from ._lift import TO_NCHW, TO_NHWC, Lifted, Lifter, cellwise_softmax
 

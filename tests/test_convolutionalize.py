@@ -10,12 +10,12 @@ import onnx
 import pytest
 
 from graphpass.cli import run
-from graphpass.dense import DenseReport, convolutionalize
+from graphpass.dense.convolutionalize import DenseReport, convolutionalize
+from graphpass.dense.image import trace_image
+from graphpass.dense.oracle import Oracle
 from graphpass.driver import apply
 from graphpass.errors import DifferenceError, GraphpassError, ModelError, UsageError
-from graphpass.image import trace_image
 from graphpass.model import Model
-from graphpass.oracle import Oracle
 from graphpass.registry import make
 from graphpass.testing import graph, operators, session
 from graphpass.validate.runtime import Runtime
@@ -377,7 +377,7 @@ def test_the_oracle_finds_a_softmax_over_the_whole_map() -> None:
 
 
 def test_a_wrong_map_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import graphpass.dense as dense
+    import graphpass.dense.convolutionalize as dense
 
     real = dense._rewrite
 
@@ -503,7 +503,7 @@ def test_the_approximation_says_how_good_it_is(tmp_path: Path, capfd: Any) -> No
 
 
 def test_the_fit_is_close_where_the_layer_is_nearly_a_mean(tmp_path: Path) -> None:
-    from graphpass.approximate import approximate_gap
+    from graphpass.dense.approximate import approximate_gap
 
     model = network("vgg")
     (wide,) = [t for t in model.graph.initializer if t.name == "w3"]
@@ -521,7 +521,7 @@ def test_the_fit_is_close_where_the_layer_is_nearly_a_mean(tmp_path: Path) -> No
 
 
 def test_too_few_calibration_inputs(tmp_path: Path) -> None:
-    from graphpass.approximate import approximate_gap
+    from graphpass.dense.approximate import approximate_gap
 
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 3, 32, 32), np.float32))
     with pytest.raises(UsageError, match="at least 8"):

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphpass.geometry import Line, Window
+from graphpass.dense.geometry import Line, Window
+from graphpass.dense.image import trace_image
+from graphpass.dense.trace import trace
 from graphpass.graph import Graph
-from graphpass.image import trace_image
 from graphpass.model import Model
 from graphpass.testing import graph, session
-from graphpass.trace import trace
 
 _SIDE = 23
 _CHANGE = 2.0**10

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from graphpass.protobuf import varint
-from graphpass.reference import BITS, reference_of
+from graphpass.storage.protobuf import varint
+from graphpass.storage.reference import BITS, reference_of
 from graphpass.wire import WireError, attach, read_skeleton, tensor_array, tensors
 
 SIZED_TYPES = sorted(BITS)

@@ -17,10 +17,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphpass import layout
-from graphpass.spool import Spool
+from graphpass.storage import layout
+from graphpass.storage.spool import Spool
+from graphpass.storage.writer import WriteError, stage_model, write_model, write_stream
 from graphpass.wire import WireError, attach, read_skeleton, tensor_array, tensors
-from graphpass.writer import WriteError, stage_model, write_model, write_stream
 
 
 def weight(name: str, elements: int = 1000) -> TensorProto:
@@ -325,7 +325,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from graphpass.wire import read_skeleton
-from graphpass.writer import WriteError, write_model
+from graphpass.storage.writer import WriteError, write_model
 skeleton = read_skeleton(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
@@ -374,7 +374,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 from graphpass.wire import read_skeleton
-from graphpass.writer import write_model
+from graphpass.storage.writer import write_model
 
 first, second, out = map(Path, sys.argv[1:4])
 
@@ -495,7 +495,7 @@ def test_a_model_in_memory_that_protobuf_cannot_nest(tmp_path: Path) -> None:
 
 def test_an_abandoned_spool_is_removed(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from graphpass.spool import Spool; "
+        "import os, sys; from graphpass.storage.spool import Spool; "
         "spool = Spool(sys.argv[1]); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from graphpass.reference import reference_of
+from graphpass.storage.reference import reference_of
 from graphpass.validate.channel import Array
 from graphpass.validate.magnitude import MOVEMENT, Roundings, magnitude_nodes, roundings
 from graphpass.validate.runtime import RunError, Runtime

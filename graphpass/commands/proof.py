@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graphpass.cli_options import PASSES, VALIDATION, which
+from graphpass.commands.options import PASSES, VALIDATION, which
 
 
 @click.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from graphpass.reference import Reference, WireError, byte_count, stamp
+from graphpass.storage.reference import Reference, WireError, byte_count, stamp
 
 
 class DataFiles:

@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from graphpass.axes import Spatial
-from graphpass.cut import cut
+from graphpass.dense.axes import Spatial
+from graphpass.dense.cut import cut
+from graphpass.dense.geometry import windows_of
+from graphpass.dense.heatmap import image_input
+from graphpass.dense.image import trace_image
+from graphpass.dense.picture import Preprocessing, read_inputs
+from graphpass.dense.trace import Trace
 from graphpass.driver import apply
 from graphpass.edit import Editor
 from graphpass.errors import ModelError, RuntimeUnavailableError, UsageError
-from graphpass.geometry import windows_of
 from graphpass.graph import Node, Tensor, attribute, constant, operator
-from graphpass.heatmap import image_input
-from graphpass.image import trace_image
 from graphpass.model import Model
-from graphpass.picture import Preprocessing, read_inputs
 from graphpass.registry import make
-from graphpass.trace import Trace
 from graphpass.validate.runtime import RunError, Runtime
 from graphpass.weight import Array
 
@@ -73,7 +73,7 @@ def approximate_gap(
         UsageError: too few inputs, or none that can be read.
         ModelError: no dense layer reads a feature map, or the model's resolution is not fixed.
     """
-    from graphpass.dense import set_native
+    from graphpass.dense.convolutionalize import set_native
 
     original = Model.load(model)
     if native is not None:

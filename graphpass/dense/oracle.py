@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphpass.dense.image import trace_image
+from graphpass.dense.parts import Head, cut_heads, cut_trunk, declared, height_and_width, start_of
+from graphpass.dense.trace import LAYOUTS, Collapse, Trace
 from graphpass.driver import apply
 from graphpass.errors import ModelError
 from graphpass.graph import operator
-from graphpass.image import trace_image
 from graphpass.model import Model
-from graphpass.parts import Head, cut_heads, cut_trunk, declared, height_and_width, start_of
 from graphpass.registry import make
-from graphpass.trace import LAYOUTS, Collapse, Trace
 from graphpass.validate.compare import (
     Noise,
     OutputComparison,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from graphpass.dense.geometry import Line, Window
+from graphpass.dense.trace import Trace, trace
 from graphpass.errors import ModelError
-from graphpass.geometry import Line, Window
 from graphpass.graph import RefusedError, Tensor, operator
 from graphpass.model import Model
-from graphpass.trace import Trace, trace
 
 Size = tuple[int, int]
 

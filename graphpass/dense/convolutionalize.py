@@ -14,7 +14,7 @@ from typing import Literal
 
 import onnx
 
-from graphpass.cells import (
+from graphpass.dense.cells import (
     HEAD,
     NATIVE,
     MapGeometry,
@@ -27,16 +27,16 @@ from graphpass.cells import (
     strides,
     write_metadata,
 )
+from graphpass.dense.image import images, native_size, trace_image
+from graphpass.dense.oracle import Checked, Oracle, Probe
+from graphpass.dense.trace import LAYOUTS, FixedResolutionError, Trace
 from graphpass.driver import apply
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
-from graphpass.image import images, native_size, trace_image
-from graphpass.layout import ExternalData
 from graphpass.model import Model
-from graphpass.oracle import Checked, Oracle, Probe
 from graphpass.registry import make
-from graphpass.trace import LAYOUTS, FixedResolutionError, Trace
+from graphpass.storage.layout import ExternalData
+from graphpass.storage.writer import WrittenFiles, stage_model
 from graphpass.validate.runtime import Limits, RunError, Runtime
-from graphpass.writer import WrittenFiles, stage_model
 
 HeadKind = Literal["dense", "global"]
 Progress = Callable[[str, float], None]

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.cells import NATIVE, OFFSET, STRIDE, WINDOW
+from graphpass.dense.cells import NATIVE, OFFSET, STRIDE, WINDOW
+from graphpass.dense.image import images
+from graphpass.dense.picture import ImageInput, Preprocessing, read_picture
+from graphpass.dense.trace import LAYOUTS
 from graphpass.errors import ModelError, OutputError, RuntimeUnavailableError, UsageError
 from graphpass.graph import Tensor
-from graphpass.image import images
 from graphpass.model import Model
-from graphpass.picture import ImageInput, Preprocessing, read_picture
-from graphpass.trace import LAYOUTS
 from graphpass.validate.runtime import RunError, Runtime
 from graphpass.weight import Array
 

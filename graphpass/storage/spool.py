@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
-from graphpass.reference import (
+from graphpass.storage.reference import (
     BITS,
     Reference,
     WireError,

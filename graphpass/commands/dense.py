@@ -11,8 +11,8 @@ import click
 from graphpass.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from graphpass.approximate import ApproximationReport
-    from graphpass.dense import DenseReport
+    from graphpass.dense.approximate import ApproximationReport
+    from graphpass.dense.convolutionalize import DenseReport
 
 _SIZE = re.compile(r"(\d+)(?:[xX×](\d+))?")
 
@@ -151,12 +151,12 @@ def convolutionalize(
         raise UsageError(
             "--approximate gap fits weights to data: it needs --calibration FOLDER|NPZ"
         )
-    from graphpass import dense
+    from graphpass.dense import convolutionalize as dense
 
     source: Any = model
     if calibration is not None:
-        from graphpass.approximate import approximate_gap
-        from graphpass.picture import Preprocessing
+        from graphpass.dense.approximate import approximate_gap
+        from graphpass.dense.picture import Preprocessing
 
         source, approximation = approximate_gap(
             model, calibration, test_inputs, Preprocessing(scale, mean, std), native=native
@@ -270,8 +270,8 @@ def heatmap(
 
     Needs graphpass[image]. The strongest cells are listed with the crop that each of them scores.
     """
-    from graphpass import heatmap as drawing
-    from graphpass.picture import Preprocessing
+    from graphpass.dense import heatmap as drawing
+    from graphpass.dense.picture import Preprocessing
 
     target = output or image.with_suffix(".heatmap.png")
     _require_target(target, image)

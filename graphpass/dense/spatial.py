@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphpass.axes import (
+from graphpass.dense.axes import (
     Axes,
     AxisError,
     Merged,
@@ -24,11 +24,11 @@ from graphpass.axes import (
     sizes_of,
     target_sizes,
 )
-from graphpass.geometry import Window, windows_of
+from graphpass.dense.geometry import Window, windows_of
 from graphpass.graph import Node, attribute, axes_of, constant, label, operator, opset, require
 
 if TYPE_CHECKING:
-    from graphpass.trace import Trace, Tracer
+    from graphpass.dense.trace import Trace, Tracer
 
 _SOFTMAX_BY_AXIS = 13  # before this opset Softmax flattens everything from its axis on
 _OPEN_END = 1 << 30  # the end of a Slice that means "to the end"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from graphpass.axes import (
+from graphpass.dense.axes import (
     Axes,
     AxisError,
     Merged,
@@ -22,7 +22,9 @@ from graphpass.axes import (
     size_of,
     sizes_of,
 )
-from graphpass.geometry import Line
+from graphpass.dense.geometry import Line
+from graphpass.dense.shape_values import SHAPE_ARITHMETIC
+from graphpass.dense.spatial import HANDLERS, SLIDING
 from graphpass.graph import (
     Graph,
     Node,
@@ -34,8 +36,6 @@ from graphpass.graph import (
     operator,
     require,
 )
-from graphpass.shape_values import SHAPE_ARITHMETIC
-from graphpass.spatial import HANDLERS, SLIDING
 from graphpass.weight import Array
 
 LAYOUTS = {"NCHW": (2, 3), "NHWC": (1, 2)}

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from graphpass.axes import Spatial
-from graphpass.cut import cut
+from graphpass.dense.axes import Spatial
+from graphpass.dense.cut import cut
+from graphpass.dense.trace import Collapse, Trace
 from graphpass.driver import apply
 from graphpass.errors import ModelError
 from graphpass.graph import Tensor, operator
 from graphpass.model import Model
 from graphpass.registry import make
-from graphpass.trace import Collapse, Trace
 
 
 @dataclass(frozen=True)

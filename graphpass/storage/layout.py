@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
-from graphpass.protobuf import (
+from graphpass.storage.protobuf import (
     LENGTH_DELIMITED,
     PROTOBUF_LIMIT_BYTES,
     MemorySource,
@@ -23,7 +23,7 @@ from graphpass.protobuf import (
     rewrite,
     varint,
 )
-from graphpass.reference import (
+from graphpass.storage.reference import (
     ORIGIN,
     Reference,
     WriteError,

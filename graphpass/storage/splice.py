@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from graphpass.protobuf import Piece, Splice
-from graphpass.reference import WireError, stamp
+from graphpass.storage.protobuf import Piece, Splice
+from graphpass.storage.reference import WireError, stamp
 
 _CHUNK_BYTES = 1 << 20
 _SPLICED_FROM_BYTES = 1 << 16  # below that, a copy costs less than a call

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from graphpass.dense.trace import LAYOUTS, FixedResolutionError, Trace, trace
 from graphpass.errors import ModelError
 from graphpass.graph import Graph, Tensor
-from graphpass.trace import LAYOUTS, FixedResolutionError, Trace, trace
 
 IMAGE_RANK = 4
 

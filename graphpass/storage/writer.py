@@ -21,10 +21,10 @@ from typing import IO
 
 import onnx
 
-from graphpass.claim import Claim, free_data_name, own_data, remove_unused
-from graphpass.layout import ExternalData, Layout, lay_out
-from graphpass.reference import WriteError
-from graphpass.splice import Sources, sync, write_file
+from graphpass.storage.claim import Claim, free_data_name, own_data, remove_unused
+from graphpass.storage.layout import ExternalData, Layout, lay_out
+from graphpass.storage.reference import WriteError
+from graphpass.storage.splice import Sources, sync, write_file
 
 __all__ = [
     "StagedModel",

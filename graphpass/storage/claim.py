@@ -14,9 +14,9 @@ from pathlib import Path
 
 import onnx
 
-from graphpass.protobuf import LENGTH_DELIMITED, varint
-from graphpass.reference import WriteError, is_external, tensors
-from graphpass.splice import Sources, sync, write_file
+from graphpass.storage.protobuf import LENGTH_DELIMITED, varint
+from graphpass.storage.reference import WriteError, is_external, tensors
+from graphpass.storage.splice import Sources, sync, write_file
 from graphpass.wire import graph_bytes
 
 
