@@ -153,7 +153,8 @@ class _Run:
             self._queue(scope.nodes)
         if self.sweeps:
             self._sweep()
-        most = len(self.applied.rewrites) + 100 * len(self.waiting) + 1000
+        nodes = sum(len(scope.nodes) for scope in self.scopes)
+        most = len(self.applied.rewrites) + 100 * nodes + 1000
         while self.waiting:
             node = self.waiting.popleft()
             self.queued.discard(id(node))
@@ -269,7 +270,9 @@ class _Run:
 
     def _queue(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if id(node) not in self.queued and not self.surgeon.is_dead(node):
+            if operator(node) not in self.by_root or id(node) in self.queued:
+                continue
+            if not self.surgeon.is_dead(node):
                 self.queued.add(id(node))
                 self.waiting.append(node)
 
