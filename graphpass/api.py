@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from graphpass.closing import Closing
 from graphpass.errors import DifferenceError, OutputError
 from graphpass.gate import Gate
 from graphpass.model import Model
@@ -179,7 +179,7 @@ def _run(pipeline: Pipeline, report: Report) -> None:
         report.warnings = _warnings(pipeline)
 
 
-class Result:
+class Result(Closing):
     """An optimized model and the report on it. `save` delivers it.
 
     Use as a context manager, or `close` it, to end the process that ONNX Runtime runs in.
@@ -280,17 +280,6 @@ class Result:
     def close(self) -> None:
         """End the process that ONNX Runtime runs in."""
         self._gate.close()
-
-    def __enter__(self) -> Result:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def compare(

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto
-from onnx.helper import make_attribute, np_dtype_to_tensor_dtype, tensor_dtype_to_np_dtype
+from onnx.helper import make_attribute, tensor_dtype_to_np_dtype
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphpass.errors import RuleError
@@ -541,8 +541,3 @@ def _schema_type(node: Node, key: str) -> int | None:
         return None
     kind: int = found.attributes[key].type.value  # type: ignore[attr-defined]
     return kind
-
-
-def data_type_of(dtype: Any) -> int:
-    """Return the TensorProto data type of a numpy dtype."""
-    return int(np_dtype_to_tensor_dtype(np.dtype(dtype)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import onnx
 
+from graphpass.closing import Closing
 from graphpass.report import Check
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.runtime import RunError, available_cpus
@@ -16,7 +16,7 @@ from graphpass.validate.validator import Latency, Validator
 from graphpass.window import Window, WindowVerdict
 
 
-class Gate:
+class Gate(Closing):
     """Checks candidates against one original, in ONNX Runtime unless `validate` is False.
 
     Use as a context manager, or `close` it: a worker process runs the models. After `close`,
@@ -94,14 +94,3 @@ class Gate:
         """End the worker process."""
         if self._validator is not None:
             self._validator.close()
-
-    def __enter__(self) -> Gate:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx.helper import np_dtype_to_tensor_dtype, tensor_dtype_to_np_dtype
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphpass.driver import Applied, apply
 from graphpass.model import Model
@@ -226,11 +226,6 @@ def feeds(
         array = rng.normal(size=shape) if floating else rng.integers(-4, 5, shape)
         made[value.name] = array.astype(kind)
     return made
-
-
-def data_type(dtype: npt.DTypeLike) -> int:
-    """Return the TensorProto data type of a numpy dtype."""
-    return int(np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:

@@ -10,7 +10,6 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
+from graphpass.closing import Closing
 from graphpass.storage.reference import (
     BITS,
     Reference,
@@ -36,7 +36,7 @@ _ALIGNMENT_BYTES = 4096  # a page, so that the runtime can map what it reads
 _CHUNK_BYTES = 1 << 24
 
 
-class Spool:
+class Spool(Closing):
     """A private folder with one file that new weights are appended to, gone with `close()`.
 
     What a killed process left behind is removed by the next Spool in the same folder.
@@ -62,17 +62,6 @@ class Spool:
         self._finalizer = weakref.finalize(
             self, _discard, self.folder, self._descriptor, os.getpid()
         )
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Remove the folder; references into it are void from now on."""

@@ -14,11 +14,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
 
 import onnx
 
+from graphpass.closing import Closing
 from graphpass.errors import GraphpassError, RuntimeUnavailableError
 from graphpass.validate.channel import (
     Channel,
@@ -68,7 +68,7 @@ class Limits:
     memory_mib: int | None = None
 
 
-class Runtime:
+class Runtime(Closing):
     """A worker process with ONNX Runtime, started when first needed, restarted after a crash.
 
     `load` takes a model as ModelProto (a skeleton, whose external data is given by absolute
@@ -108,17 +108,6 @@ class Runtime:
             self._worker.kill()
             self._worker = None
 
-    def __enter__(self) -> Runtime:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def worker(self) -> _Worker:
         """Return the living worker, a new one if the last has died."""
         if self._worker is None or not self._worker.is_alive():
@@ -127,7 +116,7 @@ class Runtime:
         return self._worker
 
 
-class Session:
+class Session(Closing):
     """A model loaded in the worker. Use as a context manager, or `close` to free its memory."""
 
     def __init__(self, runtime: Runtime, head: Head, blobs: list[Any]) -> None:
@@ -163,17 +152,6 @@ class Session:
             with contextlib.suppress(RunError):
                 self._home.request({"op": "close", "id": self.number}, (), "closing")
         self._home = None
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def run_rounds(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import onnx
 
+from graphpass.closing import Closing
 from graphpass.errors import GraphpassError
 from graphpass.validate.channel import Value
 from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
@@ -29,7 +29,7 @@ from graphpass.wire import read_skeleton
 __all__ = ["Latency", "Validator", "Verdict"]
 
 
-class Validator:
+class Validator(Closing):
     """Compares candidates with one original. Use as a context manager, or `close` it.
 
     The original is run when first needed, once for each feed and provider.
@@ -136,17 +136,6 @@ class Validator:
     def close(self) -> None:
         """End the worker process."""
         self._runtime.close()
-
-    def __enter__(self) -> Validator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _compare(
         self, candidate: onnx.ModelProto | Path, provider: str, points: list[Point]
