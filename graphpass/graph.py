@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphpass.ir import Constant, Graph, Node, Tensor, Variable
+from graphpass.ir import Constant, Graph, Node, Tensor, Variable, weight_in
 from graphpass.weight import Array, Weight
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -189,7 +189,7 @@ def constant(tensor: Tensor | None) -> Weight | None:
     if tensor is None or tensor.name == "":
         return None
     if isinstance(tensor, gs.Constant):
-        return Constant.weight.fget(tensor)  # type: ignore[no-any-return, attr-defined]
+        return weight_in(tensor)
     node = producer(tensor)
     if node is None:
         return None
@@ -212,7 +212,7 @@ def _constant_node(node: Node) -> Weight | None:
     if isinstance(value, gs.Node.AttributeRef) or key is None:
         return None
     if key == "value" and isinstance(value, gs.Constant):
-        weight: Weight = Constant.weight.fget(value)  # type: ignore[attr-defined]
+        weight = weight_in(value)
         if weight.tensor is None:
             return Weight(name, weight.shape, weight.data_type, weight.array)
         return Weight.of(weight.tensor, name)

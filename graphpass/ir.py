@@ -73,15 +73,20 @@ class Constant(gs.Constant):  # type: ignore[misc]
     @property
     def weight(self) -> Weight:
         """The value without reading it."""
-        held = self._values
-        if isinstance(held, Weight):
-            return held
-        array: Array = held.load() if isinstance(held, LazyValues) else np.asarray(held)
-        data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        return Weight(self.name, array.shape, data_type, lambda: array)
+        return weight_in(self)
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+
+def weight_in(constant: gs.Constant) -> Weight:
+    """Return the value of a constant, ours or graphsurgeon's own, without reading it."""
+    held = constant._values
+    if isinstance(held, Weight):
+        return held
+    array: Array = held.load() if isinstance(held, LazyValues) else np.asarray(held)
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return Weight(constant.name, array.shape, data_type, lambda: array)
 
 
 Tensor = Variable | Constant
