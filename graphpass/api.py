@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -132,7 +133,8 @@ def optimize(
         started_at=started_at,
         load_s=time.perf_counter() - start,
     )
-    with Gate(loaded.proto, options, validate=validate) as gate:
+    with contextlib.ExitStack() as stack:
+        gate = stack.enter_context(Gate(loaded.proto, options, validate=validate))
         report.environment = environment(gate.threads)
         tell("running the original", 0.02)
         _prepare(gate, strict)
@@ -148,6 +150,7 @@ def optimize(
         if latency and len(pipeline.stages) > 1:
             tell("measuring latency", 0.85)
             _measure(report, gate, pipeline.stages)
+        stack.pop_all()  # the result goes on using the gate
     report.total_s = time.perf_counter() - start
     return Result(loaded, report, gate, pipeline.interface_may_change, tell)
 
@@ -164,7 +167,6 @@ def _prepare(gate: Gate, strict: bool) -> None:
 
 def _run(pipeline: Pipeline, report: Report) -> None:
     """Run the passes and note what came of it, also where `strict` stops them."""
-    report.passes = pipeline.reports
     try:
         pipeline.run()
     except DifferenceError as error:
@@ -173,6 +175,7 @@ def _run(pipeline: Pipeline, report: Report) -> None:
     finally:
         model = pipeline.model
         model.sync()
+        report.passes = pipeline.reports
         report.rounds = pipeline.rounds
         report.output = model_facts(model.proto)
         report.not_convolutional = _dense_nodes(model.proto, pipeline.reports)

@@ -39,6 +39,8 @@ _REPORT_SUFFIXES = (".json", ".md", ".xml")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    # numpy's threads for linear algebra take longer to start than what passes have for them
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(run(arguments))
 

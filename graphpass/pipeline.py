@@ -1,9 +1,10 @@
-"""One straight road: for each pass, apply it, check the result, keep it or find what was wrong.
+"""Apply pass after pass, check what came of it, keep it or find what was wrong.
 
-Each rewrite is checked on its own first, then the model as a whole. Where only that fails, it is
-bisected: replaying the first n rewrites of the pass is deterministic, so a binary search over n
-finds one with which the model is wrong and without which it is not. What is wrong is undone and
-quarantined, the rest is replayed and checked again.
+Each rewrite is checked on its own, the model as a whole once all passes are through. Only where
+that fails, which a rewrite has to slip through its own check for, everything is done again with a
+check after each pass, and the pass that fails is bisected: replaying its first n rewrites is
+deterministic, so a binary search over n finds one with which the model is wrong and without which
+it is not. What is wrong is undone and quarantined, the rest is replayed and checked again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ _MAX_ATTEMPTS = 32
 Progress = Callable[[str, float], None]
 
 
+class _InDoubtError(Exception):
+    """The model is wrong, and more than one pass may have made it so."""
+
+
 @dataclass
 class _State:
     """What is remembered of a pass; `before`: the model that it is applied to."""
@@ -49,6 +54,15 @@ class _State:
     interface_may_change: bool = False
     quarantine: set[tuple[str, str]] = field(default_factory=set)
     over: bool = False  # it was undone as a whole and is not run again
+
+    @classmethod
+    def of(cls, step: Pass) -> _State:
+        return cls(step, PassReport(step.name, dataclasses.asdict(step)))
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the pass changes the model other than by rules."""
+        return "run" in type(self.step).__dict__
 
 
 class Pipeline:
@@ -80,9 +94,9 @@ class Pipeline:
         self.interface_may_change = False
         # the model before the first pass, and after each that changed it: what latency blames
         self.stages: list[tuple[str, onnx.ModelProto]] = [("", _copy(model.proto))]
-        self._states = [
-            _State(step, PassReport(step.name, dataclasses.asdict(step))) for step in steps
-        ]
+        self._states = [_State.of(step) for step in steps]
+        self._unchecked: list[_State] = []  # passes that were kept since the last check
+        self._careful = False  # whether each pass is checked before the next one begins
 
     @property
     def reports(self) -> list[PassReport]:
@@ -94,6 +108,15 @@ class Pipeline:
 
         Raises `DifferenceError` where `strict` and something is wrong.
         """
+        undone = [(state.quarantine.copy(), state.over) for state in self._states]
+        try:
+            self._run_rounds()
+        except _InDoubtError:
+            self._start_over(undone)
+            self._run_rounds()
+        self._require_proof()
+
+    def _run_rounds(self) -> None:
         while not self.settled and self.rounds < MAX_ROUNDS:
             if self.rounds:
                 # as the next run on what is delivered will see it, inferred shapes included
@@ -101,7 +124,28 @@ class Pipeline:
             self.rounds += 1
             changed = [self._run(index, state) for index, state in enumerate(self._states)]
             self.settled = not any(changed)
-        self._require_proof()
+        if self._unchecked:
+            self.progress("the whole model", 1.0)
+            self._require_ok(self._check(self._unchecked[-1]))
+
+    def _start_over(self, undone: Sequence[tuple[set[tuple[str, str]], bool]]) -> None:
+        """Forget everything but what was left out from the beginning."""
+        self._careful = True
+        self.model.restore(self.stages[0][1])
+        del self.stages[1:]
+        self.rounds, self.settled, self.interface_may_change = 0, False, False
+        self._unchecked.clear()
+        self._states[:] = [_State.of(state.step) for state in self._states]
+        for state, (quarantine, over) in zip(self._states, undone, strict=True):
+            state.quarantine, state.over = quarantine, over
+
+    def _require_ok(self, check: Check) -> None:
+        """Note a check for all passes that it answers for; raise where one of them is to blame."""
+        if not check.ok:
+            raise _InDoubtError
+        for state in self._unchecked:
+            state.report.check = check
+        self._unchecked.clear()
 
     def leave_out(self, reports: Sequence[PassReport]) -> None:
         """Begin where another run ended: what it undid is not tried."""
@@ -125,7 +169,11 @@ class Pipeline:
         state.interface_may_change = self.interface_may_change or state.step.changes_interface
         try:
             return self._apply_and_check(state, left)
-        except RuleError as error:
+        except GraphpassError as error:
+            if self._unchecked:  # what it failed on may be what another pass left behind
+                raise _InDoubtError from error
+            if not isinstance(error, RuleError):
+                raise
             self._undo(state, str(error))
             return False
 
@@ -139,10 +187,15 @@ class Pipeline:
             if wrong := self._wrong_windows(state, applied):
                 self._leave_out(state, wrong)
                 continue
-            if self.gate.not_run and "run" in type(state.step).__dict__:
+            if self.gate.not_run and state.by_hand:
                 self._undo(state, "it changes the model other than by rules, which cannot be run")
                 return False
+            if not (self._careful or state.by_hand):
+                self._keep(state, applied)
+                return True
             check = self._check(state)
+            if self._unchecked:
+                self._require_ok(check)
             if check.ok:
                 self._keep(state, applied, check)
                 return True
@@ -215,14 +268,18 @@ class Pipeline:
             state.report.checks += 1
             state.report.check_s += time.perf_counter() - start
 
-    def _keep(self, state: _State, applied: Applied, check: Check) -> None:
+    def _keep(self, state: _State, applied: Applied, check: Check | None = None) -> None:
+        """Keep what a pass did; without `check` it is checked with that of the passes to come."""
         report = state.report
         report.outcome = "kept"
         if not self.keep_windows:
             applied.rewrites[:] = [dataclasses.replace(r, window=None) for r in applied.rewrites]
         report.rewrites.extend(applied.rewrites)
         report.notes.extend(applied.notes)
-        report.check = check
+        if check is None:
+            self._unchecked.append(state)
+        else:
+            report.check = check
         self.interface_may_change = state.interface_may_change
         self.stages.append((report.name, _copy(self.model.proto)))
 
@@ -255,7 +312,7 @@ class Pipeline:
         """
         if check.status == "not comparable" and not check.comparisons:
             return None, check
-        if "run" in type(state.step).__dict__:
+        if state.by_hand:
             by_hand = self._replay(state, 0)
             if not by_hand.ok:
                 return None, by_hand

@@ -116,7 +116,8 @@ class PassReport:
     """What one pass did, over all rounds; `refusals` are those that stood at the end.
 
     `reason`: why it was undone, one sentence; what it did in earlier rounds is kept.
-    `notes`: what a pass without rules says it did. `check`: the last validation of its result.
+    `notes`: what a pass without rules says it did. `check`: the last validation of a model that
+    holds what it did, maybe what later passes did as well; `checks`: those made on its account.
     """
 
     name: str

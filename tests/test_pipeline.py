@@ -150,6 +150,23 @@ def test_an_interface_changes_only_where_the_pass_says_so() -> None:
     assert result.model == model
 
 
+def test_one_check_answers_for_all_passes_that_are_right() -> None:
+    steps = [Tidy(), Negate(), Untidy()]
+    reports = graphpass.optimize(chain(), steps).report.passes
+    assert sum(entry.checks for entry in reports) == 1
+    assert {id(entry.check) for entry in reports} == {id(reports[0].check)}
+    assert reports[0].check is not None and reports[0].check.ok
+
+
+def test_a_pass_is_not_blamed_for_what_an_earlier_one_broke() -> None:
+    for steps in ([Renamer(), Tidy(), Raising()], [Tidy(), Renamer(), Negate("c1")]):
+        reports = graphpass.optimize(chain(), steps).report.passes
+        outcome = {entry.name: entry.outcome for entry in reports}
+        assert outcome["renamer"] == "rolled back" and outcome["tidy"] == "kept"
+        assert outcome.get("raising", "rolled back") == "rolled back"
+        assert outcome.get("negate", "kept") == "kept"
+
+
 def test_a_pass_that_changes_nothing_is_not_validated() -> None:
     result = graphpass.optimize(chain(), [Tidy(), Tidy()])
     assert result.report.passes[0].checks == 1

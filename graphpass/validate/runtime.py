@@ -201,6 +201,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             start_new_session=True,
+            # numpy only hands arrays on there: threads for its linear algebra cost 0.1 s
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())

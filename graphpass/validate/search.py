@@ -51,6 +51,7 @@ class FeedSearch:
         self.dropped: list[str] = []
         self._model, self._options = model, options
         self._specs = input_specs(model)
+        self._costs: dict[str, float] = {}
         # Half precision overflows where single does not, and what is left then is chance.
         self._large = 100.0 if arithmetic_epsilon(model) <= _SINGLE_EPSILON else 8.0
         self._classes = classify(self._specs)
@@ -82,12 +83,14 @@ class FeedSearch:
 
     def cost(self, feed: Feed) -> float:
         """Estimate the multiply-adds of one run on this feed."""
-        shapes = {
-            name: value.shape
-            for name, value in feed.values.items()
-            if isinstance(value, np.ndarray)
-        }
-        return multiply_adds(self._model, shapes)
+        if feed.name not in self._costs:
+            shapes = {
+                name: value.shape
+                for name, value in feed.values.items()
+                if isinstance(value, np.ndarray)
+            }
+            self._costs[feed.name] = multiply_adds(self._model, shapes)
+        return self._costs[feed.name]
 
     def _further_feeds(self, first: Feed) -> tuple[tuple[str, int], ...]:
         cost = self.cost(first)

@@ -14,6 +14,7 @@ from graphpass.closing import Closing
 from graphpass.errors import GraphpassError
 from graphpass.validate.channel import Value
 from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
+from graphpass.validate.feeds import Feed
 from graphpass.validate.latency import Latency, latency_of
 from graphpass.validate.measure import leaves
 from graphpass.validate.noise import base_tolerance
@@ -62,14 +63,13 @@ class Validator(Closing):
         candidate: onnx.ModelProto | Path,
         *,
         interface_may_change: bool = False,
-        quick: bool = False,
     ) -> Verdict:
         """Compare a skeleton, or a finished file as it will be delivered, with the original.
 
-        A file is run at ONNX Runtime's default level, too, as its users will.
+        A file, whose skeleton was compared before, is run as its users will: at ONNX Runtime's
+        default level. Only what differs there is run in full, for ORT may have made it differ.
         `interface_may_change`: outputs are compared by position, further ones are not, and axes
         of size 1 may come and go (a map of one cell is the answer for the image).
-        `quick`: on the first feed only, for a result that is going to be checked in full later.
         """
         original = self._original.model
         try:
@@ -84,11 +84,12 @@ class Validator(Closing):
         self._ones_may_move = interface_may_change
         comparisons: list[OutputComparison] = []
         for provider in self.options.providers:
-            points = self._original.points(provider)[: 1 if quick else None]
+            points = self._original.points(provider)
             try:
-                comparisons.extend(self._compare(candidate, provider, points))
-                if isinstance(candidate, Path) and not _has_failed(comparisons):
-                    comparisons.extend(self._compare_as_users_run_it(skeleton, points[0]))
+                if isinstance(candidate, Path):
+                    comparisons.extend(self._compare_file(candidate, skeleton, points))
+                else:
+                    comparisons.extend(self._compare(candidate, provider, points))
             except RunError as error:
                 reason = f"{error} (provider {provider}, where the original runs)"
                 return self._verdict("cannot run", reason, comparisons)
@@ -162,14 +163,32 @@ class Validator(Closing):
                 break
         return done
 
+    def _compare_file(
+        self, candidate: Path, skeleton: onnx.ModelProto, points: list[Point]
+    ) -> list[OutputComparison]:
+        point = points[0]
+        feed = replace(point.feed, name=f"{point.feed.name}, default optimization")
+        try:
+            with self._runtime.load(candidate, point.provider, "all") as session:
+                outputs = self._outputs(session, point)
+        except RunError:
+            outputs = None
+        if outputs is not None:
+            compared = self._compare_point(replace(point, feed=feed), outputs)
+            if all(c.ok for c in compared):
+                return compared
+        plain = self._compare(candidate, point.provider, points)
+        if _has_failed(plain):
+            return plain
+        return plain + self._compare_as_users_run_it(skeleton, point, feed)
+
     def _compare_as_users_run_it(
-        self, candidate: onnx.ModelProto, point: Point
+        self, candidate: onnx.ModelProto, point: Point, feed: Feed
     ) -> list[OutputComparison]:
         """Compare at ORT's default level: what its optimizer makes of a rewrite may be wrong.
 
         With the skeleton of the file, whose weights then need not be parsed a second time.
         """
-        feed = replace(point.feed, name=f"{point.feed.name}, default optimization")
         try:
             with self._runtime.load(candidate, point.provider, "all") as session:
                 outputs = self._outputs(session, point)
@@ -177,9 +196,6 @@ class Validator(Closing):
             if self._original.as_users_run_it(point) is None:
                 return []
             raise
-        compared = self._compare_point(replace(point, feed=feed), outputs)
-        if all(c.ok for c in compared):
-            return compared
         # Off the plain original, as the optimized original may be, too: quantized models are.
         original = self._original.as_users_run_it(point)
         if original is None:

@@ -20,7 +20,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from graphpass.storage.reference import reference_of
 from graphpass.validate.channel import Array
 from graphpass.validate.magnitude import MOVEMENT, Roundings, magnitude_nodes, roundings
-from graphpass.validate.runtime import RunError, Runtime
+from graphpass.validate.runtime import RunError, Runtime, Session
 from graphpass.window import Window, WindowVerdict
 
 # Beyond what before and after round: the fold rounds each weight, and weights of its own.
@@ -270,26 +270,37 @@ def _retried(item: _Prepared, runtime: Runtime, seed: int, error: RunError) -> W
 
 
 def _run_group(group: Sequence[_Prepared], runtime: Runtime, seed: int) -> None:
-    with runtime.load(_joined(group)) as session:
-        for kind in ("normal", "mixed", "zeros", "probes", "columns"):
-            if kind == "columns" and not any(_is_sampled(item) for item in group):
-                continue
-            feeds: dict[str, Array] = {}
-            active: dict[str, int] = {}
-            for item in group:
-                active[item.mark] = _fill(feeds, item, kind, np.random.default_rng([seed, 7]))
-            outputs = session.run(feeds).outputs
-            for item in group:
-                _judge(item, kind, outputs, active[item.mark])
-        exact = [item for item in group if item.exact and not _picks_otherwise(item.window)]
-    if exact:
-        with runtime.load(_joined(exact)) as session:
-            feeds = {}
-            for item in exact:
-                _fill(feeds, item, "non-finite", np.random.default_rng([seed, 8]))
-            outputs = session.run(feeds).outputs
-            for item in exact:
-                _judge(item, "non-finite", outputs, 0)
+    computing = [item for item in group if not item.exact]
+    if computing:
+        with runtime.load(_joined(computing)) as session:
+            for kind in ("normal", "mixed", "zeros", "probes", "columns"):
+                if kind != "columns" or any(_is_sampled(item) for item in computing):
+                    _run_on(kind, computing, computing, session, seed)
+    moving = [item for item in group if item.exact]
+    if moving:
+        # elements that only move do so whatever they are, once no two are the same
+        strict = [item for item in moving if not _picks_otherwise(item.window)]
+        with runtime.load(_joined(moving)) as session:
+            _run_on("normal", moving, moving, session, seed)
+            if strict:
+                _run_on("non-finite", moving, strict, session, seed)
+
+
+def _run_on(
+    kind: str,
+    fed: Sequence[_Prepared],
+    judged: Sequence[_Prepared],
+    session: Session,
+    seed: int,
+) -> None:
+    number = 8 if kind == "non-finite" else 7
+    feeds: dict[str, Array] = {}
+    active = {
+        item.mark: _fill(feeds, item, kind, np.random.default_rng([seed, number])) for item in fed
+    }
+    outputs = session.run(feeds).outputs
+    for item in judged:
+        _judge(item, kind, outputs, active[item.mark])
 
 
 def _joined(group: Sequence[_Prepared]) -> onnx.ModelProto:

@@ -64,12 +64,6 @@ def test_a_model_is_equal_to_itself_on_several_feeds() -> None:
     assert all(c.error == 0 and c.noise_floor and c.ok for c in verdict.comparisons)
 
 
-def test_quick_is_the_first_feed_only() -> None:
-    with Validator(convnet()) as validator:
-        verdict = validator.check(convnet(folded=True), quick=True)
-    assert [c.feed for c in verdict.comparisons] == ["normal, N=1, H=64, W=64"]
-
-
 def test_two_validators_say_the_same_to_the_bit() -> None:
     one, two = (check(convnet(), convnet(folded=True)) for _ in range(2))
     assert one == two
