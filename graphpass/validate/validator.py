@@ -27,6 +27,10 @@ from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, i
 from graphpass.window import Window, WindowVerdict
 from graphpass.wire import read_skeleton
 
+# ONNX Runtime holds the weights of a file four times while it reads and optimizes it. Those of
+# a larger one it reads, and then optimizes the same weights as external data, held twice.
+_LARGE_FILE_BYTES = 128 << 20
+
 __all__ = ["Latency", "Validator", "Verdict"]
 
 
@@ -169,7 +173,11 @@ class Validator(Closing):
         point = points[0]
         feed = replace(point.feed, name=f"{point.feed.name}, default optimization")
         try:
-            with self._runtime.load(candidate, point.provider, "all") as session:
+            source: Path | onnx.ModelProto = candidate
+            if candidate.stat().st_size > _LARGE_FILE_BYTES:
+                self._runtime.load(candidate, point.provider).close()
+                source = skeleton
+            with self._runtime.load(source, point.provider, "all") as session:
                 outputs = self._outputs(session, point)
         except RunError:
             outputs = None
