@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from graphpass.ir import Node as Node
     from graphpass.ir import Tensor as Tensor
     from graphpass.ir import Variable as Variable
+    from graphpass.many.report import ManyReport as ManyReport
+    from graphpass.many.run import optimize_many as optimize_many
     from graphpass.model import Model as Model
     from graphpass.pattern import Op as Op
     from graphpass.pattern import any_ as any_
@@ -76,6 +78,8 @@ _HOMES = {
         "static_shape",
     ),
     "graphpass.ir": ("Constant", "Graph", "Node", "Tensor", "Variable"),
+    "graphpass.many.report": ("ManyReport",),
+    "graphpass.many.run": ("optimize_many",),
     "graphpass.model": ("Model",),
     "graphpass.pattern": ("Op", "any_", "const", "either", "optional"),
     "graphpass.rule": ("Pass", "Rule"),

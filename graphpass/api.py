@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from graphpass import remote
 from graphpass.closing import Closing
 from graphpass.errors import DifferenceError, OutputError
 from graphpass.gate import Gate
@@ -81,7 +82,7 @@ def optimize(
     """Run passes over a model and check the result of each against the original.
 
     Args:
-        model: a file, the bytes of one, a ModelProto (which stays as it is) or a `Model`.
+        model: a file or URL, the bytes of one, a ModelProto (which stays as it is) or a `Model`.
         passes: the name of a pipeline, a list such as `"clean-up,fold-batchnorm"`, `Pass`
             objects, or None for the default pipeline.
         skip: names of passes to leave out.
@@ -221,8 +222,11 @@ class Result(Closing):
         `external_data`: "never": all in one file; "always": weights in a file of their own;
         "auto": as the input had it, or where 2 GiB are not enough. Raises `OutputError` where it
         cannot be written, `DifferenceError` where the file is not what was checked; then nothing
-        is changed at `path`.
+        is changed at `path`. Of what goes to a URL, names are returned in place of paths.
         """
+        if isinstance(path, str) and remote.is_url(path):
+            return self._upload(path, external_data)
+        path = remote.local(path)
         start = time.perf_counter()
         self._progress("writing", 0.9)
         if external_data == "auto" and self._lost_external_data():
@@ -231,11 +235,20 @@ class Result(Closing):
             self._check(staged.path)
             written = staged.commit()
         self._delivered([file_facts(file.path) for file in written.files], start)
+        self._note_superseded(written)
+        return written
+
+    def _upload(self, url: str, external_data: ExternalData) -> WrittenFiles:
+        with remote.delivery(url) as delivery:
+            published = delivery.publish(self.save(delivery.path, external_data=external_data))
+        self._note_superseded(published)
+        return published
+
+    def _note_superseded(self, written: WrittenFiles) -> None:
         self.report.warnings.extend(
             f"the old data file {left} was left: another model may need it"
             for left in written.superseded
         )
-        return written
 
     def write(self, stream: IO[bytes]) -> int:
         """Write the model as one file to a stream, checked first; return its size in bytes.
@@ -364,7 +377,7 @@ def _files(source: Source, loaded: Model) -> list[FileFacts]:
     if isinstance(source, bytes):
         return [bytes_facts(source)]
     if isinstance(source, (str, os.PathLike)):
-        return input_files(loaded.proto, Path(source))
+        return input_files(loaded.proto, loaded.source or Path(source))
     return []
 
 

@@ -2,7 +2,8 @@
 
 Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable model;
 4 ONNX Runtime cannot run it, so that nothing could be validated; 5 the output could not be
-written; 70 a bug; 130 interrupted.
+written; 70 a bug; 71 the process that did it died twice; 130 interrupted. Of many models, the
+highest of theirs.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphpass import remote
 from graphpass.commands.dense import convolutionalize, heatmap
+from graphpass.commands.many import MANY
 from graphpass.commands.options import PASSES, VALIDATION, which
 from graphpass.commands.proof import bisect
 from graphpass.errors import (
+    BUG_EXIT_CODE,
     DifferenceError,
     GraphpassError,
     OutputError,
     RuntimeUnavailableError,
     UsageError,
+    bug,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +37,6 @@ if TYPE_CHECKING:
 
     from graphpass.report import Check, Report
 
-_BUG_EXIT_CODE = 70
 _INTERRUPTED_EXIT_CODE = 130
 _REPORT_SUFFIXES = (".json", ".md", ".xml")
 
@@ -61,9 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("GRAPHPASS_DEBUG"):
             raise
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        ask = "please report it, with what GRAPHPASS_DEBUG=1 shows"
-        return _fail(f"this is a bug in graphpass ({what}); {ask}", _BUG_EXIT_CODE)
+        return _fail(bug(error), BUG_EXIT_CODE)
     return code if isinstance(code, int) else 0
 
 
@@ -79,7 +81,8 @@ def commands() -> None:
 
     Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable
     model; 4 ONNX Runtime cannot run the model, so that nothing could be validated; 5 the output
-    could not be written.
+    could not be written. Of many models (--out-dir), the highest of theirs; 71 where the process
+    that did one died twice.
     """
 
 
@@ -96,9 +99,10 @@ def _reports(
 
 
 @commands.command()
-@click.argument("model")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("-o", "--output", metavar="FILE", help="Default: MODEL.opt.onnx beside it.")
 @click.option("--in-place", is_flag=True, help="Replace the input, in one step.")
+@MANY
 @PASSES
 @VALIDATION
 @click.option("--no-validate", is_flag=True, help="Do not run the model at all.")
@@ -131,10 +135,16 @@ def _reports(
     help="Write two small models, inputs and a failing test for each rewrite that is undone.",
 )
 @click.option("--no-latency", is_flag=True, help="Do not measure how long the model takes.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of ONNX Runtime.  [default: all CPUs, or their share; 1 on a cluster]",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every rewrite and refusal.")
 def optimize(
-    model: str,
+    models: tuple[str, ...],
     output: str | None,
     in_place: bool,
     passes: str | None,
@@ -146,31 +156,50 @@ def optimize(
     no_latency: bool,
     quiet: bool,
     verbose: bool,
+    out_dir: str | None,
+    jobs: int | None,
+    scheduler: str | None,
+    force: bool,
     **options: Any,
-) -> None:
-    """Rewrite MODEL and write the result; `-` is standard input or output."""
+) -> int:
+    """Rewrite MODEL and write the result; `-` is standard input or output.
+
+    With --out-dir, any number of files, folders (every .onnx file below them) and URLs: what
+    fails stops nothing else, and a run that is started again does only what is left to do.
+    """
+    options["validate"] = not no_validate
+    options["latency"] = not no_latency and not (quiet and not reports)
+    saving = {"external_data": external_data}
+    if out_dir is not None:
+        if output is not None or in_place:
+            raise UsageError("give either --out-dir or one of --output and --in-place")
+        from graphpass.commands import many
+
+        options |= {"jobs": jobs, "scheduler": scheduler, "force": force, **saving}
+        options |= {"reproducers": reproducers, "quiet": quiet, "verbose": verbose}
+        chosen = which(passes, pipeline)
+        return many.optimize(models, out_dir, chosen, reports, _console(), **options)
+    for name, given in (("--jobs", jobs), ("--scheduler", scheduler), ("--force", force)):
+        if given:
+            raise UsageError(f"{name} is for many models and goes with --out-dir")
+    if len(models) > 1:
+        raise UsageError(f"{len(models)} models need --out-dir, a folder for their results")
+    (model,) = models
     target = _target(model, output, in_place)
     _refuse_overwriting(model, target, reports)
     if target is None and external_data == "always":
         raise UsageError("a model on standard output has no file beside it for its weights")
     from graphpass import api
 
-    source = sys.stdin.buffer.read() if model == "-" else Path(model)
+    source = sys.stdin.buffer.read() if model == "-" else _place(model)
     try:
         with _progress(quiet) as progress:
-            result = api.optimize(
-                source,
-                which(passes, pipeline),
-                validate=not no_validate,
-                latency=not no_latency and not (quiet and not reports),
-                progress=progress,
-                **options,
-            )
+            result = api.optimize(source, which(passes, pipeline), progress=progress, **options)
             with result:
                 if target is None:
                     result.write(sys.stdout.buffer)
                 else:
-                    result.save(target, external_data=external_data)
+                    result.save(target, **saving)
     except DifferenceError as error:
         if error.report is not None:
             _write_reports(error.report, reports)
@@ -187,10 +216,16 @@ def optimize(
         title = f"{'standard input' if model == '-' else model} → {target or 'standard output'}"
         console = _console(stderr=target is None)
         terminal(result.report, console, title=title, verbose=verbose)
+    return 0
 
 
-def _target(model: str, output: str | None, in_place: bool) -> Path | None:
-    """Return the file to write, None for standard output."""
+def _place(text: str) -> Path | str:
+    """Return a path, or a URL as it is."""
+    return text if remote.is_url(text) else remote.local(text)
+
+
+def _target(model: str, output: str | None, in_place: bool) -> Path | str | None:
+    """Return the file or URL to write, None for standard output."""
     if in_place and output is not None:
         raise UsageError("give either --output or --in-place")
     if in_place and model == "-":
@@ -199,12 +234,19 @@ def _target(model: str, output: str | None, in_place: bool) -> Path | None:
         if sys.stdout.isatty():
             raise UsageError("a model is not written to a terminal: give -o FILE")
         return None
+    if remote.is_url(model) and output is None:
+        what = "is not replaced in place" if in_place else "has no folder for a result"
+        raise UsageError(f"what is at a URL {what}: give -o")
     if in_place:
-        return Path(os.path.realpath(model))  # the file itself, where `model` is a link to it
-    target = Path(output) if output is not None else _beside(Path(model))
+        return Path(os.path.realpath(remote.local(model)))  # the file, where `model` is a link
+    if output is not None and remote.is_url(output):
+        if output == model:
+            raise UsageError(f"{output} is the input: give another -o")
+        return output
+    target = remote.local(output) if output is not None else _beside(remote.local(model))
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
-    if model != "-" and _same_file(target, Path(model)):
+    if model != "-" and _same_file(target, remote.local(model)):
         raise UsageError(f"{target} is the input: --in-place replaces it")
     return target
 
@@ -221,7 +263,7 @@ def _same_file(one: Path, other: Path) -> bool:
         return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _refuse_overwriting(model: str, target: Path | None, reports: Iterable[Path]) -> None:
+def _refuse_overwriting(model: str, target: Path | str | None, reports: Iterable[Path]) -> None:
     for report in reports:
         if not report.parent.is_dir():
             raise OutputError(f"cannot write {report}: there is no folder {report.parent}")
@@ -238,20 +280,10 @@ def _write_reproducers(report: Report, folder: Path | None) -> None:
 
 def _write_reports(report: Report, paths: Iterable[Path]) -> None:
     from graphpass.render import render
+    from graphpass.storage.text import write_text
 
     for path in paths:
-        _write_text(path, render(report, path))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+        write_text(path, render(report, path))
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -307,7 +339,7 @@ def compare(
 
     with _progress(quiet) as progress:
         progress("comparing", 0.1)
-        check = api.compare(Path(original), Path(candidate), **options)
+        check = api.compare(_place(original), _place(candidate), **options)
     if check.status == "not comparable":
         return _fail(f"nothing can be compared: {check.reason}", 4)
     if not quiet:
@@ -358,7 +390,7 @@ def inspect(
     from graphpass.model import Model
     from graphpass.registry import without
 
-    source = sys.stdin.buffer.read() if model == "-" else Path(model)
+    source = sys.stdin.buffer.read() if model == "-" else _place(model)
     steps = without(which(passes, pipeline), skip)
     loaded = Model.load(source, allow_external=allow_external)
     found = inspection.inspect(loaded, steps)

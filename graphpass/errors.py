@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+BUG_EXIT_CODE = 70
+CRASH_EXIT_CODE = 71
+
 
 class GraphpassError(Exception):
     """Base of every error that is the user's to read; `exit_code` is what the command ends with."""
@@ -52,3 +55,10 @@ class DifferenceError(GraphpassError):
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+def bug(error: Exception) -> str:
+    """Return one sentence on an error that nobody raised on purpose."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    ask = "please report it, with what GRAPHPASS_DEBUG=1 shows"
+    return f"this is a bug in graphpass ({what}); {ask}"

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphpass import wire
+from graphpass import remote, wire
 from graphpass.envelope import Writer, read_function, read_graph
 from graphpass.errors import ModelError
 from graphpass.ir import Constant, Function, Graph, Node, Variable
@@ -49,7 +49,7 @@ class Model:
         *,
         allow_external: Sequence[Path] = (),
     ) -> Model:
-        """Read a model file, the bytes of one, or take a ModelProto (which stays as it is).
+        """Read a model file or URL, the bytes of one, or take a ModelProto (which stays as it is).
 
         `allow_external`: further folders that external data may lie in. Raises `ModelError`
         with one sentence where there is no usable model.
@@ -63,7 +63,13 @@ class Model:
             return cls(wire.read_skeleton(path, allow_external=allow_external), spool, None)
         if isinstance(source, onnx.ModelProto):
             return cls(spool.detach(source), spool, None)
-        path = Path(source)
+        if isinstance(source, str) and remote.is_url(source):
+            folder = spool.folder / "input"
+            folder.mkdir()
+            with remote.as_if_at(source, folder):
+                path = remote.fetch(source, folder)
+                return cls(wire.read_skeleton(path), spool, path)
+        path = remote.local(source)
         return cls(wire.read_skeleton(path, allow_external=allow_external), spool, path)
 
     # ------------------------------------------------------------------------------ the graph

@@ -243,11 +243,11 @@ def markdown(report: Report) -> str:
     """Return the report as Markdown, for a pull request."""
     names = [facts.files[0].name if facts.files else "" for facts in (report.input, report.output)]
     lines = ["## graphpass: " + " → ".join(f"`{name}`" for name in names if name), ""]
-    lines += _markdown_table(_OVERVIEW, overview(report))
-    lines += _markdown_table(_PASSES, passes(report))
+    lines += markdown_table(_OVERVIEW, overview(report))
+    lines += markdown_table(_PASSES, passes(report))
     lines += [f"- {line}" for line in remarks(report)]
-    lines += _folded("outputs", _markdown_table(_OUTPUTS, outputs(report)))
-    lines += _folded("rewrites", _markdown_table(_REWRITES, rewrites(report)))
+    lines += _folded("outputs", markdown_table(_OUTPUTS, outputs(report)))
+    lines += _folded("rewrites", markdown_table(_REWRITES, rewrites(report)))
     refused = list(refusals(report))
     if refused:
         lines += ["", f"<details><summary>{len(refused)} refusals</summary>", ""]
@@ -264,7 +264,8 @@ def _folded(name: str, table: list[str]) -> list[str]:
     return ["", f"<details><summary>{count} {name}</summary>", "", *table, "</details>"]
 
 
-def _markdown_table(header: Row, rows: Iterator[Row]) -> list[str]:
+def markdown_table(header: Row, rows: Iterator[Row]) -> list[str]:
+    """Return the lines of a table, and an empty one."""
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     lines += [f"| {' | '.join(cell.strip().replace('|', '/') for cell in row)} |" for row in rows]
     return [*lines, ""]
@@ -301,9 +302,9 @@ def _case(suite: Any, name: str, seconds: float) -> Any:
 
 
 def _outcome(case: Any, kind: str, message: str, text: str = "") -> None:
-    ElementTree.SubElement(case, kind, message=_xml_safe(message)).text = _xml_safe(text) or None
+    ElementTree.SubElement(case, kind, message=xml_safe(message)).text = xml_safe(text) or None
 
 
-def _xml_safe(text: str) -> str:
+def xml_safe(text: str) -> str:
     """Replace what XML cannot hold: node names are arbitrary."""
     return "".join(c if c in "\t\n" or ord(c) >= 32 else "�" for c in text)

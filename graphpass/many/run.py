@@ -1,0 +1,127 @@
+"""`graphpass.optimize_many`: `optimize` for many models, here or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from graphpass import remote
+from graphpass.api import Result, optimize
+from graphpass.errors import UsageError
+from graphpass.many import cluster, local
+from graphpass.many.plan import Item, Place, folder_of, make_folders, place_of, plan
+from graphpass.many.record import FOLDER
+from graphpass.many.report import ManyReport
+from graphpass.many.task import Outcome, Task, make
+from graphpass.many.watch import Watch
+from graphpass.registry import without
+from graphpass.report import plain
+from graphpass.validate.runtime import available_cpus
+
+# what a process of its own cannot be given: the model, and what is a function
+_NOT_OPTIONS = {"model", "passes", "progress"}
+_SAVING = set(inspect.signature(Result.save).parameters) - {"self", "path"}
+_OPTIONS = set(inspect.signature(optimize).parameters) - _NOT_OPTIONS
+
+
+def optimize_many(
+    models: Iterable[Place],
+    out_dir: Place,
+    passes: str | None = None,
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    resume: bool = True,
+    reproducers: Place | None = None,
+    watch: Watch | None = None,
+    **options: Any,
+) -> ManyReport:
+    """Optimize models into a folder, each in a process of its own; what fails stops nothing else.
+
+    Args:
+        models: files, folders (every .onnx file below, structure kept) or URLs.
+        out_dir: the folder that results go to, under the names of their models.
+        passes: the name of a pipeline or a list such as `"clean-up,fold-batchnorm"`.
+        jobs: how many at a time; each gets its share of the processors, unless `threads` is given.
+        scheduler: address of a Dask scheduler whose workers are to do it, one thread each unless
+            `threads` is given; all machines must see the same files under the same paths.
+        resume: leave out what a former run has done, where the model with its data, the options,
+            the versions of graphpass and ONNX Runtime, and the result are what they were.
+        reproducers: a folder for the rewrites that are undone.
+        watch: is told how it goes.
+        options: those of `optimize` and of `Result.save`, as far as they are text and numbers.
+
+    Models at `memory://` exist in this process only and are done in it, one after another.
+
+    Raises:
+        UsageError: what cannot be done for any of the models.
+        OutputError: there can be no such folder.
+    """
+    start = time.perf_counter()
+    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if unknown := options.keys() - _OPTIONS - _SAVING:
+        raise TypeError(f"optimize_many has no argument {sorted(unknown)[0]!r}")
+    without(passes, options.get("skip", ()))
+    folder = folder_of(out_dir)
+    if remote.is_url(folder):
+        remote.require(folder)
+    items = plan(list(models), folder)
+    in_memory = any("memory" in remote.protocols(place) for place in (folder, *_urls(items)))
+    if in_memory and scheduler is not None:
+        raise UsageError("memory:// is the memory of this process, which no worker sees")
+    make_folders(items, folder, FOLDER)
+    cpus = available_cpus()
+    threads = 1 if scheduler is not None else max(1, cpus // min(jobs, len(items) or 1))
+    given = {**_absolute(options), "passes": passes}
+    given["threads"] = given.get("threads") or threads
+    told = plain({name: given[name] for name in given if name not in _SAVING})
+    saving = {name: given[name] for name in given if name in _SAVING}
+    kept = None if reproducers is None else str(Path(reproducers).absolute())
+    tasks = [make(item, folder, told, saving, kept, resume) for item in items]
+    watch = watch or Watch()
+    watch.planned(len(tasks))
+    outcomes: dict[str, Outcome] = {}
+    if scheduler is not None:
+        running = cluster.run(tasks, scheduler, watch.progress)
+    elif in_memory:
+        running = local.inline(tasks, watch.progress)
+    else:
+        running = local.run(tasks, jobs, watch.progress)
+    with contextlib.closing(running):
+        for outcome in running:
+            outcomes[outcome.output] = outcome
+            watch.finished(outcome)
+    return ManyReport(
+        _in_order(tasks, outcomes),
+        folder=folder,
+        jobs=0 if scheduler is not None else jobs,
+        scheduler=scheduler,
+        started_at=started_at,
+        total_s=time.perf_counter() - start,
+    )
+
+
+def _urls(items: Iterable[Item]) -> list[str]:
+    return [item.source for item in items if remote.is_url(item.source)]
+
+
+def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with paths that mean the same in any working directory."""
+    told = dict(options)
+    inputs = told.get("inputs")
+    if isinstance(inputs, Mapping):
+        raise UsageError("arrays cannot be given to many processes: give a file with inputs")
+    if inputs is not None:
+        told["inputs"] = str(Path(inputs).absolute())
+    told["allow_external"] = [str(Path(path).absolute()) for path in told.get("allow_external", ())]
+    return told
+
+
+def _in_order(tasks: Sequence[Task], outcomes: Mapping[str, Outcome]) -> list[Outcome]:
+    """Return outcomes in the order in which their models were given."""
+    return [outcomes[place_of(task["folder"], task["name"])] for task in tasks]
