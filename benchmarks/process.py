@@ -31,12 +31,16 @@ class Usage:
     error: str | None
 
 
-def measure(command: Sequence[str], timeout_s: float) -> Usage:
-    """Run a command to its end (or kill it and its children after the time limit)."""
+def measure(command: Sequence[str], timeout_s: float, *, memory_mib: int | None = None) -> Usage:
+    """Run a command to its end (or kill it and its children after the time limit).
+
+    `memory_mib`: of private memory that each of its processes may ask for.
+    """
+    limited = ["prlimit", f"--data={memory_mib << 20}", *command] if memory_mib else command
     with tempfile.TemporaryFile() as stderr:
         start = time.perf_counter()
         child = subprocess.Popen(
-            command,
+            limited,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
