@@ -136,9 +136,7 @@ class _Reader:
                 proto=proto,
                 parse=_attribute_parser(proto),
             )
-            if any(
-                a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in proto.attribute
-            ):
+            if proto.attribute and _holds_bodies(proto):
                 node._parse = _attribute_parser(proto, self._bodies(proto, typed, graph, names))
                 _ = node.attrs  # bodies capture tensors: their readers must be known at once
             graph.nodes.append(node)
@@ -162,6 +160,10 @@ class _Reader:
                     )
                 ]
         return bodies
+
+
+def _holds_bodies(proto: onnx.NodeProto) -> bool:
+    return any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in proto.attribute)
 
 
 class _Scope(dict[str, "Tensor"]):
@@ -195,6 +197,7 @@ def _variable(name: str, types: Types) -> Variable:
 def _types(inferred: onnx.GraphProto, declared: onnx.GraphProto) -> Types:
     """Types by name; inference wins, since value_info in the wild is often stale."""
     types: dict[str, tuple[Any, list[int | str | None] | None]] = {}
+    parsed: dict[bytes, tuple[Any, list[int | str | None] | None]] = {}  # most types come often
     for source in (
         declared.value_info,
         declared.output,
@@ -203,16 +206,27 @@ def _types(inferred: onnx.GraphProto, declared: onnx.GraphProto) -> Types:
         declared.input,
     ):
         for value in source:
-            dtype, shape = value_type(value.type)
-            known_dtype, known_shape = types.get(value.name, (None, None))
-            if shape is None:
-                shape = known_shape
-            elif known_shape is not None and len(known_shape) == len(shape):
-                shape = [
-                    old if new is None else new for new, old in zip(shape, known_shape, strict=True)
-                ]
-            types[value.name] = (known_dtype if dtype is None else dtype, shape)
+            content = value.type.SerializeToString()
+            if content not in parsed:
+                parsed[content] = value_type(value.type)
+            name, found = value.name, parsed[content]
+            known = types.get(name)
+            types[name] = found if known is None else _merged(found, known)
     return types
+
+
+def _merged(
+    found: tuple[Any, list[int | str | None] | None],
+    known: tuple[Any, list[int | str | None] | None],
+) -> tuple[Any, list[int | str | None] | None]:
+    """Fill in from `known` what is open in `found`."""
+    dtype, shape = found
+    known_dtype, known_shape = known
+    if shape is None:
+        shape = known_shape
+    elif known_shape is not None and len(known_shape) == len(shape):
+        shape = [old if new is None else new for new, old in zip(shape, known_shape, strict=True)]
+    return known_dtype if dtype is None else dtype, shape
 
 
 def value_type(type_proto: onnx.TypeProto) -> tuple[Any, list[int | str | None] | None]:
@@ -426,7 +440,8 @@ class Writer:
         if self.initializers_are_inputs:
             self._write_initializer_inputs(graph, proto, set(order), input_names, tensors)
         if len(tensors) == len(proto.initializer) and all(
-            a is b for a, b in zip(tensors, proto.initializer, strict=True)
+            a is b and a.name == name  # a tensor may have been handed on to another initializer
+            for a, b, name in zip(tensors, proto.initializer, order, strict=True)
         ):
             return
         held = onnx.GraphProto()

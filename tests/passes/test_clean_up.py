@@ -401,6 +401,12 @@ def test_a_weight_is_folded_as_a_whole_even_where_a_step_is_larger() -> None:
     )
 
 
+def test_the_only_weight_is_handed_on_under_another_name() -> None:
+    text = "(float[4] x) => (float[4] y, float[4] z) { v = Cast<to=1>(w) y = Neg(x) z = Relu(v) }"
+    result = becomes(text, "Neg Relu", w=np.arange(4, dtype=np.float32))
+    assert list(initializers(result)) == ["v"]
+
+
 def test_nothing_is_folded_that_would_make_the_file_larger() -> None:
     text = "(float[64,64] x) => (float[64,64] y) {e = Expand(w, s) y = Add(x, e)}"
     model = graph(text, w=np.float32(1), s=np.array([64, 64]))
