@@ -75,6 +75,7 @@ class Applied:
         return bool(self.rewrites or self.notes)
 
 
+@collection_paused()
 def apply(
     step: Pass,
     model: Model,
@@ -106,9 +107,8 @@ def apply(
             model.reread()  # a rewrite may have made a shape known that lets another rule fit
             del applied.refusals[noted:]
         done = len(applied.rewrites)
-        run = _Run(step, model, applied, limit, quarantine, windows, first_number, progress)
-        with collection_paused():
-            run.to_fixpoint()
+        # not held beyond this line: it has the graph, which reading again lets go of
+        _Run(step, model, applied, limit, quarantine, windows, first_number, progress).to_fixpoint()
         if len(applied.rewrites) > done:
             model.touch()
         model.sync()
@@ -143,7 +143,7 @@ class _Run:
         self.sweeps = step.sweeps
         self.depth = max((_depth(rule.pattern) for rule in step.rules), default=0)
         self.scopes = model.scopes()
-        self.surgeon = Surgeon(model.store, model.names, model.proto.ir_version)
+        self.surgeon = Surgeon(model.store, lambda: model.names, model.proto.ir_version)
         self.waiting: deque[Node] = deque()
         self.queued: set[int] = set()
         self.refused: dict[tuple[int, str], tuple[Node, Refusal]] = {}
@@ -198,8 +198,9 @@ class _Run:
 
     def _visit(self, node: Node) -> None:
         for rule in self.by_root.get(operator(node), ()):
-            self.refused.pop((id(node), rule.name), None)
-            if (rule.name, node.outputs[0].name) in self.quarantine:
+            if self.refused:
+                self.refused.pop((id(node), rule.name), None)
+            if self.quarantine and (rule.name, node.outputs[0].name) in self.quarantine:
                 continue
             found = match(rule.pattern, node)
             if found is not None and self._try(rule, found):

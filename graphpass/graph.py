@@ -39,9 +39,13 @@ def has_effects(node: Node) -> bool:
 
 def is_unread(node: Node) -> bool:
     """Whether nothing changes without `node`."""
-    named = [tensor for tensor in node.outputs if tensor.name]
-    used = any(tensor.outputs or is_output(tensor) for tensor in named)
-    return bool(named) and not used and not has_effects(node)
+    named = False
+    for tensor in node.outputs:
+        if tensor.name:
+            if tensor.outputs or is_output(tensor):
+                return False
+            named = True
+    return named and not has_effects(node)
 
 
 def require(condition: object, reason: str) -> None:

@@ -37,7 +37,9 @@ class Model:
         self._proto = proto
         self._spool = spool
         self._graph: Graph | None = None
-        self._may_differ = False  # from what `proto` says
+        self._is_lent = False  # somebody outside has the graph and may change it at any time
+        self._is_written = True  # whether `proto` says what the graph does
+        self._is_as_read = True  # whether the graph is what reading `proto` would give
         self._functions: list[Function] = []
         self._names: set[str] | None = None
         self.source = source
@@ -83,14 +85,14 @@ class Model:
     def graph(self) -> Graph:
         """The main graph, for anyone to rewrite."""
         graph = self._built()
-        self._may_differ = True  # whoever has it may change it at any time
+        self._is_lent = True
         return graph
 
     def _built(self) -> Graph:
         if self._graph is None:
-            self._may_differ = False
             with collection_paused():
                 self._graph = self._read()
+            self._is_lent, self._is_written, self._is_as_read = False, True, True
         return self._graph
 
     @property
@@ -101,7 +103,7 @@ class Model:
 
     def touch(self) -> None:
         """Say that the graph was changed through `scopes`, so that `sync` has something to do."""
-        self._may_differ = True
+        self._is_written = self._is_as_read = False
 
     @property
     def opsets(self) -> dict[str, int]:
@@ -147,7 +149,7 @@ class Model:
 
     def sync(self) -> None:
         """Write what passes changed into `proto`."""
-        if self._graph is None or not self._may_differ:
+        if self._graph is None or (self._is_written and not self._is_lent):
             return
         old_ir = self._proto.ir_version < _CONSTANT_INITIALIZERS_BELOW
         writer = Writer(self.store, initializers_are_inputs=old_ir)
@@ -155,6 +157,7 @@ class Model:
             writer.write(self._graph)
             for function in self._functions:
                 writer.write(function)
+        self._is_written = True
 
     def adopt(self) -> None:
         """Take in nodes and tensors that a pass made with onnx-graphsurgeon's own classes."""
@@ -186,7 +189,7 @@ class Model:
                 write_type(listed.get(tensor.name) or values.add(name=tensor.name), tensor)
         had_shapes = bool(proto.value_info)
         del proto.value_info[:]
-        self._graph, self._functions = None, []
+        self._drop_graph()
         if had_shapes:
             proto.value_info.extend(infer_shapes(self._proto).graph.value_info)
 
@@ -202,16 +205,27 @@ class Model:
     def reread(self) -> None:
         """Build the graph anew, with shapes inferred from what the model is now."""
         self.sync()
-        self._graph = None
-        self._functions = []
+        self._drop_graph()
+
+    def refresh(self) -> None:
+        """Be as if just loaded: shapes are inferred anew, and names of what is gone are free."""
+        self.sync()
+        self._names = None
+        if self._is_lent or not self._is_as_read:
+            self._drop_graph()
 
     def restore(self, proto: onnx.ModelProto) -> None:
         """Go back to a skeleton that was copied earlier."""
         self._proto = onnx.ModelProto()
         self._proto.CopyFrom(proto)
-        self._graph = None
-        self._functions = []
         self._names = None
+        self._drop_graph()
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None and not self._is_lent:
+            for graph in (self._graph, *self._functions):
+                graph.dissolve()
+        self._graph, self._functions = None, []
 
     def to_proto(self) -> onnx.ModelProto:
         """Return an ordinary ModelProto with every weight in it."""
@@ -221,13 +235,17 @@ class Model:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Pause the garbage collector: walking a graph as it grows is quadratic, and finds nothing."""
+    """Pause the garbage collector, which would walk the graph again and again and find nothing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():
+                # what is alive now lives on: count it as old, or it is walked as soon as we go on
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

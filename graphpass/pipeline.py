@@ -54,6 +54,7 @@ class _State:
     interface_may_change: bool = False
     quarantine: set[tuple[str, str]] = field(default_factory=set)
     over: bool = False  # it was undone as a whole and is not run again
+    settled_at: int = -1  # the version of the model that it has nothing more to do on
 
     @classmethod
     def of(cls, step: Pass) -> _State:
@@ -96,6 +97,7 @@ class Pipeline:
         self.stages: list[tuple[str, onnx.ModelProto]] = [("", _copy(model.proto))]
         self._states = [_State.of(step) for step in steps]
         self._unchecked: list[_State] = []  # passes that were kept since the last check
+        self._version = 0  # of the model: how often a pass changed it
         self._careful = False  # whether each pass is checked before the next one begins
 
     @property
@@ -120,7 +122,7 @@ class Pipeline:
         while not self.settled and self.rounds < MAX_ROUNDS:
             if self.rounds:
                 # as the next run on what is delivered will see it, inferred shapes included
-                self.model.restore(self.model.proto)
+                self.model.refresh()
             self.rounds += 1
             changed = [self._run(index, state) for index, state in enumerate(self._states)]
             self.settled = not any(changed)
@@ -162,7 +164,7 @@ class Pipeline:
     def _run(self, index: int, state: _State) -> bool:
         """Run one pass; return whether it changed the model."""
         left = self._rewrites_left()
-        if state.over or left == 0:
+        if state.over or left == 0 or state.settled_at == self._version:
             return False
         self.progress(state.step.name, (index + 0.1) / len(self._states))
         state.before = _copy(self.model.proto)
@@ -183,6 +185,7 @@ class Pipeline:
             applied = self._apply(state, left, windows=self.gate.validates or self.keep_windows)
             state.report.refusals = applied.refusals
             if not applied.rewrites and not self._changed_by_hand(state, applied):
+                state.settled_at = self._version
                 return False
             if wrong := self._wrong_windows(state, applied):
                 self._leave_out(state, wrong)
@@ -228,10 +231,14 @@ class Pipeline:
 
     def _changed_by_hand(self, state: _State, applied: Applied) -> bool:
         """Whether a pass changed the model in its own `run`, announced or not."""
+        if not state.by_hand:
+            return False
         return bool(applied.notes) or _bytes(self.model.proto) != _bytes(state.before)
 
     def _wrong_windows(self, state: _State, applied: Applied) -> list[Quarantined]:
         """Check each rewrite on its own; return those that do not equal what they replace."""
+        if not self.gate.validates:
+            return []
         start = time.perf_counter()
         verdicts = self.gate.check_windows([rewrite.window for rewrite in applied.rewrites])
         applied.rewrites[:] = [
@@ -273,7 +280,10 @@ class Pipeline:
         report = state.report
         report.outcome = "kept"
         if not self.keep_windows:
-            applied.rewrites[:] = [dataclasses.replace(r, window=None) for r in applied.rewrites]
+            applied.rewrites[:] = [
+                r if r.window is None else dataclasses.replace(r, window=None)
+                for r in applied.rewrites
+            ]
         report.rewrites.extend(applied.rewrites)
         report.notes.extend(applied.notes)
         if check is None:
@@ -282,6 +292,10 @@ class Pipeline:
             report.check = check
         self.interface_may_change = state.interface_may_change
         self.stages.append((report.name, _copy(self.model.proto)))
+        self._version += 1
+        whole = self.max_rewrites is None and not state.by_hand
+        if whole and not state.step.changes_interface:  # rules were applied until none fitted
+            state.settled_at = self._version
 
     def _undo(self, state: _State, reason: str) -> None:
         """Put the model back to before the pass. What it did in an earlier round was checked."""

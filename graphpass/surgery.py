@@ -46,7 +46,10 @@ class Surgeon:
     """Replaces matches by terms in every scope of one model."""
 
     def __init__(
-        self, store: Callable[[Array, str], onnx.TensorProto], names: set[str], ir_version: int
+        self,
+        store: Callable[[Array, str], onnx.TensorProto],
+        names: Callable[[], set[str]],
+        ir_version: int,
     ) -> None:
         """`names`: every name of a value or node in the model, which new ones must not meet."""
         self._store = store
@@ -59,6 +62,7 @@ class Surgeon:
         self._named: dict[int, set[str]] = {}
         # layers that shared a weight share what was made of it: the file must not grow by it
         self._made: dict[Content, Constant] = {}
+        self._numbers: dict[str, int] = {}  # by base of a made-up name: the last that was tried
 
     # ------------------------------------------------------------------ a term becomes nodes
 
@@ -160,11 +164,12 @@ class Surgeon:
 
     def fresh(self, base: str) -> str:
         """Return a name near `base` that nothing in the model has."""
-        name, count = base, 0
-        while name in self._names or not name:
-            count += 1
-            name = f"{base}_{count}"
-        self._names.add(name)
+        names = self._names()
+        name = base
+        while name in names or not name:
+            self._numbers[base] = self._numbers.get(base, 0) + 1
+            name = f"{base}_{self._numbers[base]}"
+        names.add(name)
         return name
 
     def _infer(self, node: Node) -> None:
@@ -208,10 +213,17 @@ class Surgeon:
         """
         root, graph = found.root, found.root.graph
         made = built.nodes[-1].outputs[0] if built.result is None else built.result
-        self._check_declared(root.outputs[0], made, graph)
+        is_stale = self._contradicts_declared(root.outputs[0], made)
+        name = root.outputs[0].name
+        again = self._replace(root, built) if built.result is None else self._forward(root, built)
         self._touched[id(graph)] = graph
-        if built.result is not None:
-            return self._forward(root, built)
+        if is_stale:
+            graph.stale.add(name)
+        return again
+
+    def _replace(self, root: Node, built: Built) -> list[Node]:
+        """The root's outputs become those of the last node that was built."""
+        graph: Graph = root.graph
         last = built.nodes[-1]
         old_inputs = list(root.inputs)
         outputs = list(root.outputs)
@@ -274,15 +286,14 @@ class Surgeon:
         return [node for node in again if id(node) not in self._dead]
 
     @staticmethod
-    def _check_declared(old: Tensor, new: Tensor, graph: Graph) -> None:
-        """Do not let a wrong declaration come to light, which the checker then stumbles over."""
-        if not _contradict(old.shape, new.shape):
-            return
-        if is_output(old):
+    def _contradicts_declared(old: Tensor, new: Tensor) -> bool:
+        """Whether a wrong declaration must go, lest it come to light: the checker stumbles then."""
+        wrong = _contradict(old.shape, new.shape)
+        if wrong and is_output(old):
             raise RefusedError(
                 f"output '{old.name}' is declared with shape {old.shape}, but has {new.shape}"
             )
-        graph.stale.add(old.name)
+        return wrong
 
     def _check_visible(self, tensor: Tensor, instead_of: Tensor, graph: Graph) -> None:
         """Refuse where a reader in a body would take the name of `tensor` for one of its own."""

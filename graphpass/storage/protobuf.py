@@ -126,17 +126,29 @@ def fields(source: Source, start: int, end: int) -> Iterator[Field]:
     Raises:
         MalformedError: a field is truncated, overlong, or of a kind that ONNX never uses.
     """
-    position = start
+    position = base = start
+    window, last = b"", -1
     while position < end:
-        window, index = source.window(position)
-        base = position - index
-        tag, index = _read_varint(window, index, base, longest=5)
+        index = position - base
+        if index > last:
+            window, index = source.window(position)
+            base, last = position - index, len(window) - _LONGEST_HEADER_BYTES
+        # nearly every tag and every other length is one byte, and a call for each takes long
+        if index <= last and window[index] < 0x80:
+            tag = window[index]
+            index += 1
+        else:
+            tag, index = _read_varint(window, index, base, longest=5)
         length_at = base + index
         number, wire_type = tag >> 3, tag & 7
         if number == 0 or tag > 0xFFFFFFFF:
             raise MalformedError(f"there is no valid field at byte {position}")
         if wire_type == LENGTH_DELIMITED:
-            length, index = _read_varint(window, index, base, longest=5)
+            if index <= last and window[index] < 0x80:
+                length = window[index]
+                index += 1
+            else:
+                length, index = _read_varint(window, index, base, longest=5)
             value = base + index
             stop = value + length
         elif wire_type == 0:
