@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -69,8 +70,8 @@ def optimize(
     from graphpass.storage.text import write_text
 
     _require_folders(reports, out_dir)
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # one sentence says it
-    with Board() if sys.stderr.isatty() and not quiet else Lines(quiet) as board:
+    watched = Board() if sys.stderr.isatty() and not quiet else Lines(quiet)
+    with _without_logs(), watched as board:
         report = optimize_many(
             models,
             out_dir,
@@ -86,6 +87,17 @@ def optimize(
     if not quiet:
         _show(report, console, verbose)
     return report.exit_code
+
+
+@contextlib.contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keep libraries from logging what one sentence will say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _require_folders(reports: Sequence[Path], out_dir: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Generator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,37 @@ _CONNECT_S = 10.0
 _VISIBLE_S = 5.0  # network file systems may show a new file late
 
 
-def run(tasks: Sequence[Task], address: str, tell: local.Tell) -> Generator[Outcome, None, None]:
-    """Yield outcomes as they come. Raises `UsageError` where there is no scheduler."""
-    client, as_completed = _connect(address)
-    with client:
-        futures = {_submit(client, task): task for task in tasks}
-        try:
-            if not client.scheduler_info()["workers"]:
-                tell("", f"{address} has no workers yet: waiting for one", 0.0)
-            for future in as_completed(futures):
-                yield _outcome(future, futures[future], address)
-        finally:
-            client.cancel(list(futures), force=True, reason="interrupted")
+def connect(address: str) -> Any:
+    """Return a client of the scheduler at an address. Raises `UsageError` where there is none."""
+    try:
+        import distributed
+    except ImportError:
+        message = "--scheduler needs pip install 'graphpass[distributed]'"
+        raise UsageError(message) from None
+    client: Any = distributed.Client
+    try:
+        return client(address, timeout=_CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"there is no Dask scheduler at {address}: {reason}") from None
+
+
+def run(
+    tasks: Sequence[Task], client: Any, address: str, tell: local.Tell
+) -> Generator[Outcome, None, None]:
+    """Yield outcomes as they come; what nobody waits for any more is not done."""
+    import distributed
+
+    in_order_of_completion: Any = distributed.as_completed
+
+    futures = {_submit(client, task): task for task in tasks}
+    try:
+        if not client.scheduler_info()["workers"]:
+            tell("", f"{address} has no workers yet: waiting for one", 0.0)
+        for future in in_order_of_completion(futures, loop=client.loop):
+            yield _outcome(future, futures[future], address)
+    finally:
+        client.cancel(list(futures), force=True)
 
 
 def on_worker(text: str) -> str:
@@ -52,21 +72,6 @@ def on_worker(text: str) -> str:
     if outcome.status == "failed":
         told["message"] = f"{outcome.message} {host}"
     return json.dumps(told)
-
-
-def _connect(address: str) -> tuple[Any, Any]:
-    try:
-        import distributed
-    except ImportError:
-        message = "--scheduler needs pip install 'graphpass[distributed]'"
-        raise UsageError(message) from None
-    try:
-        connect: Any = distributed.Client
-        client = connect(address, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"there is no Dask scheduler at {address}: {reason}") from None
-    return client, distributed.as_completed
 
 
 def _submit(client: Any, task: Task) -> Any:
@@ -99,10 +104,12 @@ def _outcome(future: Any, task: Task, address: str) -> Outcome:
     except ModuleNotFoundError as error:
         message = f"the workers of {address} cannot import graphpass: {error}"
         return failed(task, message, UsageError.exit_code)
-    except Exception as error:  # also CancelledError: the scheduler has gone
-        reason = f"{type(error).__name__} {' '.join(str(error).split())}"[:200].strip()
-        message = f"{address} was lost before this was done: {reason}"
+    except CancelledError:
+        message = f"the Dask scheduler at {address} was lost before this was done"
         return failed(task, message, CRASH_EXIT_CODE)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        return failed(task, f"a worker of {address} failed ({reason})", CRASH_EXIT_CODE)
     if outcome.status == "written" and not _is_here(outcome):
         message = (
             f"{outcome.output} was written by a worker, but is not here: paths need a file system"

@@ -44,7 +44,7 @@ def settings(options: Mapping[str, Any], saving: Mapping[str, Any]) -> dict[str,
             "plug_ins": dict(sorted(_plug_ins())),
             "pipeline": passes if passes in PIPELINES else None,
             "passes": [[step.name, dataclasses.asdict(step)] for step in steps],
-            "options": {k: options[k] for k in sorted(options) if k not in _WITHOUT_EFFECT},
+            "options": {k: options[k] for k in sorted(options) if _counts(k, options[k])},
             "inputs": None if inputs is None else list(_contents(Path(inputs))),
             "saving": dict(sorted(saving.items())),
         }
@@ -110,6 +110,11 @@ class Record:
         with contextlib.suppress(OSError, GraphpassError):
             return remote.sha256(place) if remote.is_url(place) else file_facts(Path(place)).sha256
         return None
+
+
+def _counts(name: str, value: Any) -> bool:
+    """Say whether an option has an effect on the result."""
+    return name not in _WITHOUT_EFFECT and value is not None and value not in ({}, [])
 
 
 def _contents(inputs: Path) -> Iterator[str]:

@@ -23,10 +23,14 @@ from graphpass.registry import without
 from graphpass.report import plain
 from graphpass.validate.runtime import available_cpus
 
-# what a process of its own cannot be given: the model, and what is a function
-_NOT_OPTIONS = {"model", "passes", "progress"}
 _SAVING = set(inspect.signature(Result.save).parameters) - {"self", "path"}
-_OPTIONS = set(inspect.signature(optimize).parameters) - _NOT_OPTIONS
+# defaults are spelled out, so that a record knows them for the same as what is given
+_DEFAULTS = {
+    name: parameter.default
+    for function in (optimize, Result.save)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if name not in ("self", "path", "model", "progress")
+}
 
 
 def optimize_many(
@@ -64,9 +68,10 @@ def optimize_many(
     """
     start = time.perf_counter()
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    if unknown := options.keys() - _OPTIONS - _SAVING:
+    if unknown := options.keys() - _DEFAULTS.keys():
         raise TypeError(f"optimize_many has no argument {sorted(unknown)[0]!r}")
-    without(passes, options.get("skip", ()))
+    options = {**_DEFAULTS, **options, "passes": passes or "default"}
+    without(options["passes"], options["skip"])
     folder = folder_of(out_dir)
     if remote.is_url(folder):
         remote.require(folder)
@@ -74,25 +79,22 @@ def optimize_many(
     in_memory = any("memory" in remote.protocols(place) for place in (folder, *_urls(items)))
     if in_memory and scheduler is not None:
         raise UsageError("memory:// is the memory of this process, which no worker sees")
-    make_folders(items, folder, FOLDER)
-    cpus = available_cpus()
-    threads = 1 if scheduler is not None else max(1, cpus // min(jobs, len(items) or 1))
-    given = {**_absolute(options), "passes": passes}
-    given["threads"] = given.get("threads") or threads
-    told = plain({name: given[name] for name in given if name not in _SAVING})
-    saving = {name: given[name] for name in given if name in _SAVING}
-    kept = None if reproducers is None else str(Path(reproducers).absolute())
-    tasks = [make(item, folder, told, saving, kept, resume) for item in items]
+    at_a_time = 1 if in_memory else min(jobs, len(items) or 1)
+    share = 1 if scheduler is not None else max(1, available_cpus() // at_a_time)
+    tasks = _tasks(items, folder, options, share, reproducers, resume)
     watch = watch or Watch()
     watch.planned(len(tasks))
     outcomes: dict[str, Outcome] = {}
-    if scheduler is not None:
-        running = cluster.run(tasks, scheduler, watch.progress)
-    elif in_memory:
-        running = local.inline(tasks, watch.progress)
-    else:
-        running = local.run(tasks, jobs, watch.progress)
-    with contextlib.closing(running):
+    with contextlib.ExitStack() as stack:
+        if scheduler is not None:
+            client = stack.enter_context(cluster.connect(scheduler))
+            running = cluster.run(tasks, client, scheduler, watch.progress)
+        elif in_memory:
+            running = local.inline(tasks, watch.progress)
+        else:
+            running = local.run(tasks, jobs, watch.progress)
+        make_folders(items, folder, FOLDER)
+        stack.enter_context(contextlib.closing(running))
         for outcome in running:
             outcomes[outcome.output] = outcome
             watch.finished(outcome)
@@ -106,6 +108,26 @@ def optimize_many(
     )
 
 
+def _tasks(
+    items: Iterable[Item],
+    folder: str,
+    options: Mapping[str, Any],
+    share: int,
+    reproducers: Place | None,
+    resume: bool,
+) -> list[Task]:
+    """Describe each model so that any process can do it.
+
+    `share`: how many threads each is to have, unless that is given.
+    """
+    given = _absolute(options)
+    given["threads"] = given["threads"] or share
+    told = plain({name: given[name] for name in given if name not in _SAVING})
+    saving = {name: given[name] for name in given if name in _SAVING}
+    kept = None if reproducers is None else str(Path(reproducers).absolute())
+    return [make(item, folder, told, saving, kept, resume) for item in items]
+
+
 def _urls(items: Iterable[Item]) -> list[str]:
     return [item.source for item in items if remote.is_url(item.source)]
 
@@ -113,7 +135,7 @@ def _urls(items: Iterable[Item]) -> list[str]:
 def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with paths that mean the same in any working directory."""
     told = dict(options)
-    inputs = told.get("inputs")
+    inputs = told["inputs"]
     if isinstance(inputs, Mapping):
         raise UsageError("arrays cannot be given to many processes: give a file with inputs")
     if inputs is not None:

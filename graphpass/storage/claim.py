@@ -128,12 +128,15 @@ def free_data_name(destination: Path) -> str:
 
 
 def own_data(destination: Path) -> list[Path]:
-    """Return the data files of the model at `destination` that bear its name, as we name them."""
+    """Return the data files of the model at `destination` that bear its name, as we name them.
+
+    Data that somebody has removed is none.
+    """
     name = re.compile(re.escape(destination.name) + r"(\.[0-9]+)?\.data")
     return [
         destination.parent / location
         for location in sorted(_locations(destination))
-        if name.fullmatch(location)
+        if name.fullmatch(location) and (destination.parent / location).exists()
     ]
 
 
