@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +77,7 @@ def optimize(
     threads: int | None = None,
     allow_external: Sequence[str | os.PathLike[str]] = (),
     latency: bool = False,
+    sha256: bool = True,
     progress: Progress | None = None,
 ) -> Result:
     """Run passes over a model and check the result of each against the original.
@@ -100,6 +101,7 @@ def optimize(
         threads: of ONNX Runtime; None: as many as there are processors.
         allow_external: folders outside of the model's own that its data may lie in.
         latency: also measure how long the model takes before and after.
+        sha256: False to leave that of the files out of the report: all of them are read for it.
         progress: is told what is being done and how much is done (0 to 1).
 
     Raises:
@@ -118,7 +120,7 @@ def optimize(
     options = _options(
         providers, inputs, bind, rtol, atol, seed, time_limit_s, memory_limit_mib, threads
     )
-    facts = model_facts(loaded.proto, _files(model, loaded))
+    facts = model_facts(loaded.proto, _files(model, loaded, sha256))
     report = Report(
         settings={
             "pipeline": _pipeline_name(passes),
@@ -153,7 +155,7 @@ def optimize(
             _measure(report, gate, pipeline.stages)
         stack.pop_all()  # the result goes on using the gate
     report.total_s = time.perf_counter() - start
-    return Result(loaded, report, gate, pipeline.interface_may_change, tell)
+    return Result(loaded, report, gate, pipeline.interface_may_change, sha256, tell)
 
 
 def _prepare(gate: Gate, strict: bool) -> None:
@@ -195,6 +197,7 @@ class Result(Closing):
         report: Report,
         gate: Gate,
         interface_may_change: bool,
+        sha256: bool,
         progress: Progress,
     ) -> None:
         """Made by `optimize`."""
@@ -202,6 +205,7 @@ class Result(Closing):
         self._model = model
         self._gate = gate
         self._interface_may_change = interface_may_change
+        self._sha256 = sha256
         self._progress = progress
 
     @property
@@ -215,32 +219,51 @@ class Result(Closing):
         return any(entry.outcome == "kept" for entry in self.report.passes)
 
     def save(
-        self, path: str | os.PathLike[str], *, external_data: ExternalData = "auto"
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: ExternalData = "auto",
+        external_data_size_threshold: int | None = None,
     ) -> WrittenFiles:
         """Write the model beside `path`, check the file as it is, and rename it into place.
 
         `external_data`: "never": all in one file; "always": weights in a file of their own;
-        "auto": as the input had it, or where 2 GiB are not enough. Raises `OutputError` where it
+        "auto": as the input had it, or where 2 GiB are not enough. Weights of fewer bytes than
+        `external_data_size_threshold` stay in the model file; None: of fewer than 1024, but with
+        "auto" each stays where it was. Raises `OutputError` where it
         cannot be written, `DifferenceError` where the file is not what was checked; then nothing
         is changed at `path`. Of what goes to a URL, names are returned in place of paths.
         """
         if isinstance(path, str) and remote.is_url(path):
-            return self._upload(path, external_data)
+            return self._upload(path, external_data, external_data_size_threshold)
         path = remote.local(path)
         start = time.perf_counter()
         self._progress("writing", 0.9)
         if external_data == "auto" and self._lost_external_data():
             external_data = "always"
-        with stage_model(self._model.proto, path, external_data=external_data) as staged:
+        with stage_model(
+            self._model.proto,
+            path,
+            external_data=external_data,
+            size_threshold=external_data_size_threshold,
+        ) as staged:
             self._check(staged.path)
             written = staged.commit()
-        self._delivered([file_facts(file.path) for file in written.files], start)
+        facts = [file_facts(file.path, sha256=self._sha256) for file in written.files]
+        self._delivered(facts, start)
         self._note_superseded(written)
         return written
 
-    def _upload(self, url: str, external_data: ExternalData) -> WrittenFiles:
+    def _upload(
+        self, url: str, external_data: ExternalData, size_threshold: int | None
+    ) -> WrittenFiles:
         with remote.delivery(url) as delivery:
-            published = delivery.publish(self.save(delivery.path, external_data=external_data))
+            written = self.save(
+                delivery.path,
+                external_data=external_data,
+                external_data_size_threshold=size_threshold,
+            )
+            published = delivery.publish(written)
         self._note_superseded(published)
         return published
 
@@ -261,7 +284,7 @@ class Result(Closing):
             path = Path(folder) / "model.onnx"
             with stage_model(self._model.proto, path, external_data="never") as staged:
                 self._check(staged.path)
-                facts = file_facts(staged.path)
+                facts = file_facts(staged.path, sha256=self._sha256)
                 with staged.path.open("rb") as file:
                     try:
                         shutil.copyfileobj(file, stream, 1 << 20)
@@ -290,7 +313,7 @@ class Result(Closing):
 
     def _delivered(self, files: list[FileFacts], start: float) -> None:
         self._progress("done", 1.0)
-        self.report.output = model_facts(self._model.proto, files)
+        self.report.output = replace(self.report.output, files=tuple(files))
         self.report.total_s += time.perf_counter() - start
 
     def close(self) -> None:
@@ -373,11 +396,11 @@ def _settings(options: ValidationOptions) -> dict[str, Any]:
     return given
 
 
-def _files(source: Source, loaded: Model) -> list[FileFacts]:
+def _files(source: Source, loaded: Model, sha256: bool) -> list[FileFacts]:
     if isinstance(source, bytes):
         return [bytes_facts(source)]
     if isinstance(source, (str, os.PathLike)):
-        return input_files(loaded.proto, loaded.source or Path(source))
+        return input_files(loaded.proto, loaded.source or Path(source), sha256=sha256)
     return []
 
 

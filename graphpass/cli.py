@@ -120,6 +120,12 @@ def _reports(
     help="Where weights go; auto: as in the input.",
 )
 @click.option(
+    "--external-data-size-threshold",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="Smaller weights stay in the model file.  [default: 1024; auto: as in the input]",
+)
+@click.option(
     "--report",
     "reports",
     multiple=True,
@@ -151,6 +157,7 @@ def optimize(
     pipeline: str | None,
     no_validate: bool,
     external_data: Any,
+    external_data_size_threshold: int | None,
     reports: tuple[Path, ...],
     reproducers: Path | None,
     no_latency: bool,
@@ -169,7 +176,10 @@ def optimize(
     """
     options["validate"] = not no_validate
     options["latency"] = not no_latency and not (quiet and not reports)
-    saving = {"external_data": external_data}
+    saving = {
+        "external_data": external_data,
+        "external_data_size_threshold": external_data_size_threshold,
+    }
     if out_dir is not None:
         if output is not None or in_place:
             raise UsageError("give either --out-dir or one of --output and --in-place")
@@ -194,6 +204,7 @@ def optimize(
     source = sys.stdin.buffer.read() if model == "-" else _place(model)
     try:
         with _progress(quiet) as progress:
+            options["sha256"] = bool(reports)  # nobody else would see it
             result = api.optimize(source, which(passes, pipeline), progress=progress, **options)
             with result:
                 if target is None:

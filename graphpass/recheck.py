@@ -63,6 +63,8 @@ def _inputs(path: Path, report: Path) -> Path:
 def _verify(model: Path, recorded: Sequence[Mapping[str, Any]], did: str) -> None:
     if not recorded:
         raise UsageError(f"the report does not say which file the run {did}")
+    if not all(facts["sha256"] for facts in recorded):
+        raise UsageError(f"the report does not tell the SHA-256 of the files that the run {did}")
     found = input_files(read_skeleton(model), model)
     hashes = [file.sha256 for file in found]
     for file, facts in zip(found, recorded, strict=False):

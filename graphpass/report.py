@@ -38,7 +38,7 @@ _TIMES = {"started_at", "total_s", "load_s", "apply_s", "check_s", "latency", "s
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A file as it was read or written."""
+    """A file as it was read or written; `sha256` is empty where it was not asked for."""
 
     name: str
     size_bytes: int
@@ -278,14 +278,14 @@ def operator_name(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
-def input_files(model: onnx.ModelProto, path: Path) -> list[FileFacts]:
+def input_files(model: onnx.ModelProto, path: Path, *, sha256: bool = True) -> list[FileFacts]:
     """Return facts on a model file and the external data files that its skeleton refers to."""
     from graphpass.storage.reference import reference_of
     from graphpass.wire import tensors
 
     references = filter(None, map(reference_of, tensors(model)))
     data = sorted({r.path for r in references if r.origin == "external"})
-    return [file_facts(path), *(file_facts(Path(name)) for name in data)]
+    return [file_facts(file, sha256=sha256) for file in (path, *map(Path, data))]
 
 
 def bytes_facts(content: bytes) -> FileFacts:
@@ -293,8 +293,10 @@ def bytes_facts(content: bytes) -> FileFacts:
     return FileFacts("-", len(content), hashlib.sha256(content).hexdigest())
 
 
-def file_facts(path: Path) -> FileFacts:
-    """Return the size and SHA-256 of a file."""
+def file_facts(path: Path, *, sha256: bool = True) -> FileFacts:
+    """Return the size of a file and, unless it is not asked for, its SHA-256."""
+    if not sha256:
+        return FileFacts(path.name, path.stat().st_size, "")
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -194,11 +195,30 @@ def test_reports_in_every_form(graphpass: Command, model: Path, suffix: str) -> 
     assert names(model.parent) == ["net.onnx", "net.opt.onnx", f"r.{suffix}"]
 
 
+def test_files_are_hashed_only_where_a_report_tells_of_it(
+    graphpass: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = hashlib.sha256
+    with monkeypatch.context() as patch:
+        patch.delattr(hashlib, "sha256")
+        assert graphpass("optimize", model).code == 0
+    told = model.with_name("r.json")
+    assert graphpass("optimize", model, "--report", told).code == 0
+    (file,) = json.loads(told.read_text())["output"]["files"]
+    delivered = model.with_name("net.opt.onnx")
+    assert file["sha256"] == sha256(delivered.read_bytes()).hexdigest()
+
+
 def test_external_data_where_asked_for(graphpass: Command, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     text = "(float[N,64] x) => (float[N,64] y) { i = Identity(x) y = MatMul(i, W) }"
     onnx.save(graph(text, W=(64, 64)), path)
     assert graphpass("optimize", path, "--external-data", "always").code == 0
+    assert names(tmp_path) == ["m.onnx", "m.opt.onnx", "m.opt.onnx.data"]
+    more = ("--external-data", "always", "--external-data-size-threshold")
+    assert graphpass("optimize", path, *more, "16385").code == 0
+    assert names(tmp_path) == ["m.onnx", "m.opt.onnx"]
+    assert graphpass("optimize", path, *more, "16384").code == 0
     assert names(tmp_path) == ["m.onnx", "m.opt.onnx", "m.opt.onnx.data"]
 
 

@@ -144,6 +144,31 @@ def test_threshold_and_alignment(tmp_path: Path) -> None:
     assert all(t.external_data for t in tensors(onnx.load(out, load_external_data=False)))
 
 
+def outside(path: Path) -> set[str]:
+    found = tensors(onnx.load(path, load_external_data=False))
+    return {tensor.name for tensor in found if tensor.external_data}
+
+
+def test_a_threshold_keeps_small_weights_in_the_model_file(tmp_path: Path) -> None:
+    weights = [weight("a", 20_000), weight("bb", 9_000), weight("ccc", 3)]
+    source = saved(model(*weights), tmp_path / "in.onnx", external=True)
+    was = outside(source)
+    assert {"a", "bb"} <= was
+    out = tmp_path / "out.onnx"
+    write_model(read_skeleton(source), out)
+    assert outside(out) == was
+    write_model(read_skeleton(source), out, size_threshold=50_000)
+    assert outside(out) == {"a"}
+    write_model(read_skeleton(source), out, external_data="always", size_threshold=50_000)
+    assert outside(out) == {"a"}
+    assert content_of(out) == content_of(source)
+    write_model(read_skeleton(source), out, size_threshold=100_000)
+    assert not outside(out)
+    # "auto" takes nothing out of a model file that was in it
+    write_model(read_skeleton(out), tmp_path / "again.onnx", size_threshold=0)
+    assert not outside(tmp_path / "again.onnx")
+
+
 def test_a_shared_range_is_written_once(tmp_path: Path) -> None:
     source = saved(model(weight("a", 50_000)), tmp_path / "in.onnx", external=True)
     content = onnx.load(source, load_external_data=False)

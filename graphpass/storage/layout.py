@@ -39,6 +39,7 @@ ExternalData = Literal["auto", "always", "never"]
 _PAGE_BYTES = 4096
 _PAGED_FROM_BYTES = 1 << 16
 _SMALL_ALIGNMENT_BYTES = 64
+_SMALL_BYTES = 1024  # a tensor below that is not worth a place of its own
 
 
 class Layout(NamedTuple):
@@ -56,17 +57,18 @@ def lay_out(
     skeleton: onnx.ModelProto,
     data_name: str,
     external_data: ExternalData = "auto",
-    size_threshold: int = 1024,
+    size_threshold: int | None = None,
 ) -> Layout:
     """Decide what goes where.
 
     Args:
         skeleton: the model; it is not changed.
         data_name: the file name that the model will use for its external data.
-        external_data: "never": all in one file. "always": tensors of `size_threshold` bytes and
-            more are external. "auto": each tensor as it was, new ones as the model has it;
-            "always" if that is more than protobuf's limit of 2 GiB.
-        size_threshold: in bytes.
+        external_data: "never": all in one file. "always": tensors are external. "auto": each
+            tensor as it was, new ones as the model has it; "always" if that is more than
+            protobuf's limit of 2 GiB.
+        size_threshold: tensors of fewer bytes stay in the model file; None: those of fewer than
+            1024 where it is "always", none where each is as it was.
 
     Raises:
         WireError: a file that the skeleton refers to is gone, too short or has changed.
@@ -74,11 +76,12 @@ def lay_out(
     """
     content = _serialized(skeleton)
     if external_data == "always":
-        outside: Outside = lambda _, size: size >= size_threshold  # noqa: E731
+        least = _SMALL_BYTES if size_threshold is None else size_threshold
+        outside: Outside = lambda _, size: size >= least  # noqa: E731
     elif external_data == "never":
         outside = lambda *_: False  # noqa: E731
     else:
-        outside = _as_it_was(_EXTERNAL_MARK in content)
+        outside = _as_it_was(_EXTERNAL_MARK in content, size_threshold or 0)
     layout = _Plan(content, data_name, outside, external_data == "always").layout()
     length = sum(map(piece_length, layout.model))
     if length <= PROTOBUF_LIMIT_BYTES:
@@ -94,10 +97,12 @@ Outside = Callable[["Reference | None", int], bool]
 _EXTERNAL_MARK = onnx.StringStringEntryProto(key=ORIGIN, value="external").SerializeToString()
 
 
-def _as_it_was(model_has_external_data: bool) -> Outside:
-    def outside(reference: Reference | None, _: int) -> bool:
-        if reference is None or reference.origin is None:
-            return reference is not None and model_has_external_data
+def _as_it_was(model_has_external_data: bool, least: int) -> Outside:
+    def outside(reference: Reference | None, size: int) -> bool:
+        if reference is None or size < least:
+            return False
+        if reference.origin is None:
+            return model_has_external_data
         return reference.origin == "external"
 
     return outside

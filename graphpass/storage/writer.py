@@ -78,7 +78,7 @@ def write_model(
     path: str | os.PathLike[str],
     *,
     external_data: ExternalData = "auto",
-    size_threshold: int = 1024,
+    size_threshold: int | None = None,
 ) -> WrittenFiles:
     """Write `skeleton` to `path`: see `stage_model`, and `lay_out` for the options."""
     with stage_model(
@@ -92,7 +92,7 @@ def stage_model(
     path: str | os.PathLike[str],
     *,
     external_data: ExternalData = "auto",
-    size_threshold: int = 1024,
+    size_threshold: int | None = None,
 ) -> StagedModel:
     """Write `skeleton` beside its destination; `commit()` on the result puts it there.
 
@@ -100,7 +100,7 @@ def stage_model(
         skeleton: may refer to the very files that will be replaced.
         path: the destination. A symbolic link is replaced, not followed.
         external_data: see `lay_out`.
-        size_threshold: see `lay_out`, in bytes.
+        size_threshold: see `lay_out`.
 
     Raises:
         WireError: a file that the skeleton refers to is gone, too short or has changed.
