@@ -42,6 +42,12 @@ class Feed:
     values: Mapping[str, Value]
     bindings: Bindings = field(default_factory=dict)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each input that is a tensor."""
+        arrays = self.values.items()
+        return {name: value.shape for name, value in arrays if isinstance(value, np.ndarray)}
+
 
 def draw_feed(specs: Sequence[InputSpec], recipe: Recipe, seed: int) -> Feed:
     """Draw every input that has no default. Raises ValueError for a type that cannot be fed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -43,6 +43,28 @@ class Original:
         if provider not in self._points:
             self._points[provider] = self._first_runs(provider)
         return self._points[provider]
+
+    def shapes(self, names: Collection[str]) -> Mapping[str, Sequence[int]]:
+        """Return the shapes that values of the main graph have in a run, not the smallest one."""
+        points = next(iter(self._points.values()), [])[:2]
+        outputs = {value.name for value in self.model.graph.output}
+        wanted = [
+            name
+            for node in self.model.graph.node
+            for name in node.output
+            if name in names and name not in outputs
+        ]
+        if not points or not wanted:
+            return {}
+        wider = onnx.ModelProto()
+        wider.CopyFrom(self.model)
+        wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        with (
+            contextlib.suppress(RunError),
+            self._runtime.load(wider, points[-1].provider) as session,
+        ):
+            return session.shapes(points[-1].feed.values)
+        return {}
 
     def random_outputs(self, provider: str) -> set[str]:
         """Return the leaves known to differ between two runs of the original."""

@@ -138,13 +138,21 @@ class Session(Closing):
 
     def run(self, feeds: Mapping[str, Value]) -> Run:
         """Run the model once on these inputs. Raises RunError."""
+        answer, raw = self._run(feeds, {})
+        outputs = {name: decode(description, raw) for name, description in answer["outputs"]}
+        return Run(outputs, answer["seconds"])
+
+    def shapes(self, feeds: Mapping[str, Value]) -> dict[str, list[int]]:
+        """Run the model once; return the shapes of those outputs that are arrays."""
+        shapes: dict[str, list[int]] = self._run(feeds, {"shapes_only": True})[0]["shapes"]
+        return shapes
+
+    def _run(self, feeds: Mapping[str, Value], options: Head) -> tuple[Head, list[bytearray]]:
         worker = self.ensure_open()
         blobs: list[Any] = []
         described = {name: encode(value, blobs) for name, value in feeds.items()}
-        head = {"op": "run", "id": self.number, "feeds": described}
-        answer, raw = worker.request(head, blobs, "running")
-        outputs = {name: decode(description, raw) for name, description in answer["outputs"]}
-        return Run(outputs, answer["seconds"])
+        head = {"op": "run", "id": self.number, "feeds": described, **options}
+        return worker.request(head, blobs, "running")
 
     def close(self) -> None:
         """Free what the session holds in the worker."""

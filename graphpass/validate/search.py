@@ -84,12 +84,7 @@ class FeedSearch:
     def cost(self, feed: Feed) -> float:
         """Estimate the multiply-adds of one run on this feed."""
         if feed.name not in self._costs:
-            shapes = {
-                name: value.shape
-                for name, value in feed.values.items()
-                if isinstance(value, np.ndarray)
-            }
-            self._costs[feed.name] = multiply_adds(self._model, shapes)
+            self._costs[feed.name] = multiply_adds(self._model, feed.shapes)
         return self._costs[feed.name]
 
     def _further_feeds(self, first: Feed) -> tuple[tuple[str, int], ...]:

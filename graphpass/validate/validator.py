@@ -111,6 +111,7 @@ class Validator(Closing):
             seed=self.options.seed,
             rtol=self.options.rtol or 0.0,
             atol=self.options.atol or 0.0,
+            shapes=self._original.shapes,
         )
 
     def latency(

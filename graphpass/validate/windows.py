@@ -8,7 +8,7 @@ pass are joined into a few models and run together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,8 @@ _PROBE_WORK = 2e7
 _ELEMENT_WORK = 16  # multiplications that sending one element to the runtime and back is worth
 _MOST_PROBES = 4096
 _FEWEST_PROBES = 4
+# As many numbers are drawn, then they repeat: a prime, that no axis of a tensor is a multiple of.
+_PERIOD = 8191
 # A probe is so large that what a window adds (bias, mean, shift) hides nothing behind its size.
 _AMPLITUDE = {"float16": 2.0**6, "bfloat16": 2.0**10, "float32": 2.0**16, "float64": 2.0**16}
 # Sizes for the batch and for other symbolic dimensions, one pair after the other until one fits.
@@ -42,6 +44,16 @@ _SIZES = ((2, 4), (1, 4), (1, 1), (4, 8), (1, 16))
 
 # unit roundoff: half the distance from 1 to the next number
 _ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What is granted beyond the bound, how much may be spent, shapes that cannot be made up."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    probe_work: float = _PROBE_WORK
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -57,10 +69,8 @@ class _Prepared:
     strong: bool
     roundings: tuple[Roundings, Roundings]
     weight_bytes: int
-    rtol: float
-    atol: float
-    probe_work: float
-    attempt: int = 0  # which of _SIZES
+    terms: _Terms
+    sizes: Sequence[tuple[int, int]]  # those in use, then what to try next
     verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
 
 
@@ -71,10 +81,12 @@ def check_windows(
     seed: int = 0,
     rtol: float = 0.0,
     atol: float = 0.0,
+    shapes: Callable[[Collection[str]], Mapping[str, Sequence[int]]] | None = None,
 ) -> list[WindowVerdict]:
     """Run each window before and after on the same inputs and compare against its own bound.
 
-    `rtol` (of the output's largest magnitude) and `atol` are allowed beyond the bound.
+    `rtol` (of the output's largest magnitude) and `atol` are allowed beyond the bound. `shapes`
+    gives those that values have in the network, for windows that run with no others.
     A window that ONNX Runtime cannot run is "not run": a later level has to answer for it.
     """
     verdicts = [WindowVerdict("not run", reason="the types of its tensors are unknown")] * len(
@@ -82,9 +94,14 @@ def check_windows(
     )
     prepared: dict[int, _Prepared] = {}
     probe_work = min(_PROBE_WORK, _ALL_PROBE_WORK / max(len(windows), 1))
+    found: set[str] = set()
+    if shapes is not None:
+        found.update(*(_inputs(w) for w in windows if w is not None and _needs_real_shapes(w)))
+    real = shapes(found) if shapes is not None and found else {}
+    terms = _Terms(rtol, atol, probe_work, real)
     for index, window in enumerate(windows):
         if window is not None:
-            prepared[index] = _prepare(window, index, rtol, atol, probe_work)
+            prepared[index] = _prepare(window, index, terms)
     for group in _groups(prepared):
         _check_group([prepared[index] for index in group], runtime, seed)
     for index, item in prepared.items():
@@ -96,14 +113,18 @@ def check_windows(
 
 
 def _prepare(
-    window: Window, index: int, rtol: float, atol: float, probe_work: float, attempt: int = 0
+    window: Window, index: int, terms: _Terms, sizes: Sequence[tuple[int, int]] | None = None
 ) -> _Prepared:
     before, after = window.before.graph, window.after.graph
     operators = [node.op_type for node in (*before.node, *after.node)]
     # a constant along the pixels does not fit a smaller map: then the next attempt is as it is
-    free = _SIZE_FREE | _PER_CHANNEL if attempt == 0 else _SIZE_FREE
+    free = _SIZE_FREE | _PER_CHANNEL if sizes is None else _SIZE_FREE
     spatial = _kernel(window) if set(operators) <= free else None
-    shapes, partition = _shapes(window, spatial, *_SIZES[attempt])
+    sizes = _SIZES if sizes is None else sizes
+    shapes, partition = _shapes(window, spatial, *sizes[0])
+    if terms.shapes and _needs_real_shapes(window):
+        shapes = {name: list(terms.shapes.get(name, shapes[name])) for name in shapes}
+        partition = False
     mark = f"w{index}/"
     exact = _is_movement(window, operators)
     known = {name: tuple(shape) for name, shape in shapes.items()}
@@ -118,11 +139,24 @@ def _prepare(
         set(operators) <= _UNBOUNDED,
         (roundings(before, known), roundings(after, known)),
         sum(_bytes(tensor) for tensor in held),
-        rtol,
-        atol,
-        probe_work,
-        attempt,
+        terms,
+        sizes,
     )
+
+
+def _needs_real_shapes(window: Window) -> bool:
+    """Whether none can be made up: inputs of unknown rank, or of unknown size to count with."""
+    counts = any(node.op_type in ("Reshape", "Shape") for node in window.before.graph.node)
+    tensors = [value.type.tensor_type for value in _inputs(window).values()]
+    return any(not tensor.HasField("shape") for tensor in tensors) or (
+        counts
+        and not all(dim.HasField("dim_value") for tensor in tensors for dim in tensor.shape.dim[1:])
+    )
+
+
+def _inputs(window: Window) -> dict[str, onnx.ValueInfoProto]:
+    """Return what either side reads, by name."""
+    return {v.name: v for v in (*window.before.graph.input, *window.after.graph.input)}
 
 
 # What keeps the size of its input, so that a large probe comes out as large.
@@ -152,7 +186,7 @@ def _shapes(
     shapes: dict[str, list[int]] = {}
     symbols: dict[str, int] = {}
     channels = _channels(window)
-    values = {v.name: v for v in (*window.before.graph.input, *window.after.graph.input)}
+    values = _inputs(window)
     for value in values.values():
         tensor = value.type.tensor_type
         shape = []
@@ -258,11 +292,10 @@ def _check_group(group: Sequence[_Prepared], runtime: Runtime, seed: int) -> Non
 
 def _retried(item: _Prepared, runtime: Runtime, seed: int, error: RunError) -> WindowVerdict:
     """Try a window with other sizes; where none fits it is "not run"."""
-    again = item.attempt + 1
-    if error.kind != "run" or again >= len(_SIZES):
+    if error.kind != "run" or len(item.sizes) == 1:
         return WindowVerdict("not run", reason=str(error))
     index = int(item.mark[1:-1])
-    other = _prepare(item.window, index, item.rtol, item.atol, item.probe_work, again)
+    other = _prepare(item.window, index, item.terms, item.sizes[1:])
     _check_group([other], runtime, seed)
     if other.verdict.status == "not run":
         return WindowVerdict("not run", reason=str(error))  # of the most natural sizes
@@ -310,11 +343,7 @@ def _joined(group: Sequence[_Prepared]) -> onnx.ModelProto:
     graph = model.graph
     graph.name = "windows"
     for item in group:
-        values = {
-            value.name: value
-            for value in (*item.window.before.graph.input, *item.window.after.graph.input)
-        }
-        for name, value in values.items():
+        for name, value in _inputs(item.window).items():
             elem_type = value.type.tensor_type.elem_type
             graph.input.append(
                 helper.make_tensor_value_info(
@@ -378,8 +407,10 @@ def example(
     window: Window, kind: str, runtime: Runtime, *, seed: int = 0, rtol: float = 0, atol: float = 0
 ) -> Example | None:
     """Run a window once more on inputs of one kind; None where it cannot be run."""
-    for attempt in range(len(_SIZES)):
-        item = _prepare(window, 0, rtol, atol, _PROBE_WORK, attempt)
+    sizes: Sequence[tuple[int, int]] | None = None
+    while sizes is None or sizes:
+        item = _prepare(window, 0, _Terms(rtol, atol), sizes)
+        sizes = item.sizes[1:]
         feeds: dict[str, Array] = {}
         number = 8 if kind == "non-finite" else 7
         active = _fill(feeds, item, kind or "normal", np.random.default_rng([seed, number]))
@@ -409,10 +440,7 @@ def example(
 def _fill(feeds: dict[str, Array], item: _Prepared, kind: str, rng: np.random.Generator) -> int:
     """Add the inputs of one window; return how many elements are active at once (0: all)."""
     active = 0
-    values = {
-        value.name: value
-        for value in (*item.window.before.graph.input, *item.window.after.graph.input)
-    }
+    values = _inputs(item.window)
     for name in sorted(values):
         shape = item.shapes[name]
         dtype = np.dtype(tensor_dtype_to_np_dtype(values[name].type.tensor_type.elem_type))
@@ -435,16 +463,22 @@ def _array(
         return np.zeros(shape) if kind == "zeros" else rng.integers(0, 3, shape)
     if kind == "zeros":
         return np.zeros(shape)
-    array = rng.normal(size=shape)
+    size = math.prod(shape)
+    exactly: Any = np.float64 if dtype.itemsize > 4 else np.float32
+    drawn = min(size, _PERIOD)
+    array = rng.standard_normal(drawn, exactly)
     if kind == "mixed":
-        # magnitudes from 1e-2 to 1e2, and a tenth zeros
-        array = array * 10.0 ** rng.uniform(-2, 2, size=shape) * (rng.random(shape) > 0.1)
-    if kind == "probes":
-        array = array * (rng.random(shape) < 16 / max(math.prod(shape[1:]), 16))
+        # magnitudes over four decades, and a tenth zeros
+        array = np.ldexp(array, rng.integers(-7, 8, drawn, np.int8))
+        array[rng.random(drawn, np.float32) < 0.1] = 0
     if kind == "non-finite":
-        array[rng.random(shape) < 0.1] = np.nan
-        array[rng.random(shape) < 0.1] = np.inf
-        array[rng.random(shape) < 0.1] = -np.inf
+        chosen = rng.random(drawn, np.float32)
+        array[chosen < 0.3] = np.nan
+        array[chosen < 0.2] = np.inf
+        array[chosen < 0.1] = -np.inf
+    array = np.resize(array, shape)
+    if kind == "probes":
+        array *= rng.random(shape, np.float32) < 16 / max(math.prod(shape[1:]), 16)
     return array
 
 
@@ -479,7 +513,7 @@ def _columns(
 def _probes(item: _Prepared, shape: Sequence[int]) -> int:
     elements = max(math.prod(shape[1:]), 1)
     weights = max(item.weight_bytes // 8, 1)
-    affordable = min(_MOST_PROBES, item.probe_work / (weights + _ELEMENT_WORK * elements))
+    affordable = min(_MOST_PROBES, item.terms.probe_work / (weights + _ELEMENT_WORK * elements))
     return int(min(elements, max(_FEWEST_PROBES, affordable)))
 
 
@@ -591,7 +625,7 @@ def _allowed(
     unit = rounded * roundoff
     tiny = float(np.finfo(np.float32).tiny) if before.dtype.name != "float16" else 2.0**-24
     scale = float(np.abs(before.astype(np.float64)[finite]).max(initial=0.0))
-    granted = item.atol + item.rtol * scale
+    granted = item.terms.atol + item.terms.rtol * scale
     if magnitude is None:
         return np.asarray(unit * max(scale, 1.0) + tiny + granted), "norm"
     size = np.broadcast_to(np.asarray(magnitude, np.float64), before.shape)[finite]

@@ -213,6 +213,9 @@ def _run(session: Any, head: Head, blobs: list[bytearray]) -> tuple[Head, list[A
     else:
         values = session.run(names, feeds)
     seconds = time.perf_counter() - start
+    if head.get("shapes_only"):
+        arrays = zip(names, values, strict=True)
+        return {"shapes": {n: v.shape for n, v in arrays if isinstance(v, np.ndarray)}}, []
     out_blobs: list[Any] = []
     outputs = [[name, _encode(value, out_blobs)] for name, value in zip(names, values, strict=True)]
     return {"outputs": outputs, "seconds": seconds}, out_blobs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import graphpass
 from graphpass.driver import Rewrite, apply
 from graphpass.model import Model
 from graphpass.registry import make, pass_types
@@ -319,6 +320,46 @@ def test_other_sizes_are_tried_where_a_window_does_not_run(runtime: Runtime) -> 
     before.graph.output[0].name = "r"
     verdict = check_windows([Window(before, before, window.inputs, "r")], runtime)[0]
     assert verdict.status == "ok", verdict
+
+
+def test_a_window_that_counts_with_sizes_has_those_of_the_network(runtime: Runtime) -> None:
+    (window,) = _windows(
+        "(float[N,a,b] x) => (float[c,6] y) {i = Identity(x) y = Reshape(i, k)}",
+        make("clean-up"),
+        k=np.array([-1, 6]),
+    )[:1]
+    before = onnx.ModelProto()
+    before.CopyFrom(window.before)
+    before.graph.node.add(op_type="Reshape", input=[window.output, "k"], output=["r"])
+    before.graph.initializer.append(numpy_helper.from_array(np.array([3, 7]), "k"))
+    before.graph.output[0].name = "r"
+    counting = Window(before, before, window.inputs, "r")
+    asked: list[str] = []
+
+    def shapes(names: Collection[str]) -> dict[str, list[int]]:
+        asked.extend(names)
+        return {name: [3, 7, 1] for name in names}
+
+    assert check_windows([counting], runtime)[0].status == "not run"
+    assert check_windows([counting, window], runtime, shapes=shapes)[0].status == "ok"
+    assert asked == ["x"]
+
+
+def test_a_network_with_sizes_that_no_inference_knows_is_run_window_by_window() -> None:
+    model = graph(
+        "(float[N,8,3] x) => (float[M,24] y) {"
+        "s = Shape(x) n = Slice(s, zero, one) h = Mul(n, two) d = Concat<axis=0>(h, four, minus)"
+        "a = Reshape(x, d) i = Identity(a) t = Transpose<perm=[0,2,1]>(i)"
+        "b = Transpose<perm=[0,2,1]>(t) e = Concat<axis=0>(n, minus) y = Reshape(b, e) }",
+        zero=np.array([0]),
+        one=np.array([1]),
+        two=np.array([2]),
+        four=np.array([4]),
+        minus=np.array([-1]),
+    )
+    with graphpass.optimize(model) as result:
+        proofs = [r.proof for entry in result.report.passes for r in entry.rewrites]
+    assert proofs and all(proof is not None and proof.status == "ok" for proof in proofs)
 
 
 def test_a_window_in_a_body_or_function_has_the_opset_of_its_scope(runtime: Runtime) -> None:
