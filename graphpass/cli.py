@@ -289,7 +289,9 @@ def _write_reproducers(report: Report, folder: Path | None) -> None:
         write_all(report, folder)
 
 
-def _write_reports(report: Report, paths: Iterable[Path]) -> None:
+def _write_reports(report: Report, paths: Sequence[Path]) -> None:
+    if not paths:
+        return
     from graphpass.render import render
     from graphpass.storage.text import write_text
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
 
 from graphpass import (
     Graph,
@@ -221,6 +220,8 @@ def _computed(tensor: Tensor, done: dict[int, Array]) -> Array:
 
 
 def _evaluated(node: Node, arrays: list[Array | None]) -> Array | None:
+    from onnx.reference import ReferenceEvaluator  # slow to import, and often not needed
+
     names = ["" if array is None else f"x{index}" for index, array in enumerate(arrays)]
     feed = {name: array for name, array in zip(names, arrays, strict=True) if name}
     attributes = {
