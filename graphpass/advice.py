@@ -23,7 +23,7 @@ _ADVICE = tuple(
             "run gemm-to-conv, which keeps the weights of each pixel",
         ),
         (
-            r"rows of .* are not images",
+            r"rows of .* are (not images|the steps of a sequence)",
             "give gemm-to-conv{target=all}, if each position is to become a pixel",
         ),
         (

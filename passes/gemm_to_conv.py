@@ -38,15 +38,19 @@ _KEEPS_ROWS = (
     "LayerNormalization",
     "MatMul",
 )
+_RECURRENT = ("GRU", "LSTM", "RNN")
 _WALK = 1000  # nodes followed from a dense layer to where its rows come from
 
 
+@dataclass(frozen=True)
 class DenseOnFeatureMap(Rule):
     """Gemm(Flatten(y[N, C, H, W]), W, b) = Flatten(Conv(y, W as [M, C, H, W], b)), unpadded.
 
     A row of W holds the weights of one output for every element of y, which is what a filter as
     large as y holds. A Transpose before the Flatten only reorders them.
     """
+
+    positions: bool = False  # also where the rows are steps of a sequence
 
     pattern = DENSE_ON_MAP
 
@@ -64,6 +68,12 @@ class DenseOnFeatureMap(Rule):
         if read is None:
             return None
         found, features = read
+        recurrent = None if self.positions else _recurrent(features.y)
+        require(
+            recurrent is None,
+            f"the rows of '{layer.inputs[0].name}' are the steps of a sequence:"
+            f" {label(recurrent or layer)} makes them",
+        )
         return found.convolution(features.y, found.kernel(features.row, features.order))
 
 
@@ -96,6 +106,20 @@ class DenseOnRows(Rule):
         else:
             pixels = Op("Unsqueeze", rows, np.array([2, 3], np.int64))
         return found.convolution(pixels, found.kernel((found.inputs, 1, 1)))
+
+
+def _recurrent(y: Tensor) -> Node | None:
+    """Return the recurrent layer whose steps, each an output of its own, `y` holds."""
+    for _ in range(_WALK):
+        node = producer(y)
+        if node is None:
+            return None
+        if operator(node) in _RECURRENT:
+            return node if node.outputs[0] is y else None
+        if operator(node) not in (*RESHAPES, *POINTWISE, "Transpose"):
+            return None
+        y = node.inputs[0]
+    return None
 
 
 def _makes_rows_of_map(source: Node | None, layer: Node) -> bool:
@@ -153,4 +177,4 @@ class GemmToConv(Pass):
     def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]
         """The rules that `target` asks for."""
         plain = () if self.target == "features" else (DenseOnRows(self.target == "all"),)
-        return (DenseOnFeatureMap(), *plain, *FLATTEN_RULES)
+        return (DenseOnFeatureMap(self.target == "all"), *plain, *FLATTEN_RULES)

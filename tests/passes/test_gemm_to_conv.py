@@ -576,6 +576,27 @@ def test_the_positions_of_a_sequence_are_left() -> None:
     assert all("are not images: Reshape of 'r'" in refusal.reason for refusal in applied.refusals)
 
 
+@pytest.mark.parametrize("output", ["h", ", h"])
+def test_the_steps_of_a_recurrent_layer_are_left_its_last_state_is_not(output: str) -> None:
+    axes = [6, 1, "N", 4] if output == "h" else [1, "N", 4]
+    perm = list(range(len(axes)))
+    perm.insert(0, perm.pop(axes.index("N")))
+    model = graph(
+        "(float[6,N,3] x) => (float[N,2] y) {"
+        f"{output} = LSTM<hidden_size=4>(x, W, R) t = Transpose<perm={perm}>(h)"
+        " r = Relu(t) f = Flatten(r) y = Gemm(f, V) }",
+        W=(1, 16, 3),
+        R=(1, 16, 4),
+        V=(24 if output == "h" else 4, 2),
+    )
+    if output == "h":
+        check_refused(PASS, model, "the steps of a sequence: LSTM of 'h' makes them")
+        everything = make("gemm-to-conv", {"target": "all"})
+        check(everything, model, "LSTM Transpose Relu Conv Flatten")
+    else:
+        check(PASS, model, "LSTM Transpose Relu Conv Flatten")
+
+
 def test_a_chain_of_refused_layers_is_refused_to_its_end() -> None:
     layers = " ".join(f"h{i + 1} = MatMul(h{i}, W)" for i in range(1100))
     model = graph(
