@@ -234,7 +234,12 @@ def _kernel(window: Window) -> list[int] | None:
             attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             kernel = list(weight.dims[2:])
             dilations = attrs.get("dilations") or [1] * len(kernel)
-            return [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+            sizes = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+            both = (*window.before.graph.node, *window.after.graph.node)
+            if any(each.op_type == "Transpose" for each in both):
+                # it cannot be seen which of two axes is which where both have one element
+                sizes = [max(size, 2 + axis) for axis, size in enumerate(sizes)]
+            return sizes
     return None
 
 
