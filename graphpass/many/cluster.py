@@ -6,6 +6,7 @@ threads of a worker do not wait for each other. Should a worker go, Dask gives i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -43,16 +44,34 @@ def run(
     tasks: Sequence[Task], client: Any, address: str, tell: local.Tell
 ) -> Generator[Outcome, None, None]:
     """Yield outcomes as they come; what nobody waits for any more is not done."""
+    if not client.scheduler_info()["workers"]:
+        tell("", f"{address} has no workers yet: waiting for one", 0.0)
+    killed = []
+    with contextlib.closing(_run(tasks, client, address)) as first:
+        for task, outcome in first:
+            if outcome is None:
+                killed.append(task)
+            else:
+                yield outcome
+    # one by one, as not each of them need be to blame: all that a worker does dies with it
+    for task in killed:
+        with contextlib.closing(_run([task], client, address)) as second:
+            (outcome,) = (outcome for _, outcome in second)
+        message = "workers died over it again and again, also while nothing else was done"
+        yield outcome or failed(task, message, CRASH_EXIT_CODE)
+
+
+def _run(
+    tasks: Sequence[Task], client: Any, address: str
+) -> Generator[tuple[Task, Outcome | None], None, None]:
+    """Yield each task with its outcome, or None where too many workers died over it."""
     import distributed
 
     in_order_of_completion: Any = distributed.as_completed
-
     futures = {_submit(client, task): task for task in tasks}
     try:
-        if not client.scheduler_info()["workers"]:
-            tell("", f"{address} has no workers yet: waiting for one", 0.0)
         for future in in_order_of_completion(futures, loop=client.loop):
-            yield _outcome(future, futures[future], address)
+            yield futures[future], _outcome(future, futures[future], address)
     finally:
         client.cancel(list(futures), force=True)
 
@@ -93,14 +112,13 @@ def _cancelled() -> Any:
     return cancelled
 
 
-def _outcome(future: Any, task: Task, address: str) -> Outcome:
+def _outcome(future: Any, task: Task, address: str) -> Outcome | None:
     from distributed import KilledWorker
 
     try:
         outcome = Outcome(**json.loads(future.result()))
-    except KilledWorker as error:
-        count = error.allowed_failures + 1
-        return failed(task, f"{count} workers died over it, one after another", CRASH_EXIT_CODE)
+    except KilledWorker:
+        return None
     except ModuleNotFoundError as error:
         message = f"the workers of {address} cannot import graphpass: {error}"
         return failed(task, message, UsageError.exit_code)
