@@ -11,7 +11,8 @@ _ADVICE = tuple(
         (r"in training mode", "export the model in inference mode: model.eval() in torch"),
         (
             r"may be overridden at run time",
-            "export without weights among the inputs: keep_initializers_as_inputs=False in torch",
+            "give --freeze-initializers, if nobody overrides it, or export without weights among"
+            " the inputs: keep_initializers_as_inputs=False in torch",
         ),
         (
             r"is not a constant",

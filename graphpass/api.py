@@ -72,6 +72,7 @@ def optimize(
     validate: bool = True,
     strict: bool = False,
     max_rewrites: int | None = None,
+    freeze_initializers: bool = False,
     time_limit_s: float | None = 300.0,
     memory_limit_mib: int | None = None,
     threads: int | None = None,
@@ -96,6 +97,7 @@ def optimize(
         validate: False to leave ONNX Runtime out of it.
         strict: raise where something would otherwise be undone.
         max_rewrites: stop after so many rewrites.
+        freeze_initializers: inputs that have a default are inputs no more, but constants.
         time_limit_s: for one load or run in ONNX Runtime; None: no limit.
         memory_limit_mib: of the process that ONNX Runtime runs in; None: no limit.
         threads: of ONNX Runtime; None: as many as there are processors.
@@ -117,10 +119,11 @@ def optimize(
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
     loaded = Model.load(model, allow_external=[Path(folder) for folder in allow_external])
+    facts = model_facts(loaded.proto, _files(model, loaded, sha256))
+    frozen = loaded.freeze_initializers() if freeze_initializers else []
     options = _options(
         providers, inputs, bind, rtol, atol, seed, time_limit_s, memory_limit_mib, threads
     )
-    facts = model_facts(loaded.proto, _files(model, loaded, sha256))
     report = Report(
         settings={
             "pipeline": _pipeline_name(passes),
@@ -129,6 +132,7 @@ def optimize(
             "validate": validate,
             "strict": strict,
             "max_rewrites": max_rewrites,
+            "freeze_initializers": freeze_initializers,
         },
         input=facts,
         output=facts,
@@ -150,6 +154,8 @@ def optimize(
             progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
         )
         _run(pipeline, report)
+        if frozen:
+            report.warnings.append(_of_frozen(frozen))
         if latency and len(pipeline.stages) > 1:
             tell("measuring latency", 0.85)
             _measure(report, gate, pipeline.stages)
@@ -331,6 +337,7 @@ def compare(
     rtol: float | None = None,
     atol: float | None = None,
     seed: int = 0,
+    freeze_initializers: bool = False,
     time_limit_s: float | None = 300.0,
     memory_limit_mib: int | None = None,
     threads: int | None = None,
@@ -344,6 +351,8 @@ def compare(
     allowed = [Path(folder) for folder in allow_external]
     one = Model.load(original, allow_external=allowed)
     two = Model.load(candidate, allow_external=allowed)
+    if freeze_initializers:
+        one.freeze_initializers()
     options = _options(
         providers, inputs, bind, rtol, atol, seed, time_limit_s, memory_limit_mib, threads
     )
@@ -427,6 +436,11 @@ def _warnings(pipeline: Pipeline) -> list[str]:
         names = ", ".join(f"'{name}'" for name in sorted(random))
         found.append(f"not compared, since they differ between two runs of the original: {names}")
     return found
+
+
+def _of_frozen(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return f"what had a default is no input any more, as was asked: {len(names)} of them, {shown}"
 
 
 def _measure(report: Report, gate: Gate, stages: list[tuple[str, onnx.ModelProto]]) -> None:

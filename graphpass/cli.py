@@ -20,7 +20,7 @@ import click
 from graphpass import remote
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.many import MANY
-from graphpass.commands.options import PASSES, VALIDATION, which
+from graphpass.commands.options import FREEZE, PASSES, VALIDATION, which
 from graphpass.commands.proof import bisect
 from graphpass.errors import (
     BUG_EXIT_CODE,
@@ -113,6 +113,7 @@ def _reports(
     metavar="N",
     help="Stop after so many.",
 )
+@FREEZE
 @click.option(
     "--external-data",
     type=click.Choice(["auto", "always", "never"]),
@@ -327,6 +328,7 @@ def _progress(quiet: bool) -> Any:
     help="Check these very files as the run did that wrote this .json.",
 )
 @VALIDATION
+@FREEZE
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every feed and output.")
 def compare(

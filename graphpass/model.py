@@ -193,6 +193,24 @@ class Model:
         if had_shapes:
             proto.value_info.extend(infer_shapes(self._proto).graph.value_info)
 
+    def freeze_initializers(self) -> list[str]:
+        """Take from the inputs those that have a default, so that it is a constant; name them.
+
+        Before IR version 4 an initializer is listed among the inputs and is a constant anyway.
+        """
+        graph = self._proto.graph
+        if self._proto.ir_version < _CONSTANT_INITIALIZERS_BELOW:
+            return []
+        defaults = {tensor.name for tensor in graph.initializer}
+        defaults |= {tensor.values.name for tensor in graph.sparse_initializer}
+        frozen = [value.name for value in graph.input if value.name in defaults]
+        kept = [value for value in graph.input if value.name not in defaults]
+        if frozen:
+            del graph.input[:]
+            graph.input.extend(kept)
+            self._graph, self._functions = None, []
+        return frozen
+
     # ------------------------------------------------------------------------- whole models
 
     def copy(self) -> Model:

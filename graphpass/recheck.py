@@ -12,7 +12,16 @@ from graphpass.report import SCHEMA_VERSION, input_files
 from graphpass.wire import read_skeleton
 
 # settings of a run that `api.compare` takes as well
-_SETTINGS = ("providers", "seed", "bind", "rtol", "atol", "time_limit_s", "memory_limit_mib")
+_SETTINGS = (
+    "providers",
+    "seed",
+    "bind",
+    "rtol",
+    "atol",
+    "time_limit_s",
+    "memory_limit_mib",
+    "freeze_initializers",
+)
 
 
 def settings(report: Path, original: Path, candidate: Path) -> dict[str, Any]:

@@ -301,6 +301,36 @@ def test_skip_leaves_a_pass_out_and_must_name_one() -> None:
         graphpass.optimize(chain(), Tidy(), skip=["nope"])
 
 
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_inputs_with_a_default_become_constants_where_that_is_asked_for(
+    ir_version: int, tmp_path: Path
+) -> None:
+    model = graph(
+        "(float[N,2,3,3] x, float[2,2,1,1] W) => (float[N,2,3,3] y)"
+        "{ c = Conv(x, W) y = BatchNormalization(c, s, t, m, v) }",
+        ir_version=ir_version,
+        W=(2, 2, 1, 1),
+        s=(2,),
+        t=(2,),
+        m=(2,),
+        v=np.ones(2, np.float32),
+    )
+    onnx.save(model, tmp_path / "in.onnx")
+    if ir_version > 3:
+        assert not graphpass.optimize(model, "fold-batchnorm").report.rewrites
+    frozen = graphpass.optimize(model, "fold-batchnorm", freeze_initializers=True)
+    frozen.save(tmp_path / "out.onnx")
+    assert operators(frozen.model.graph.node) == ["Conv"]
+    inputs = [value.name for value in frozen.model.graph.input]
+    if ir_version > 3:
+        assert inputs == ["x"] and "1 of them, 'W'" in frozen.report.warnings[0]
+        assert not graphpass.compare(model, tmp_path / "out.onnx").ok
+        assert graphpass.compare(model, tmp_path / "out.onnx", freeze_initializers=True).ok
+    else:
+        assert not frozen.report.warnings  # it was a constant all along
+        assert graphpass.compare(model, tmp_path / "out.onnx").ok
+
+
 # -------------------------------------------------------------------------------- delivery
 
 

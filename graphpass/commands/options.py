@@ -40,6 +40,11 @@ PASSES = options(
     click.option("--pipeline", metavar="NAME", help="default, runtime or conv-only."),
     click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out."),
 )
+FREEZE = click.option(
+    "--freeze-initializers",
+    is_flag=True,
+    help="Inputs that have a default are constants, and no inputs any more.",
+)
 VALIDATION = options(
     click.option(
         "--provider",
