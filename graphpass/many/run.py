@@ -29,7 +29,7 @@ _DEFAULTS = {
     name: parameter.default
     for function in (optimize, Result.save)
     for name, parameter in inspect.signature(function).parameters.items()
-    if name not in ("self", "path", "model", "progress")
+    if name not in ("self", "path", "model", "progress", "sha256")
 }
 
 

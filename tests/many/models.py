@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 
 from graphpass.testing import graph
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "fixtures" / "digits.onnx"
 ENDLESS = 10**12
-SLOW = 150_000  # some hundred milliseconds a run
+SLOW = 60_000  # some hundred milliseconds a run
 
 
 def digits(path: Path) -> Path:
@@ -47,6 +49,16 @@ def loop(path: Path, count: int) -> Path:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64(count), "n"))
     onnx.save(model, path)
     return path
+
+
+def processes(*, of: str = "graphpass") -> list[psutil.Process]:
+    """Return our processes below this one that live; Dask has some of its own here."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(of in word for word in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def tree(folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ from graphpass.many.report import SCHEMA_PATH, ManyReport, junit, markdown
 from graphpass.many.task import Task, make
 from graphpass.many.watch import Watch
 
-from .models import ENDLESS, SLOW, digits, loop, small, tree
+from .models import ENDLESS, SLOW, digits, loop, processes, small, tree
 
 
 def run(models: list[Any], out: Path, **options: Any) -> ManyReport:
@@ -55,12 +55,9 @@ class KillsOnce(Watch):
     def progress(self, model: str, text: str, done: float) -> None:
         if Path(model).name == self.model and text == "starting" and self.left:
             self.left -= 1
-            (child,) = [
-                process
-                for process in psutil.Process().children()
-                if process.status() != psutil.STATUS_ZOMBIE
-            ]
-            child.kill()
+            while not (found := processes(of="many.process")):
+                pass  # a process has no command line for a moment
+            found[0].kill()
             self.killed += 1
 
 
@@ -266,7 +263,7 @@ def test_processes_end_when_nobody_wants_the_rest(tmp_path: Path) -> None:
     models = [loop(tmp_path / "endless.onnx", ENDLESS), small(tmp_path / "a.onnx")]
     with pytest.raises(KeyboardInterrupt):
         run(models, tmp_path / "out", jobs=2, watch=Interrupts())
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+    assert not processes()
     assert tree(tmp_path / "out") == [".graphpass/a.onnx.json", "a.onnx"]
 
 
