@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+import graphpass
+from graphpass.cli import run
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,3 +35,19 @@ def test_the_second_command_of_the_readme_is_what_the_contributing_guide_says() 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = blocks("CONTRIBUTING.md", "")[0].strip()
     assert command in readme
+
+
+def test_many_models_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zoo/sub").mkdir(parents=True)
+    for name in ("digits.onnx", "zoo/sub/other.onnx"):
+        shutil.copyfile(ROOT / "fixtures/digits.onnx", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Many models")[1].split("\n## ")[0]
+    first = re.findall(r"```\n(.*?)\n", section)[0]
+    assert run(first.split()[1:]) == 0
+    assert {p.name for p in (tmp_path / "out").rglob("*.onnx")} == {"digits.onnx", "other.onnx"}
+    assert json.loads((tmp_path / "out/all.json").read_text())["counts"]["written"] == 2
+    names: dict[str, Any] = {"graphpass": graphpass}
+    exec(re.findall(r"```python\n(.*?)```", section, flags=re.S)[0], names)
+    assert names["report"].counts == {"written": 0, "skipped": 2, "failed": 0}
