@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,6 +91,8 @@ def optimize(
 @contextlib.contextmanager
 def _without_logs() -> Iterator[None]:
     """Keep libraries from logging what one sentence will say."""
+    import logging
+
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
