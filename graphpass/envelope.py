@@ -84,8 +84,10 @@ class _Reader:
         types = _types(inferred, proto)
         names: dict[str, Tensor] = _Scope(outer)
         input_names = {value.name for value in proto.input}
+        overridable = set()
         for tensor in proto.initializer:
             if tensor.name in input_names and not self.initializers_are_constant:
+                overridable.add(tensor.name)
                 continue
             constant = Constant(tensor.name, Weight.of(tensor))
             names[tensor.name] = constant
@@ -94,6 +96,8 @@ class _Reader:
             if dict.get(names, value.name) is None:
                 names[value.name] = _variable(value.name, types)
             graph.inputs.append(dict.__getitem__(names, value.name))
+            if value.name in overridable:
+                graph.overridable[value.name] = names[value.name]
         for sparse in proto.sparse_initializer:
             name = sparse.values.name
             if dict.get(names, name) is None:

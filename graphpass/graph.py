@@ -15,6 +15,7 @@ from graphpass.weight import Array, Weight
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
+_MOST_VIEWS = 16  # one on the other; clean-up leaves no more than two or three
 _EXPANDED_BYTES = 1 << 16  # a bias may be written as Expand; a whole network must not come of it
 
 
@@ -177,8 +178,8 @@ def is_overridable(tensor: Tensor) -> bool:
         return False
     graph: Graph | None = next((n.graph for n in tensor.outputs), None)
     while graph is not None:
-        if not graph.is_function and any(tensor is value for value in graph.inputs):
-            return any(tensor.name == held.name for held in graph.proto.initializer)
+        if graph.overridable.get(tensor.name) is tensor:
+            return True
         graph = graph.parent
     return False
 
@@ -190,24 +191,33 @@ def constant(tensor: Tensor | None) -> Weight | None:
     Reshape, Flatten, Squeeze, Unsqueeze and Transpose, and what Expand makes of them if it is
     small (a bias). An initializer that the caller may override is no constant.
     """
-    if tensor is None or tensor.name == "":
-        return None
-    if isinstance(tensor, gs.Constant):
-        return weight_in(tensor)
-    node = producer(tensor)
-    if node is None:
-        return None
-    op = operator(node)
-    if op == "Constant":
-        return _constant_node(node)
-    view = _VIEWS.get(op)
-    if view is None or not node.inputs:
-        return None
-    source = constant(node.inputs[0])
+    views: list[Node] = []
+    while tensor is not None and len(views) <= _MOST_VIEWS:
+        if tensor.name == "":
+            return None
+        if isinstance(tensor, gs.Constant):
+            return _viewed(weight_in(tensor), views)
+        node = producer(tensor)
+        if node is None:
+            return None
+        op = operator(node)
+        if op == "Constant":
+            return _viewed(_constant_node(node), views)
+        if op not in _VIEWS or not node.inputs:
+            return None
+        views.append(node)
+        tensor = node.inputs[0]
+    return None
+
+
+def _viewed(weight: Weight | None, views: list[Node]) -> Weight | None:
+    """Return what `views`, the last one first, make of a weight."""
     try:
-        return None if source is None else view(node, source)
+        for node in reversed(views):
+            weight = None if weight is None else _VIEWS[operator(node)](node, weight)
     except RefusedError:
         return None
+    return weight
 
 
 def _constant_node(node: Node) -> Weight | None:

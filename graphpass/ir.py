@@ -8,6 +8,7 @@ that they came from.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -98,10 +99,16 @@ def weight_in(constant: gs.Constant) -> Weight:
 
 
 Tensor = Variable | Constant
+_serials = itertools.count(1)
 
 
 class Node(gs.Node):  # type: ignore[misc]
-    """An operator. Attributes are parsed when they are first looked at."""
+    """An operator. Attributes are parsed when they are first looked at.
+
+    `serial` grows from node to node as they are made, so that one is quickly found among readers.
+    """
+
+    serial = 0  # of nodes that graphsurgeon made
 
     def __init__(
         self,
@@ -117,6 +124,7 @@ class Node(gs.Node):  # type: ignore[misc]
         proto: onnx.NodeProto | None = None,
     ) -> None:
         fields = self.__dict__
+        fields["serial"] = next(_serials)
         fields["op"] = op
         fields["name"] = name
         fields["domain"] = domain
@@ -193,6 +201,7 @@ class Graph(gs.Graph):  # type: ignore[misc]
         self.parent = parent
         self.overridden = overridden
         self.initializers = []
+        self.overridable: dict[str, Tensor] = {}  # initializers that are inputs as well, by name
         self.stale: set[str] = set()  # tensors whose declared type is wrong by now
 
     @property

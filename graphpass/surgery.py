@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -436,11 +438,20 @@ def _operand_name(node: str, op: str, index: int) -> str:
 
 def _unlink(node: Node) -> None:
     for tensor in node.inputs:
-        list.remove(tensor.outputs, node)
+        _remove_reader(tensor.outputs, node)
     list.clear(node.inputs)
     for tensor in node.outputs:
         list.clear(tensor.inputs)
     list.clear(node.outputs)
+
+
+def _remove_reader(readers: list[Node], node: Node) -> None:
+    """Remove one mention of `node`; nearly always, readers are in the order they were made in."""
+    index = bisect_left(readers, node.serial, key=attrgetter("serial"))
+    if index < len(readers) and readers[index] is node:
+        list.__delitem__(readers, index)
+    else:
+        list.remove(readers, node)
 
 
 def _relink(old: Tensor, new: Tensor) -> None:

@@ -69,11 +69,13 @@ _COMPARISONS = ("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqua
 _COUNTS = ("Max", "Min", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum")
 _SHAPES = ("Shape", "Size")
 _FOLDED = (*_MOVES, *_ARITHMETIC, *_COMPARISONS, *_COUNTS, *_SHAPES, "Cast", "ConstantOfShape")
+_KNOWN = frozenset((*_FOLDED, "Constant"))  # what may make a constant
 # what these read is folded before them: they may stay, because their result is larger
 _GROWING = ("ConstantOfShape", "Expand", "Gather", "Pad", "Range", "Tile", "Where")
 
 _NUMBERS = ("float32", "float64", "int32", "int64")
 _INTEGERS = ("int32", "int64")
+_NO_SIZES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.bool_))
 
 
 class ConstantToInitializer(Rule):
@@ -154,12 +156,19 @@ def _is_static(tensor: Tensor) -> bool:
     """Whether `tensor` holds sizes of a shape that are fixed."""
     if operator(tensor.inputs[0]) == "Size":
         return static_shape(tensor.inputs[0].inputs[0]) is not None
+    if tensor.shape != [0] and dtype(tensor) in _NO_SIZES:
+        return False
     found = values(tensor)
     return found is not None and not any(s.names or abs(s.factor) > _LARGEST_SIZE for s in found)
 
 
 def _is_computable(node: Node, known: Fold, depth: int) -> bool:
     if operator(node) not in _FOLDED or operator(node) in _SHAPES:
+        return False
+    # asked first: nearly always there is something above that only the runtime knows, mostly near
+    if any(_is_unknown(source) for source in node.inputs):
+        return False
+    if not all(_is_foldable(source, known, depth) for source in node.inputs):
         return False
     opaque = (gs.Node.AttributeRef, onnx.AttributeProto)
     if any(isinstance(value, opaque) for value in node.attrs.values()):
@@ -170,9 +179,15 @@ def _is_computable(node: Node, known: Fold, depth: int) -> bool:
     if None in shapes or "None" in kinds or not _is_exact(node, kinds):
         return False
     *held, made = (8 * math.prod(shape or ()) for shape in shapes)
-    if made > max(_LARGEST_BYTES, *held):
+    return made <= max(_LARGEST_BYTES, *held)
+
+
+def _is_unknown(tensor: Tensor) -> bool:
+    """Whether `tensor` is surely not foldable, as far as one look tells."""
+    if tensor.name == "" or isinstance(tensor, gs.Constant) or tensor.shape == [0]:
         return False
-    return all(_is_foldable(source, known, depth) for source in node.inputs)
+    source = producer(tensor)
+    return source is None or operator(source) not in _KNOWN
 
 
 def _is_exact(node: Node, kinds: list[str]) -> bool:

@@ -42,8 +42,9 @@ def _value_changes(
     what: str, before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
 ) -> Iterator[str]:
     names, new_names = [value.name for value in before], [value.name for value in after]
-    gone = [name for name in names if name not in new_names]
-    new = [name for name in new_names if name not in names]
+    had, has = set(names), set(new_names)
+    gone = [name for name in names if name not in has]
+    new = [name for name in new_names if name not in had]
     if names != new_names:
         if gone:
             yield f"{what} {_listed(gone)} is gone"
