@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -456,11 +457,15 @@ def _remove_reader(readers: list[Node], node: Node) -> None:
 
 def _relink(old: Tensor, new: Tensor) -> None:
     """Let every reader of `old` read `new`: linear in the readers."""
-    for reader in {id(node): node for node in old.outputs}.values():
-        for index, tensor in enumerate(reader.inputs):
-            if tensor is old:
-                list.__setitem__(reader.inputs, index, new)
-                list.append(new.outputs, reader)
+    place: dict[int, int] = {}  # by reader, which is listed once for each mention
+    for reader in old.outputs:
+        index = list.index(reader.inputs, old, place.get(id(reader), 0))
+        place[id(reader)] = index + 1
+        list.__setitem__(reader.inputs, index, new)
+    readers = {id(reader): reader for reader in old.outputs}
+    mentions = Counter(map(id, old.outputs))
+    for key, reader in readers.items():
+        list.extend(new.outputs, [reader] * mentions[key])
     list.clear(old.outputs)
 
 
