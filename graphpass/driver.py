@@ -136,17 +136,29 @@ class _Run:
         self.windows = windows
         self.first_number = first_number
         self.progress = progress or (lambda: None)
+        self.scopes = model.scopes()
+        self.rules = step.rules
+        self.roots = {root for rule in step.rules for root in rule.roots}
+        self.present: set[str] = set()
         self.by_root: dict[str, list[Rule]] = {}
-        for rule in step.rules:
-            for root in rule.roots:
-                self.by_root.setdefault(root, []).append(rule)
+        self._index({operator(node) for scope in self.scopes for node in scope.nodes})
         self.sweeps = step.sweeps
         self.depth = max((_depth(rule.pattern) for rule in step.rules), default=0)
-        self.scopes = model.scopes()
         self.surgeon = Surgeon(model.store, lambda: model.names, model.proto.ir_version)
         self.waiting: deque[Node] = deque()
         self.queued: set[int] = set()
         self.refused: dict[tuple[int, str], tuple[Node, Refusal]] = {}
+
+    def _index(self, operators: set[str]) -> None:
+        """Arrange by root the rules that can match, now that there are these operators as well."""
+        if operators <= self.present:
+            return
+        self.present |= operators
+        self.by_root = {}
+        for rule in self.rules:
+            if _may_occur(rule.pattern, self.present):
+                for root in rule.roots:
+                    self.by_root.setdefault(root, []).append(rule)
 
     def to_fixpoint(self) -> None:
         for scope in self.scopes:
@@ -236,6 +248,7 @@ class _Run:
         window = capture(found, built) if self.windows else None
         around = [tensor for node in found.nodes for tensor in node.inputs]
         again = self.surgeon.commit(found, built)
+        self._index({operator(node) for node in built.nodes})
         self.applied.rewrites.append(
             Rewrite(
                 self.first_number + len(self.applied.rewrites),
@@ -271,11 +284,23 @@ class _Run:
 
     def _queue(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if operator(node) not in self.by_root or id(node) in self.queued:
+            if operator(node) not in self.roots or id(node) in self.queued:
                 continue
             if not self.surgeon.is_dead(node):
                 self.queued.add(id(node))
                 self.waiting.append(node)
+
+
+def _may_occur(pattern: object, present: set[str]) -> bool:
+    """Whether a graph of these operators can hold `pattern`."""
+    if isinstance(pattern, either):
+        return any(_may_occur(part, present) for part in pattern.alternatives)
+    if isinstance(pattern, Op):
+        prefix = f"{pattern.domain}::" if pattern.domain else ""
+        return any(f"{prefix}{op}" in present for op in pattern.ops) and all(
+            _may_occur(part, present) for part in pattern.inputs
+        )
+    return True
 
 
 def _depth(pattern: object) -> int:
