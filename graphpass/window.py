@@ -61,7 +61,8 @@ def capture(found: Match, built: Built) -> Window | None:
     made = {node.op for node in built.nodes}
     if isinstance(built.result, gs.Constant) or made == {"Constant"}:
         shapes |= _fixed_nodes(graph, found.root)
-    before = _cut(graph, list(reversed(found.nodes)), output, output, shapes)
+    replaced = list(dict.fromkeys(reversed(found.nodes)))  # a node may have been met twice
+    before = _cut(graph, replaced, output, output, shapes)
     # what replaces the match may go on reading tensors from the middle of it
     sources = shapes | {id(node): node for node in found.nodes}
     if built.result is not None:

@@ -34,6 +34,7 @@ from graphpass import (
 from ._constants import ConstantToInitializer, FoldConstants
 from ._reshapes import DropReshape, FixReshape, MergeReshapes
 from ._sizes import slices
+from ._transposes import TRANSPOSE_RULES, merged, permutation
 
 _PATTERN_ELEMENTS = 1 << 16  # a constant larger than this is a weight, not a neutral element
 _TO_THE_END = 2**31 - 1  # what exporters write for the end of a slice that has none
@@ -127,7 +128,7 @@ class DropTranspose(Rule):
     pattern = Op("Transpose", any_("x"), bind="node")
 
     def rewrite(self, node: Node, x: Tensor) -> Any:
-        axes = _permutation(node)
+        axes = permutation(node)
         return x if axes is not None and axes == sorted(axes) else None
 
 
@@ -137,21 +138,10 @@ class MergeTransposes(Rule):
     pattern = Op("Transpose", Op("Transpose", any_("x"), bind="inner", shared=True), bind="outer")
 
     def rewrite(self, outer: Node, inner: Node, x: Tensor) -> Any:
-        first, second = _permutation(inner), _permutation(outer)
-        if first is None or second is None:
+        both = merged(inner, outer)
+        if both is None:
             return None
-        both = [first[axis] for axis in second]
-        if both == sorted(both):
-            return x
-        return None if _stays(inner) else Op("Transpose", x, perm=both)
-
-
-def _permutation(node: Node) -> list[int] | None:
-    axes = attribute(node, "perm")
-    if axes is not None:
-        return list(axes)
-    count = rank(node.inputs[0])
-    return None if count is None else list(range(count))[::-1]
+        return x if both == sorted(both) else Op("Transpose", x, perm=both)
 
 
 class DropPool(Rule):
@@ -305,6 +295,7 @@ class CleanUp(Pass):
         DropExpand(),
         DropNeutral(),
         DropNeutralRight(),
+        *TRANSPOSE_RULES,
     )
 
 

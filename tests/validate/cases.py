@@ -60,6 +60,15 @@ def _dense(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "gemm-to-conv", text, constants=constants)
 
 
+def _nhwc(text: str, **constants: Any) -> Case:
+    return _clean(
+        f"in NHWC: {text}",
+        "(float[N,5,3,4] x, float[N,5,3,4] w) => (float[?,?,?,?] y) {"
+        f"h = Transpose<perm=[0,2,3,1]>(x) {text} y = Transpose<perm=[0,3,1,2]>(a)}}",
+        **constants,
+    )
+
+
 CASES = (
     _fold(
         "grouped Conv",
@@ -264,6 +273,22 @@ CASES = (
         "k = Constant<value=float[3] {1., 2., 3.}>() c = Mul(a, b) d = Add(x, c) y = Add(d, k)}",
         a=(3,),
         b=(3,),
+    ),
+    _nhwc("a = Sigmoid(h)"),
+    _nhwc("a = Sub(c, h)", c=(5,)),
+    _nhwc("a = Mul(h, c)", c=(3, 4, 1)),
+    _nhwc("a = PRelu(h, c)", c=(5,)),
+    _nhwc("g = Transpose<perm=[0,2,3,1]>(w) a = Sub(h, g)"),
+    _nhwc("a = Pad(h, k)", k=_ints(0, 1, 0, 0, 0, 0, 2, 0)),
+    _nhwc('a = Pad<mode="reflect">(h, k)', k=_ints(0, 1, 0, 0, 0, 0, 2, 0)),
+    _nhwc("a = ReduceSum(h, k)", k=_ints(1)),
+    _nhwc("a = ReduceMean<axes=[-3,2]>(h)"),
+    _nhwc("a = Softmax<axis=-1>(h)"),
+    _nhwc("g = Transpose<perm=[0,2,3,1]>(w) a = Concat<axis=-1>(h, g, h)"),
+    _clean(
+        "mean of pixels in NHWC",
+        "(float[N,5,3,4] x) => (float[N,5] y) {"
+        "h = Transpose<perm=[0,2,3,1]>(x) y = ReduceMean<axes=[1,2], keepdims=0>(h)}",
     ),
 )
 
