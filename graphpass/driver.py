@@ -161,6 +161,8 @@ class _Run:
                     self.by_root.setdefault(root, []).append(rule)
 
     def to_fixpoint(self) -> None:
+        if not (self.by_root or self.sweeps):
+            return
         for scope in self.scopes:
             self._queue(scope.nodes)
         if self.sweeps:
