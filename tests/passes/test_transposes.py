@@ -550,7 +550,8 @@ def test_inside_a_body_and_inside_a_function() -> None:
         <domain: "mine", opset_import: ["" : 17]>
         f <p> (x) => (y) {
             h = Transpose<perm=[0,2,3,1]>(x) a = Relu(h) u = Transpose<perm=[0,3,1,2]>(a)
-            e = Floor(u) g = Transpose<perm: ints = @p>(e) b = Neg(g) y = Transpose<perm=[0,3,1,2]>(b)
+            e = Floor(u) g = Transpose<perm: ints = @p>(e) b = Neg(g)
+            y = Transpose<perm=[0,3,1,2]>(b)
         }"""
     )
     result = check(PASS, model, "mine::f", exact=True)
