@@ -306,12 +306,11 @@ class _Plan:
 
     def _look(self, tensor: Tensor) -> None:
         """Let what reads `tensor` join; a border it stays where somebody cannot."""
-        source = producer(tensor)
         stays = is_output(tensor)
         for reader in readers(tensor):
             if operator(reader) == "Transpose" and reader.graph is self.graph:
                 # one of another order is merged with that which comes, and costs nothing
-                if _settled(reader) == self.back and source in self.members:
+                if _settled(reader) == self.back:
                     self.ends.add(reader)
             elif not self._is_moved(reader) and not self._join(reader):
                 stays = True

@@ -163,7 +163,8 @@ def test_of_unknown_rank() -> None:
 def test_what_a_dropout_dropped_is_in_the_old_layout() -> None:
     stays(
         """(float[2,3,4,5] x) => (float[2,3,4,5] y, bool[2,4,5,3] m) {
-            h = Transpose<perm=[0,2,3,1]>(x) a, m = Dropout(h) y = Transpose<perm=[0,3,1,2]>(a)
+            h = Transpose<perm=[0,2,3,1]>(x) b = Relu(h) a, m = Dropout(b)
+            y = Transpose<perm=[0,3,1,2]>(a)
         }"""
     )
 
@@ -313,7 +314,8 @@ def test_two_of_different_layouts() -> None:
 def test_of_three(op: str) -> None:
     stays(
         f"""(float[2,3,4,5] x) => (float[2,3,4,5] y) {{
-            h = Transpose<perm=[0,2,3,1]>(x) a = {op}(h, h, h) y = Transpose<perm=[0,3,1,2]>(a)
+            h = Transpose<perm=[0,2,3,1]>(x) b = Relu(h) a = {op}(b, b, b)
+            y = Transpose<perm=[0,3,1,2]>(a)
         }}"""
     )
 
@@ -420,7 +422,7 @@ def test_below_a_reduction_that_drops_its_axes_no_transpose_is_left(
 
 def test_a_reduction_that_drops_axes_and_leaves_the_others_in_another_order_stays() -> None:
     stays(
-        "(float[2,3,4,5] x) => (float[2,5,3] y) { h = Transpose<perm=[0,2,3,1]>(x)"
+        "(float[2,3,4,5] x) => (float[a,b,c] y) { h = Transpose<perm=[0,2,3,1]>(x)"
         "y = ReduceSum<axes=[1], keepdims=0>(h) }",
         opset=12,
     )
@@ -582,7 +584,7 @@ def test_an_inverse_that_is_one_of_the_operands() -> None:
         }"""
     )
     result, _ = apply_to(PASS, model)
-    assert transposes(result) <= 2
+    assert transposes(result) == 2
     check_valid(model, result)
     check_equal(model, result, exact=True)
 
@@ -647,13 +649,23 @@ def test_random_graphs(rng: random.Random, opset: int, steps: int) -> None:
     model = Drawn(rng, opset, steps).model()
     if model is None:
         return
-    result, applied = apply_to(PASS, model)
+    result, _ = apply_to(PASS, model)
     check_valid(model, result)
     check_equal(model, result, exact=True, dims={}, seeds=(0,))
     assert transposes(result) <= transposes(model)
     check_untouched(PASS, result)
-    if any("TransposeBelow" in rewrite.rule for rewrite in applied.rewrites):
-        assert transposes(result) < transposes(model)
+
+
+def test_nothing_is_moved_that_does_not_pay() -> None:
+    moved = 0
+    for seed in range(200):
+        model = Drawn(random.Random(seed), 17, 20).model()
+        assert model is not None
+        result, applied = apply_to(PASS, model)
+        if any(rewrite.rule.startswith("TransposeBelow") for rewrite in applied.rewrites):
+            assert transposes(result) < transposes(model), seed
+            moved += 1
+    assert moved > 20
 
 
 @settings(max_examples=40, deadline=None)
