@@ -17,6 +17,8 @@ Header lines:
               `integers` (from -3 to 3; default for integers and where `exact`), a number to fill
               it with, or all values as a list
   after       the operators that must come of it, in order, with the attributes that matter
+  interface   for a pass that changes them: inputs and outputs afterwards, (…) => (…); what they
+              hold may be something else then, and no numbers are compared
   refused     part of the sentence with which the pass must refuse; the model stays as it is
   untouched   the pass must leave the model as it is, silently
   exact       outputs must be equal to the bit: inputs are small integers, too
@@ -47,7 +49,7 @@ from graphpass.registry import parse, split
 from graphpass.rule import Pass
 
 _SUFFIXES = {".txt", ".onnxtxt"}
-_SINGLE = {"pass", "note", "after", "refused", "untouched", "exact", "rtol", "opset"}
+_SINGLE = {"pass", "note", "after", "refused", "untouched", "interface", "exact", "rtol", "opset"}
 _REPEATED = {"constant", "bind", "domain"}
 _EXPECTATIONS = ("after", "refused", "untouched")
 _CONSTANT = re.compile(r"(\S+)\s+(\w+)\s*(?:\[([\d,\s]*)\])?\s*(?:=\s*(.+))?$")
@@ -215,7 +217,30 @@ def _run(case: Fixture, model: onnx.ModelProto) -> None:
     if "untouched" in case.header:
         testing.check_untouched(case.passes, model)
         return
-    result = testing.check(
+    run = _with_interface if "interface" in case.header else _checked
+    result = run(case, model)
+    again, applied = testing.apply_to(case.passes, result)
+    more = [f"{rewrite.rule} at {rewrite.site}" for rewrite in applied.rewrites]
+    assert again == result, f"run again, it changes more: {', '.join(more) or applied.notes}"
+
+
+def _with_interface(case: Fixture, model: onnx.ModelProto) -> onnx.ModelProto:
+    result, applied = testing.apply_to(case.passes, model)
+    reasons = [refusal.reason for refusal in applied.refusals]
+    assert applied.changed, f"nothing is changed: {reasons}"
+    testing.check_operators(result, case.header.get("after", testing.operators(result)))
+    onnx.checker.check_model(result, full_check=True)
+    testing.session(result)
+    wanted = onnx.parser.parse_graph(f"wanted {case.header['interface']} {{}}")
+    for kind in ("input", "output"):
+        found, expected = getattr(result.graph, kind), getattr(wanted, kind)
+        shown = ", ".join(onnx.helper.printable_value_info(value) for value in found)
+        assert list(found) == list(expected), f"{kind}s: {shown}"
+    return result
+
+
+def _checked(case: Fixture, model: onnx.ModelProto) -> onnx.ModelProto:
+    return testing.check(
         case.passes,
         model,
         case.header.get("after"),
@@ -223,6 +248,3 @@ def _run(case: Fixture, model: onnx.ModelProto) -> None:
         rtol=float(case.header.get("rtol", 1e-5)),
         dims=case.dims or None,
     )
-    again, applied = testing.apply_to(case.passes, result)
-    more = [f"{rewrite.rule} at {rewrite.site}" for rewrite in applied.rewrites]
-    assert again == result, f"run again, it changes more: {', '.join(more) or applied.notes}"
