@@ -118,13 +118,16 @@ def _prepare(
     before, after = window.before.graph, window.after.graph
     operators = [node.op_type for node in (*before.node, *after.node)]
     # a constant along the pixels does not fit a smaller map: then the next attempt is as it is
-    free = _SIZE_FREE | _PER_CHANNEL if sizes is None else _SIZE_FREE
+    first = sizes is None
+    free = _SIZE_FREE | _PER_CHANNEL if first else _SIZE_FREE
     spatial = _kernel(window) if set(operators) <= free else None
     sizes = _SIZES if sizes is None else sizes
     shapes, partition = _shapes(window, spatial, *sizes[0])
     if terms.shapes and _needs_real_shapes(window):
         shapes = {name: list(terms.shapes.get(name, shapes[name])) for name in shapes}
         partition = False
+    elif first and set(operators) <= _SIZE_BLIND:
+        shapes = _shrunk(window, shapes)
     mark = f"w{index}/"
     exact = _is_movement(window, operators)
     known = {name: tuple(shape) for name, shape in shapes.items()}
@@ -206,6 +209,18 @@ def _shapes(
     return shapes, len(values) == 1 and (spatial is not None or _free_batch(values.values()))
 
 
+def _shrunk(window: Window, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Make sizes that no constant shares small, those that are equal equally so."""
+    held = (*window.before.graph.initializer, *window.after.graph.initializer)
+    kept = {size for tensor in held for size in tensor.dims}
+    large = sorted({n for shape in shapes.values() for n in shape if n > _SMALL[-1]} - kept)
+    if len(large) > len(_SMALL):
+        return dict(shapes)
+    taken = {n for shape in shapes.values() for n in shape} | kept
+    small = dict(zip(large, (n for n in _SMALL if n not in taken), strict=False))
+    return {name: [small.get(n, n) for n in shape] for name, shape in shapes.items()}
+
+
 def _free_batch(values: Iterable[onnx.ValueInfoProto]) -> bool:
     return all(
         len(value.type.tensor_type.shape.dim) > 1
@@ -219,6 +234,13 @@ _SIZE_FREE = frozenset(
     "Dropout Elu Transpose Constant".split()
 )
 _PER_CHANNEL = frozenset("Mul Add Sub Div Cast".split())
+# What does not care how large its axes are, as long as they fit each other.
+_SIZE_BLIND = frozenset(
+    "Abs Add BatchNormalization Cast Ceil Clip Concat Div Dropout Elu Erf Exp Flatten Floor Gelu "
+    "HardSigmoid HardSwish Identity LeakyRelu LogSoftmax Mish Mul Neg PRelu Pad Pow ReduceMean "
+    "ReduceSum Relu Selu Sigmoid Softmax Softplus Sqrt Sub Tanh Transpose".split()
+)
+_SMALL = (5, 7, 11, 13)
 
 
 def _kernel(window: Window) -> list[int] | None:
