@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 
-from graphpass.graph import constant, producer
+from graphpass.graph import constant, operator, producer
 from graphpass.ir import Graph, Node, Tensor
 from graphpass.match import Match
 from graphpass.surgery import Built, node_proto
@@ -158,7 +158,8 @@ def _fixed_nodes(graph: Graph, root: Node) -> dict[int, Node]:
             return {}
         if id(source) not in found:
             found[id(source)] = source
-            waiting.extend(source.inputs)
+            if operator(source) not in ("Shape", "Size"):  # which look at no element
+                waiting.extend(source.inputs)
     return found
 
 

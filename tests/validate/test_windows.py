@@ -362,6 +362,22 @@ def test_a_network_with_sizes_that_no_inference_knows_is_run_window_by_window() 
     assert proofs and all(proof is not None and proof.status == "ok" for proof in proofs)
 
 
+def test_what_is_computed_of_a_fixed_size_has_its_shape_in_the_window() -> None:
+    model = graph(
+        "(float[N,4,9] x) => (float[N,4,9] y, float[N,4,9] z) {"
+        "s = Shape(x) d = Slice(s, two, three) c = Cast<to=1>(d) r = Sqrt(c)"
+        "i_as_exporters_name_it = Div(one, r) a = Sqrt(i_as_exporters_name_it)"
+        "b = Sqrt(i_as_exporters_name_it) m = Mul(x, a) y = Relu(m) n = Mul(x, b) z = Relu(n) }",
+        two=np.array([2]),
+        three=np.array([3]),
+        one=np.array([1], np.float32),
+    )
+    with graphpass.optimize(model, "clean-up") as result:
+        (entry,) = result.report.passes
+    assert entry.rewrites and not entry.quarantined
+    assert all(r.proof is not None and r.proof.status == "ok" for r in entry.rewrites)
+
+
 def test_a_window_in_a_body_or_function_has_the_opset_of_its_scope(runtime: Runtime) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>'
