@@ -18,12 +18,15 @@ from graphpass.storage.reference import refer, reference_of
 Array = npt.NDArray[Any]
 
 
+_KEPT_ELEMENTS = 16
+
+
 class Weight(LazyValues):  # type: ignore[misc]
     """A constant's value: shape and dtype are known, the data stays where it is until `array()`.
 
     It goes wherever numpy takes an array (`np.asarray(weight)`, `weight.astype(np.float64)`).
-    `reshape` reads nothing: the bytes are the same under another shape. Nothing is cached, so
-    that a pass over a large model holds one weight at a time.
+    `reshape` reads nothing: the bytes are the same under another shape. Nothing but a few elements
+    is kept, so that a pass over a large model holds one weight at a time.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Weight(LazyValues):  # type: ignore[misc]
         self.tensor = tensor
         self.origin: Any = None  # the graph's tensor that holds exactly this value
         self._read = read
+        self._kept: list[Array] = []  # copies share it
 
     @classmethod
     def of(cls, tensor: onnx.TensorProto, name: str | None = None) -> Weight:
@@ -57,8 +61,12 @@ class Weight(LazyValues):  # type: ignore[misc]
 
     def array(self) -> Array:
         """Read the data: shape `self.shape`, dtype `self.dtype`; not to be written to."""
+        if self._kept:
+            return self._kept[0]
         value = self._read().reshape(self.shape)
         value.flags.writeable = False
+        if value.size <= _KEPT_ELEMENTS:
+            self._kept.append(value)
         return value
 
     load = array  # the name under which onnx-graphsurgeon asks for it
