@@ -34,6 +34,7 @@ _TOOL_STYLES = {
     "graphpass": ("C3", "-"),
     "graphpass --no-validate": ("C1", "-"),
 }
+_OTHERS = ("C0", "C2", "C4", "C5", "C6", "C8", "C9")
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _plot_family(
                 for cost in each
                 if cost.tool == tool and not cost.error
             ]
-            color, style = _TOOL_STYLES.get(tool, (f"C{number % 10}", "-."))
+            color, style = _TOOL_STYLES.get(tool, (_OTHERS[number % len(_OTHERS)], "-."))
             if points:
                 thick = 2.2 if tool.startswith("graphpass") else 1.2
                 axis.plot(
