@@ -360,6 +360,18 @@ def test_weights_that_were_in_a_file_of_their_own_stay_so_though_all_are_new(
     assert graphpass.compare(tmp_path / "in.onnx", tmp_path / "out.onnx").ok
 
 
+def test_a_model_whose_outputs_are_nan_on_the_first_inputs_is_delivered(tmp_path: Path) -> None:
+    model = graph(
+        "(float[N,4] x) => (float[N,4] y) { a = Identity(x) b = Add(a, c) y = Log(b) }",
+        c=np.full(4, -50, np.float32),
+    )
+    with graphpass.optimize(model, Tidy()) as result:
+        result.save(tmp_path / "out.onnx")
+    delivery = result.report.delivery
+    assert delivery is not None and delivery.ok
+    assert delivery.comparisons[0].blank and not all(c.blank for c in delivery.comparisons)
+
+
 def test_a_file_that_fails_its_check_is_not_delivered(monkeypatch: Any, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
     target.write_bytes(b"what was there")
