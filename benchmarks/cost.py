@@ -10,6 +10,7 @@ Markdown; writes everything measured to a JSON file and the plots beside it; see
 import argparse
 import json
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 # This process stays small: see process.py. Models are made in another one: `python -m ... make`.
+from benchmarks.arguments import add_python, in_turns, python_for
 from benchmarks.contestants import BASELINES, CONTESTANTS, command
 from benchmarks.process import Usage, measure
 
@@ -74,11 +76,12 @@ def figure(usage: Usage, what: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure everything; 1 where graphpass gave no result."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
     pythons = dict(options.python)
     present = [
         name
         for name in options.tools
-        if name in COPIES or PROGRAMS[name].version(_python_for(name, pythons))
+        if name in COPIES or PROGRAMS[name].version(python_for(PROGRAMS[name], pythons))
     ]
     report: dict[str, list[dict[str, Any]]] = {}
     costs: dict[Subject, list[Cost]] = {}
@@ -128,28 +131,23 @@ def measure_all(
         if failed:
             sys.exit(f"{subject.name} could not be made: {failed}")
     costs = {name: Cost(name) for name in tools}
-    for number in range(options.rounds):
-        # Each round starts with another tool: the first one to read the file finds it uncached.
-        for name in (*tools[number % len(tools) :], *tools[: number % len(tools)]):
-            if costs[name].error:
-                continue  # It will not do better the next time.
-            print(
-                f"{subject.name}: round {number + 1} of {options.rounds}, {name}",
-                file=sys.stderr,
-                flush=True,
-            )
-            target = scratch / "out"
-            target.mkdir()
-            line = _command(name, _python_for(name, pythons), source, target / "out.onnx")
-            usage = measure(line, options.timeout_s, memory_mib=options.memory_mib)
-            costs[name].usages.append(usage)
-            shutil.rmtree(target)
+    for number, name in in_turns(tools, options.rounds):
+        if costs[name].error:
+            continue  # It will not do better the next time.
+        told = f"{subject.name}: round {number} of {options.rounds}, {name}"
+        print(told, file=sys.stderr, flush=True)
+        target = scratch / "out"
+        target.mkdir()
+        line = _command(name, pythons, source, target / "out.onnx")
+        usage = measure(line, options.timeout_s, memory_mib=options.memory_mib)
+        costs[name].usages.append(usage)
+        shutil.rmtree(target)
     return list(costs.values())
 
 
-def _command(name: str, python: str, source: Path, target: Path) -> list[str]:
+def _command(name: str, pythons: Mapping[str, str], source: Path, target: Path) -> list[str]:
     if name not in COPIES:
-        return command(name, python, source, target)
+        return command(name, python_for(PROGRAMS[name], pythons), source, target)
     # what external data is called is known of the models made here only
     files = [str(path) for path in sorted(source.parent.glob(f"{source.name}*"))]
     copy = ["cp", *files, str(target.parent)]
@@ -230,12 +228,6 @@ def _plot_family(
     pyplot.close(figure_)
 
 
-def _python_for(name: str, pythons: Mapping[str, str]) -> str:
-    if name in COPIES:
-        return ""
-    return pythons.get(PROGRAMS[name].package, sys.executable)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cost", description=(__doc__ or "").partition("\n")[0]
@@ -244,14 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--families", type=_families, default=("weights", "nodes"), metavar="A,B")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each tool (default 3)")
     parser.add_argument("--tools", type=_tools, default=[*COPIES, *PROGRAMS], metavar="A;B")
-    parser.add_argument(
-        "--python",
-        action="append",
-        default=[],
-        type=_pair,
-        metavar="PACKAGE=PATH",
-        help="the interpreter that has a peer, e.g. onnxsim=/venvs/onnxsim/bin/python; repeatable",
-    )
+    add_python(parser)
     parser.add_argument("--json", type=Path, default=Path("cost.json"), metavar="FILE")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="where PNGs go; else none")
     parser.add_argument("--timeout-s", type=float, default=300, help="for one run of one tool")
@@ -272,13 +257,6 @@ def _tools(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"no such tool: {unknown[0]}")
     return names
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return key, value
 
 
 if __name__ == "__main__":

@@ -48,18 +48,23 @@ def measure(command: Sequence[str], timeout_s: float, *, memory_mib: int | None 
         )
         peaks_kib: dict[int, int] = {}
         late = False
-        while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                break
-            for member in _family(child.pid):
-                # The latest reading, not the largest: until it executes its program, a new process
-                # shows the memory of the one that started it. 0: it has ended, but is not reaped.
-                peaks_kib[member] = _peak_kib(member) or peaks_kib.get(member, 0)
-            late = late or time.perf_counter() - start > timeout_s
-            if late:
-                os.killpg(child.pid, signal.SIGKILL)
-            time.sleep(_POLL_S)
+        try:
+            while True:
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    break
+                for member in _family(child.pid):
+                    # The latest reading, not the largest: until it executes its program, a new
+                    # process shows the memory of the one that started it. 0: it has ended, but is
+                    # not reaped.
+                    peaks_kib[member] = _peak_kib(member) or peaks_kib.get(member, 0)
+                late = late or time.perf_counter() - start > timeout_s
+                if late:
+                    os.killpg(child.pid, signal.SIGKILL)
+                time.sleep(_POLL_S)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)  # else it goes on, and is in all that follows
+            raise
         wall_s = time.perf_counter() - start
         # Popen must not wait for a child that is reaped already.
         child.returncode = os.waitstatus_to_exitcode(status)

@@ -10,6 +10,7 @@ import argparse
 import filecmp
 import json
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 # This process stays small: see process.py. What needs onnx or a runtime runs in others.
+from benchmarks.arguments import add_python, in_turns, pair, python_for
 from benchmarks.contestants import CONTESTANTS, command
 from benchmarks.process import Usage, measure
 
@@ -66,13 +68,15 @@ class Entry:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; 1 where graphpass gave a wrong result or none."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
     models = options.models or sorted((HERE.parent / "fixtures").glob("*.onnx"))
     missing_files = [str(path) for path in models if not path.is_file()]
     if missing_files:
         sys.exit(f"no such file: {', '.join(missing_files)}")
     pythons = dict(options.python)
     versions = {
-        name: CONTESTANTS[name].version(_python_for(name, pythons)) for name in options.tools
+        name: CONTESTANTS[name].version(python_for(CONTESTANTS[name], pythons))
+        for name in options.tools
     }
     present = [name for name, version in versions.items() if version]
 
@@ -105,16 +109,14 @@ def compare(
     """Run every tool on a model in interleaved rounds, then judge what each wrote last."""
     entries = {name: Entry(name) for name in tools}
     targets = {name: scratch / f"{number}.onnx" for number, name in enumerate(tools)}
-    for number in range(options.rounds):
-        # Each round starts with another tool: the first one to read the file finds it uncached.
-        for name in (*tools[number % len(tools) :], *tools[: number % len(tools)]):
-            entry = entries[name]
-            if entry.error:
-                continue  # It will not do better the next time.
-            _say(f"{model.name}: round {number + 1} of {options.rounds}, {name}")
-            targets[name].unlink(missing_ok=True)
-            line = command(name, _python_for(name, pythons), model, targets[name])
-            entry.usages.append(measure(line, options.timeout_s))
+    for number, name in in_turns(tools, options.rounds):
+        entry = entries[name]
+        if entry.error:
+            continue  # It will not do better the next time.
+        _say(f"{model.name}: round {number} of {options.rounds}, {name}")
+        targets[name].unlink(missing_ok=True)
+        line = command(name, python_for(CONTESTANTS[name], pythons), model, targets[name])
+        entry.usages.append(measure(line, options.timeout_s))
     judged = [Entry("original", size_mb=_size_mb(model))]
     judged[0].verdict = judge(model, model, options, latency_s=0)
     for name, entry in entries.items():
@@ -235,10 +237,6 @@ def _size_mb(path: Path) -> float:
     return sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*")) / _BYTES_PER_MB
 
 
-def _python_for(name: str, pythons: Mapping[str, str]) -> str:
-    return pythons.get(CONTESTANTS[name].package, sys.executable)
-
-
 def _machine() -> str:
     cpu = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -262,14 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("models", nargs="*", type=Path, help="default: the models in fixtures/")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each tool (default 3)")
     parser.add_argument("--tools", type=_names, default=list(CONTESTANTS), metavar="A,B")
-    parser.add_argument(
-        "--python",
-        action="append",
-        default=[],
-        type=_pair,
-        metavar="PACKAGE=PATH",
-        help="the interpreter that has a peer, e.g. onnxsim=/venvs/onnxsim/bin/python; repeatable",
-    )
+    add_python(parser)
     parser.add_argument("--inputs", type=Path, help=".npz with inputs for all models")
     parser.add_argument(
         "--bind", action="append", default=[], type=_bound, metavar="DIM=N", help="size of a dim"
@@ -293,15 +284,8 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return key, value
-
-
 def _bound(text: str) -> tuple[str, int]:
-    key, value = _pair(text)
+    key, value = pair(text)
     return key, int(value)
 
 
