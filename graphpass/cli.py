@@ -8,6 +8,7 @@ highest of theirs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -310,9 +311,11 @@ def _console(*, stderr: bool = False) -> Console:
 
 def _progress(quiet: bool) -> Any:
     """Return a bar on stderr, or nothing where nobody would see it."""
-    from graphpass.commands.progress import Bar, Silence
+    if quiet or not sys.stderr.isatty():
+        return contextlib.nullcontext(lambda text, done: None)
+    from graphpass.commands.progress import Bar
 
-    return Silence() if quiet or not sys.stderr.isatty() else Bar()
+    return Bar()
 
 
 # --------------------------------------------------------------------- compare and inspect

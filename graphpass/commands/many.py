@@ -6,11 +6,11 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphpass.closing import Closing
 from graphpass.commands.options import options
 from graphpass.errors import OutputError, RuntimeUnavailableError, UsageError
 from graphpass.many.watch import Watch
@@ -127,7 +127,7 @@ def _failure(outcome: Outcome) -> str:
     return f"graphpass: {outcome.model}: {outcome.message}{hint}"
 
 
-class Lines(Watch):
+class Lines(Watch, Closing):
     """A line on stderr for each model that is done, for logs; with `quiet`, for failures only."""
 
     def __init__(self, quiet: bool = False) -> None:
@@ -152,16 +152,8 @@ class Lines(Watch):
             told = f"{outcome.model}: {outcome.status}, {outcome.seconds:.1f} s"
             click.echo(f"[{self._done}/{self._total}] {told}", err=True)
 
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
+    def close(self) -> None:
+        """Lines stay."""
 
 
 class Board(Lines):
@@ -176,6 +168,7 @@ class Board(Lines):
         self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
         self._all = self._bars.add_task("planning", total=None)
         self._models: dict[str, Any] = {}
+        self._bars.start()
 
     def planned(self, count: int) -> None:
         """Show how many models there are."""
@@ -201,14 +194,6 @@ class Board(Lines):
         if outcome.status == "failed":
             self._bars.console.print(_failure(outcome), markup=False, soft_wrap=True)
 
-    def __enter__(self) -> Board:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bars away."""
         self._bars.stop()

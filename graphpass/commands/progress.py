@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any
+
+from graphpass.closing import Closing
 
 _AFTER_S = 1.0
 
 
-class Silence:
-    """No bar at all."""
-
-    def __call__(self, text: str, done: float) -> None:
-        """Ignore what is being done."""
-
-    def __enter__(self) -> Silence:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-
-class Bar:
+class Bar(Closing):
     """Shows what is being done and how much of the whole (0 to 1) is done; gone at the end."""
 
     def __init__(self) -> None:
@@ -39,6 +22,7 @@ class Bar:
         # a single step may take long: the bar must not wait for the next
         self._timer = threading.Timer(_AFTER_S, self._start)
         self._timer.daemon = True
+        self._timer.start()
 
     def __call__(self, text: str, done: float) -> None:
         """Show `text`; the bar never goes back."""
@@ -63,16 +47,8 @@ class Bar:
         if self._bar is not None:
             self._bar.update(self._task, description=self._text, completed=self._done)
 
-    def __enter__(self) -> Bar:
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take it away."""
         self._timer.cancel()
         with self._lock:
             self._ended = True

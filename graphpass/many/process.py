@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -17,7 +16,13 @@ from typing import IO, Any
 import graphpass
 from graphpass.closing import Closing
 from graphpass.many import task as tasks
-from graphpass.validate.channel import Channel, ChannelClosedError, Head
+from graphpass.validate.channel import (
+    Channel,
+    ChannelClosedError,
+    Head,
+    end_with,
+    over_standard_streams,
+)
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
 # The package root comes first, whatever the working directory holds; a checkout that is not
@@ -112,8 +117,9 @@ class Process(Closing):
 def serve() -> None:
     """Do what comes on standard input until it ends; this is what the process runs."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    _end_with(int(sys.argv[3]))
-    channel = _take_over_standard_streams()
+    if not end_with(int(sys.argv[3]), signal.SIGTERM):  # with time to clean up
+        sys.exit(1)
+    channel = over_standard_streams(printed=2)
     with contextlib.suppress(ChannelClosedError):
         while True:
             outcome = tasks.run(channel.receive()[0], _Teller(channel))
@@ -135,25 +141,6 @@ class _Teller:
                 self._channel.send({"progress": [text, done]})
             except ChannelClosedError:
                 sys.exit(1)  # nobody waits for it any more
-
-
-def _end_with(parent_pid: int) -> None:
-    """Have the kernel end this process when its parent goes, with time to clean up."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != parent_pid:
-        sys.exit(1)
-
-
-def _take_over_standard_streams() -> Channel:
-    """Keep the pipes to ourselves: what libraries print must not end up between messages."""
-    channel = Channel(os.dup(0), os.dup(1))
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
-    os.close(null)
-    return channel
 
 
 def from_message(message: Head) -> tasks.Outcome | None:

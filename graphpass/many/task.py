@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,12 +81,12 @@ def run(task: Task, tell: Tell) -> Outcome:
         done = failed(task, str(error), error.exit_code)
         if report is not None:
             _write_reproducers(report, task)
-            done = _with(done, report=report.to_dict(), renderings=_renderings(report))
+            done = replace(done, report=report.to_dict(), renderings=_renderings(report))
     except Exception as error:
         if os.environ.get("GRAPHPASS_DEBUG"):
             traceback.print_exc(file=sys.stderr)
         done = failed(task, bug(error), BUG_EXIT_CODE)
-    return _with(done, seconds=time.perf_counter() - start)
+    return replace(done, seconds=time.perf_counter() - start)
 
 
 def failed(task: Task, message: str, exit_code: int) -> Outcome:
@@ -162,7 +162,3 @@ def _renderings(report: Any) -> dict[str, str]:
     terminal(report, console, verbose=True)
     shown: str = console.file.getvalue()  # type: ignore[attr-defined]
     return {"terminal": shown, "markdown": markdown(report), "junit": junit(report)}
-
-
-def _with(outcome: Outcome, **changes: Any) -> Outcome:
-    return Outcome(**{**outcome.to_data(), **changes})

@@ -16,11 +16,11 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import onnx
 
+from graphpass.closing import Closing
 from graphpass.storage.claim import Claim, free_data_name, own_data, remove_unused
 from graphpass.storage.layout import ExternalData, Layout, lay_out
 from graphpass.storage.reference import WriteError
@@ -35,6 +35,7 @@ __all__ = [
     "write_model",
     "write_stream",
 ]
+
 
 _CHUNK_BYTES = 1 << 20
 
@@ -110,7 +111,7 @@ def stage_model(
     try:
         staged.write(lay_out(skeleton, staged.data_name, external_data, size_threshold))
     except BaseException:
-        staged.discard()
+        staged.close()
         raise
     return staged
 
@@ -135,7 +136,7 @@ def write_stream(skeleton: onnx.ModelProto, file: IO[bytes]) -> int:
     return written
 
 
-class StagedModel:
+class StagedModel(Closing):
     """A model that is written, but not yet under its own name.
 
     It can be run from `path` as it is; leaving the `with` block without `commit()` removes it.
@@ -150,17 +151,6 @@ class StagedModel:
         self.path = self._claim.folder / destination.name
         self.data_name = free_data_name(destination)
         self._data: Path | None = None
-
-    def __enter__(self) -> StagedModel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.discard()
 
     def write(self, layout: Layout) -> None:
         """Write the files of `layout` into the hidden folder, durably."""
@@ -192,7 +182,7 @@ class StagedModel:
             kept = tuple(path for path in old if not remove_unused(path))
             return WrittenFiles(WrittenFile(self._destination, size), data, kept)
 
-    def discard(self) -> None:
+    def close(self) -> None:
         """Remove what is not committed. May be called again."""
         self._claim.release()
 

@@ -14,6 +14,8 @@ import fcntl
 import json
 import os
 import select
+import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -89,6 +91,33 @@ class Channel:
                 raise ChannelClosedError
             rest = rest[count:]
         return buffer
+
+
+def over_standard_streams(printed: int | None = None) -> Channel:
+    """Keep the pipes of this process to ourselves: what libraries print must not get in between.
+
+    It goes to the descriptor `printed`, or nowhere.
+    """
+    channel = Channel(os.dup(0), os.dup(1))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null if printed is None else printed, 1)
+    os.close(null)
+    return channel
+
+
+def end_with(parent_pid: int, ending: signal.Signals) -> bool:
+    """Have the kernel send `ending` when the parent goes, however; False where it has gone.
+
+    Linux takes the thread that started this process for the parent. Should only that end, the
+    next request finds a dead process and starts another.
+    """
+    if sys.platform == "linux":
+        import ctypes  # only in the process at this end
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, ending)
+    return os.getppid() == parent_pid
 
 
 def _wait(fd: int, event: int, deadline: float | None) -> None:

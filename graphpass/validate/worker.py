@@ -28,6 +28,8 @@ from graphpass.validate.channel import (
     Value,
     decode,
     encode,
+    end_with,
+    over_standard_streams,
 )
 
 # numpy has no dtype of its own for these; their bytes travel as unsigned integers.
@@ -64,7 +66,7 @@ def serve() -> None:
     parent_pid, memory_limit_mib = int(sys.argv[2]), int(sys.argv[3])
     _die_with(parent_pid)
     _limit_memory(memory_limit_mib)
-    channel = _take_over_standard_streams()
+    channel = over_standard_streams()
     requests: queue.SimpleQueue[tuple[Head, list[bytearray]]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(channel, requests), daemon=True).start()
     sessions: dict[int, Any] = {}
@@ -79,18 +81,13 @@ def serve() -> None:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent goes, however the parent goes.
-
-    Linux takes the thread that started this process for the parent. Should only that end, the
-    next request finds a dead worker and starts another.
-    """
+    """Have the kernel kill this process when its parent goes, and before that when memory does."""
+    alive = end_with(parent_pid, signal.SIGKILL)
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         # Should memory run out, the kernel takes this process and not the one with the model.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
             file.write("1000")
-    if os.getppid() != parent_pid:
+    if not alive:
         os._exit(0)
 
 
@@ -101,15 +98,6 @@ def _limit_memory(limit_mib: int) -> None:
     kind = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(kind, (limit_mib << 20, resource.getrlimit(kind)[1]))
-
-
-def _take_over_standard_streams() -> Channel:
-    """Keep the pipes to ourselves: what libraries print must not end up between messages."""
-    channel = Channel(os.dup(0), os.dup(1))
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    return channel
 
 
 def _read_requests(channel: Channel, requests: queue.SimpleQueue[Any]) -> None:
