@@ -167,6 +167,11 @@ def test_a_pass_is_not_blamed_for_what_an_earlier_one_broke() -> None:
         assert outcome.get("negate", "kept") == "kept"
 
 
+def test_strict_names_the_pass_that_broke_it_not_the_one_that_stumbled() -> None:
+    with pytest.raises(DifferenceError, match="pass renamer: "):
+        graphpass.optimize(chain(), [Renamer(), Raising()], strict=True)
+
+
 def test_a_pass_that_changes_nothing_is_not_validated() -> None:
     result = graphpass.optimize(chain(), [Tidy(), Tidy()])
     assert result.report.passes[0].checks == 1
