@@ -8,12 +8,15 @@ from pathlib import Path
 import onnx
 
 from graphpass.closing import Closing
+from graphpass.errors import GraphpassError
+from graphpass.identity import difference
 from graphpass.report import Check
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.runtime import RunError, available_cpus
 from graphpass.validate.structure import check_structure
 from graphpass.validate.validator import Latency, Validator
 from graphpass.window import Window, WindowVerdict
+from graphpass.wire import read_skeleton
 
 
 class Gate(Closing):
@@ -51,29 +54,43 @@ class Gate(Closing):
         """Let structure and the windows of the rewrites decide: the original does not run."""
         self.not_run = reason
 
-    def check(
-        self, candidate: onnx.ModelProto | Path, *, interface_may_change: bool = False
-    ) -> Check:
-        """Compare a skeleton, or a file as it will be delivered, with the original."""
+    def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Check:
+        """Compare a skeleton with the original."""
         if self._validator is not None and not self.not_run:
             verdict = self._validator.check(candidate, interface_may_change=interface_may_change)
             return Check.of(verdict)
-        return self._structure(candidate, interface_may_change)
-
-    def _structure(self, candidate: onnx.ModelProto | Path, interface_may_change: bool) -> Check:
-        if isinstance(candidate, Path):
-            from graphpass.wire import read_skeleton
-
-            candidate = read_skeleton(candidate)
         problems = check_structure(
             self._original, candidate, interface_may_change=interface_may_change
         )
-        if problems:
-            return Check("invalid", False, problems[0])
+        return Check("invalid", False, problems[0]) if problems else self._unrun("valid ONNX")
+
+    def check_file(self, path: Path, checked: onnx.ModelProto) -> Check:
+        """Say whether a file is what was checked, to the byte, and ONNX Runtime takes it.
+
+        Without validation, its weights are not read again.
+        """
+        try:
+            if self._validator is None:
+                read_skeleton(path)
+                return self._unrun("a readable file")
+            problem = difference(checked, read_skeleton(path))
+        except GraphpassError as error:
+            return Check("invalid", False, str(error))
+        if problem:
+            return Check("differs", False, f"it is not the model that was checked: {problem}")
         if self.not_run:
-            told = "valid ONNX with the same interface; each rewrite was run, but not the model"
-            return Check("windows only", True, told)
-        return Check("not validated", True, "valid ONNX with the same interface; it was not run")
+            return self._unrun("to the byte the model that was checked")
+        try:
+            self._validator.load(path)
+        except RunError as error:
+            return Check("cannot run", False, str(error))
+        return Check("equal", True, "to the byte the model that was checked; ONNX Runtime loads it")
+
+    def _unrun(self, what: str) -> Check:
+        if self.not_run:
+            told = "with the same interface; each rewrite was run, but not the model"
+            return Check("windows only", True, f"{what} {told}")
+        return Check("not validated", True, f"{what} with the same interface; it was not run")
 
     def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
         """Run rewrites on their own, each before and after (see `validate.windows`)."""

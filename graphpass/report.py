@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from graphpass.driver import Refusal, Rewrite
     from graphpass.validate.compare import OutputComparison
-    from graphpass.validate.validator import Latency, Verdict
+    from graphpass.validate.latency import Latency
+    from graphpass.validate.verdict import Verdict
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
@@ -31,7 +32,6 @@ SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 Outcome = Literal["kept", "unchanged", "rolled back"]
 
 _CHUNK_BYTES = 1 << 20
-_SLOWER_FROM_RATIO = 1.05
 # Anything measured by a clock; all else is the same in every run on the same input.
 _TIMES = {"started_at", "total_s", "load_s", "apply_s", "check_s", "latency", "slower_because_of"}
 
@@ -176,8 +176,7 @@ class Report:
     @property
     def slower(self) -> bool:
         """Whether the model takes longer than before, by more than noise and enough to matter."""
-        time = self.latency
-        return time is not None and time.slower and time.ratio > _SLOWER_FROM_RATIO
+        return self.latency is not None and self.latency.matters
 
     @property
     def faulty(self) -> list[PassReport]:

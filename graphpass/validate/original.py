@@ -15,9 +15,9 @@ from graphpass.validate.point import FULL_NOISE, ONE_DRAW, REORDERED, Point, Ref
 from graphpass.validate.runtime import Level, RunError, Runtime, Session
 from graphpass.validate.search import FeedSearch, run_point
 
-# For models cheaper than this (multiply-adds), the noise floor is measured before it is needed,
-# for the report.
-_EAGER_NOISE_COST = 3e8
+# Models cheaper than this (multiply-adds) are run as often as may tell something; the noise floor
+# is measured before it is needed, for the report.
+_CHEAP_COST = 3e8
 
 
 class Original:
@@ -27,6 +27,7 @@ class Original:
         self, model: onnx.ModelProto, options: ValidationOptions, runtime: Runtime
     ) -> None:
         self.model = model
+        self.is_cheap = True
         self.epsilon = noise.arithmetic_epsilon(model)
         self._options, self._runtime = options, runtime
         self._search = FeedSearch(model, options)
@@ -117,7 +118,8 @@ class Original:
                 points = self._rerun(session, provider, known)
             random = noise.may_be_random(self.model)
             self._random[provider] = _unsteady(session, points[0]) if random else set()
-            if self._search.cost(points[0].feed) < _EAGER_NOISE_COST:
+            self.is_cheap = self._search.cost(points[0].feed) < _CHEAP_COST
+            if self.is_cheap:
                 for point in points:
                     self._add_draw(session, point, ONE_DRAW)
                     point.noise_level = ONE_DRAW

@@ -170,9 +170,10 @@ def run_rounds(
     max_rounds: int,
     budget_s: float,
 ) -> list[list[float]]:
-    """Time sessions of one Runtime in turn, after one run of each for warming up.
+    """Time two sessions of one Runtime in turn, after one run of each for warming up.
 
-    Returns a list of rounds, each with the seconds of every session. Raises RunError.
+    Ends early once more rounds would tell nothing (see `latency.is_settled`).
+    Returns a list of rounds, each with the seconds of both sessions. Raises RunError.
     """
     worker = [session.ensure_open() for session in sessions][-1]
     blobs: list[Any] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,10 +11,8 @@ import numpy as np
 import onnx
 
 from graphpass.closing import Closing
-from graphpass.errors import GraphpassError
 from graphpass.validate.channel import Value
 from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
-from graphpass.validate.feeds import Feed
 from graphpass.validate.latency import Latency, latency_of
 from graphpass.validate.measure import leaves
 from graphpass.validate.noise import base_tolerance
@@ -26,11 +23,9 @@ from graphpass.validate.runtime import Limits, RunError, Runtime, Session, run_r
 from graphpass.validate.structure import check_structure, interface_problems
 from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, incomparable
 from graphpass.window import Window, WindowVerdict
-from graphpass.wire import read_skeleton
 
-# ONNX Runtime holds the weights of a file four times while it reads and optimizes it. Those of
-# a larger one it reads, and then optimizes the same weights as external data, held twice.
-_LARGE_FILE_BYTES = 128 << 20
+# Added to the name of a feed on which a candidate ran as its users run it.
+_OPTIMIZED = ", default optimization"
 
 __all__ = ["Latency", "Validator", "Verdict"]
 
@@ -63,27 +58,19 @@ class Validator(Closing):
         for provider in self.options.providers:
             self._original.points(provider)
 
-    def check(
-        self,
-        candidate: onnx.ModelProto | Path,
-        *,
-        interface_may_change: bool = False,
-    ) -> Verdict:
-        """Compare a skeleton, or a finished file as it will be delivered, with the original.
+    def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Verdict:
+        """Compare a skeleton with the original.
 
-        A file, whose skeleton was compared before, is run as its users will: at ONNX Runtime's
-        default level. Only what differs there is run in full, for ORT may have made it differ.
+        Both run without ONNX Runtime's optimizations on every feed, and the candidate on the
+        first as its users will run it, at the default level; one that is expensive to run is not
+        run on that feed twice, unless it is found to differ there.
         `interface_may_change`: outputs are compared by position, further ones are not, and axes
         of size 1 may come and go (a map of one cell is the answer for the image).
         """
         original = self._original.model
-        try:
-            skeleton = _skeleton(candidate)
-        except GraphpassError as error:
-            return Verdict("invalid", str(error), problems=(str(error),))
-        problems = check_structure(original, skeleton, interface_may_change=interface_may_change)
+        problems = check_structure(original, candidate, interface_may_change=interface_may_change)
         if problems:
-            changed = bool(interface_problems(original, skeleton)) and not interface_may_change
+            changed = bool(interface_problems(original, candidate)) and not interface_may_change
             status: Status = "interface changed" if changed else "invalid"
             return Verdict(status, problems[0], problems=tuple(problems))
         self._ones_may_move = interface_may_change
@@ -91,16 +78,18 @@ class Validator(Closing):
         for provider in self.options.providers:
             points = self._original.points(provider)
             try:
-                if isinstance(candidate, Path):
-                    comparisons.extend(self._compare_file(candidate, skeleton, points))
-                else:
-                    comparisons.extend(self._compare(candidate, provider, points))
+                comparisons.extend(self._compare(candidate, provider, points))
             except RunError as error:
                 reason = f"{error} (provider {provider}, where the original runs)"
                 return self._verdict("cannot run", reason, comparisons)
             if _has_failed(comparisons):
                 break
         return self._judge(comparisons)
+
+    def load(self, path: Path) -> None:
+        """Have ONNX Runtime load a file on every provider. Raises RunError."""
+        for provider in self.options.providers:
+            self._runtime.load(path, provider).close()
 
     def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
         """Run each rewrite on its own, on the CPU, against the bound derived from it."""
@@ -117,8 +106,8 @@ class Validator(Closing):
 
     def latency(
         self,
-        before: onnx.ModelProto | Path,
-        after: onnx.ModelProto | Path,
+        before: onnx.ModelProto,
+        after: onnx.ModelProto,
         *,
         min_rounds: int = 5,
         max_rounds: int = 2000,
@@ -149,7 +138,25 @@ class Validator(Closing):
         self._runtime.close()
 
     def _compare(
-        self, candidate: onnx.ModelProto | Path, provider: str, points: list[Point]
+        self, candidate: onnx.ModelProto, provider: str, points: list[Point]
+    ) -> list[OutputComparison]:
+        first, *others = points
+        in_full = points if self._original.is_cheap or not others else others
+        done = self._compare_plain(candidate, provider, in_full)
+        if _has_failed(done):
+            return done
+        outputs = self._run_as_users_do(candidate, first)
+        compared = [] if outputs is None else self._compare_point(first, outputs, _OPTIMIZED)
+        if compared and all(c.ok for c in compared):
+            return done + compared
+        if in_full is others:
+            done = self._compare_plain(candidate, provider, [first]) + done
+        if outputs is None or _has_failed(done):
+            return done
+        return done + self._compare_optimized(first, outputs)
+
+    def _compare_plain(
+        self, candidate: onnx.ModelProto, provider: str, points: list[Point]
     ) -> list[OutputComparison]:
         done: list[OutputComparison] = []
         suspects: list[tuple[Point, dict[str, Value]]] = []
@@ -173,56 +180,28 @@ class Validator(Closing):
                 break
         return done
 
-    def _compare_file(
-        self, candidate: Path, skeleton: onnx.ModelProto, points: list[Point]
-    ) -> list[OutputComparison]:
-        point = points[0]
-        feed = replace(point.feed, name=f"{point.feed.name}, default optimization")
-        outputs: dict[str, Value] | None = None
-        with contextlib.suppress(RunError):
-            source: Path | onnx.ModelProto = candidate
-            if candidate.stat().st_size > _LARGE_FILE_BYTES:
-                self._runtime.load(candidate, point.provider).close()
-                source = skeleton
-            outputs = self._run_as_users_do(source, point)
-            compared = self._compare_point(replace(point, feed=feed), outputs)
-            if all(c.ok and not c.blank for c in compared):
-                return compared
-        plain = self._compare(candidate, point.provider, points)
-        if _has_failed(plain):
-            return plain
-        return plain + self._compare_as_users_run_it(skeleton, point, feed, outputs)
+    def _run_as_users_do(self, model: onnx.ModelProto, point: Point) -> dict[str, Value] | None:
+        """Run at ORT's default level; None where the original does not run so either."""
+        try:
+            with self._runtime.load(model, point.provider, "all") as session:
+                return self._outputs(session, point)
+        except RunError:
+            if self._original.as_users_run_it(point) is None:
+                return None
+            raise
 
-    def _run_as_users_do(self, model: Path | onnx.ModelProto, point: Point) -> dict[str, Value]:
-        with self._runtime.load(model, point.provider, "all") as session:
-            return self._outputs(session, point)
+    def _compare_optimized(self, point: Point, outputs: dict[str, Value]) -> list[OutputComparison]:
+        """Compare what a plain run does not accuse: ORT's optimizer may be wrong about a rewrite.
 
-    def _compare_as_users_run_it(
-        self,
-        candidate: onnx.ModelProto,
-        point: Point,
-        feed: Feed,
-        outputs: dict[str, Value] | None,
-    ) -> list[OutputComparison]:
-        """Compare at ORT's default level: what its optimizer makes of a rewrite may be wrong.
-
-        With the skeleton of the file, whose weights then need not be parsed a second time, unless
-        the `outputs` of such a run are at hand.
+        With the optimized original, which may be off the plain one, too: quantized models are.
         """
-        if outputs is None:
-            try:
-                outputs = self._run_as_users_do(candidate, point)
-            except RunError:
-                if self._original.as_users_run_it(point) is None:
-                    return []
-                raise
-        # Off the plain original, as the optimized original may be, too: quantized models are.
         original = self._original.as_users_run_it(point)
         if original is None:
             return []
         while True:
-            original = replace(original, feed=feed, noise=point.noise)
-            compared = self._compare_point(original, outputs)
+            compared = self._compare_point(
+                replace(original, noise=point.noise), outputs, _OPTIMIZED
+            )
             if all(c.ok for c in compared) or not self._original.deepen(point):
                 return compared
 
@@ -236,12 +215,14 @@ class Validator(Closing):
         # By position: where a pass may change the interface, names may differ.
         return dict(zip(point.outputs, outputs.values(), strict=True))
 
-    def _compare_point(self, point: Point, outputs: dict[str, Value]) -> list[OutputComparison]:
+    def _compare_point(
+        self, point: Point, outputs: dict[str, Value], how: str = ""
+    ) -> list[OutputComparison]:
         random = self._original.random_outputs(point.provider)
         reference, candidate = leaves(point.outputs), leaves(outputs)
         return [
             compare_leaf(
-                Place(name, point.provider, point.feed.name),
+                Place(name, point.provider, point.feed.name + how),
                 reference.get(name),
                 candidate.get(name),
                 noise=(point.noise or {}).get(name),
@@ -267,7 +248,7 @@ class Validator(Closing):
         if not comparisons:
             reason = "every output differs between two runs of the original"
             return self._verdict("not comparable", reason, comparisons)
-        if all(c.error == 0 for c in comparisons):
+        if all(c.error == 0 for c in comparisons if not c.feed.endswith(_OPTIMIZED)):
             return self._verdict("equal", "all outputs are equal", comparisons)
         return self._verdict("within tolerance", acquittal(comparisons), comparisons)
 
@@ -288,10 +269,6 @@ class Validator(Closing):
 
 def _has_failed(comparisons: list[OutputComparison]) -> bool:
     return any(not c.ok and c.comparable for c in comparisons)
-
-
-def _skeleton(candidate: onnx.ModelProto | Path) -> onnx.ModelProto:
-    return candidate if isinstance(candidate, onnx.ModelProto) else read_skeleton(candidate)
 
 
 def _with_ones_of(expected: Value, value: Value) -> Value:

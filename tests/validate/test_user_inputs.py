@@ -138,7 +138,10 @@ def test_inputs_left_out_are_drawn_in_sizes_that_fit() -> None:
     with Validator(MODEL, options) as validator:
         verdict = validator.check(MODEL)
     assert verdict.status == "equal"
-    assert {c.feed for c in verdict.comparisons} == {"inputs, N=5"}
+    assert {c.feed for c in verdict.comparisons} == {
+        "inputs, N=5",
+        "inputs, N=5, default optimization",
+    }
 
 
 def test_inputs_that_the_original_refuses_are_told() -> None:

@@ -1,0 +1,122 @@
+"""What makes two models the same, and a file the one that was checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from graphpass.gate import Gate
+from graphpass.identity import difference
+from graphpass.testing import graph
+from graphpass.validate.options import ValidationOptions
+from graphpass.wire import WireError, read_skeleton
+
+Damage = Callable[[onnx.ModelProto], object]
+
+
+def model() -> onnx.ModelProto:
+    made = graph(
+        "(float[N,400] x) => (float[N,400] y) { a = Mul(x, big) y = Add(a, small) }",
+        big=np.arange(400, dtype=np.float32),
+        small=np.arange(400, dtype=np.float32)[:1],
+    )
+    onnx.helper.set_model_props(made, {"owner": "me"})
+    return made
+
+
+def flip(tensor: onnx.TensorProto, byte: int) -> None:
+    data = bytearray(tensor.raw_data)
+    data[byte] ^= 1
+    tensor.raw_data = bytes(data)
+
+
+def as_floats(made: onnx.ModelProto) -> None:
+    tensor = made.graph.initializer[0]
+    tensor.float_data.extend(np.frombuffer(tensor.raw_data, np.float32).tolist())
+    tensor.ClearField("raw_data")
+
+
+DAMAGES: dict[str, Damage] = {
+    "first bit of a weight in a file": lambda m: flip(m.graph.initializer[0], 0),
+    "last byte of it": lambda m: flip(m.graph.initializer[0], 1599),
+    "a small weight": lambda m: flip(m.graph.initializer[1], 3),
+    "the name of a weight": lambda m: setattr(m.graph.initializer[0], "name", "other"),
+    "its shape": lambda m: m.graph.initializer[0].dims.insert(0, 1),
+    "its type": lambda m: setattr(m.graph.initializer[0], "data_type", onnx.TensorProto.INT32),
+    "a weight less": lambda m: m.graph.initializer.pop(),
+    "a weight more": lambda m: m.graph.initializer.add(name="more"),
+    "another operator": lambda m: setattr(m.graph.node[0], "op_type", "Div"),
+    "metadata": lambda m: setattr(m.metadata_props[0], "value", "you"),
+    "an opset": lambda m: setattr(m.opset_import[0], "version", 12),
+    "documentation": lambda m: setattr(m.graph.initializer[0], "doc_string", "!"),
+}
+
+
+@pytest.fixture(params=["inline", "external"])
+def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[onnx.ModelProto], Path]:
+    def save(made: onnx.ModelProto) -> Path:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.onnx"
+        outside = request.param == "external"
+        copy = onnx.ModelProto.FromString(made.SerializeToString())  # `save` changes what it saves
+        onnx.save(copy, path, save_as_external_data=outside, location=f"{path.name}.data")
+        return path
+
+    return save
+
+
+def test_where_weights_lie_is_no_difference(save: Callable[[onnx.ModelProto], Path]) -> None:
+    one, typed = model(), model()
+    as_floats(typed)
+    saved = read_skeleton(save(one))
+    assert difference(one, saved) == "" == difference(saved, one) == difference(saved, saved)
+    assert difference(typed, saved) == ""
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_everything_else_is(save: Callable[[onnx.ModelProto], Path], damage: Damage) -> None:
+    one, other = read_skeleton(save(model())), model()
+    damage(other)
+    assert difference(one, other) and difference(other, one)
+    saved = read_skeleton(save(other))
+    assert difference(one, saved) and difference(saved, one)
+
+
+def test_a_weight_is_named_and_a_lost_file_told(save: Callable[[onnx.ModelProto], Path]) -> None:
+    path, other = save(model()), model()
+    saved = read_skeleton(path)
+    flip(other.graph.initializer[0], 800)
+    assert difference(saved, other) == "tensor 'big' holds other data"
+    for file in path.parent.iterdir():
+        file.unlink()
+    with pytest.raises(WireError, match="cannot read"):
+        difference(saved, other)
+
+
+def test_the_gate_wants_the_file_to_be_what_was_checked_and_ort_to_load_it(
+    save: Callable[[onnx.ModelProto], Path],
+) -> None:
+    other, strange = model(), model()
+    flip(other.graph.initializer[0], 800)
+    strange.graph.node[0].domain = "vendor"
+    strange.opset_import.add(domain="vendor", version=1)
+    good, bad, custom = save(model()), save(other), save(strange)
+    with Gate(model(), ValidationOptions()) as gate:
+        gate.prepare()
+        assert gate.check_file(good, model()).status == "equal"
+        verdict = gate.check_file(bad, model())
+        assert not verdict.ok and "'big' holds other data" in verdict.reason
+        verdict = gate.check_file(custom, strange)
+        assert verdict.status == "cannot run" and not verdict.ok
+        gate.do_without_reference("the original does not run")
+        verdict = gate.check_file(custom, strange)
+        assert verdict.ok and verdict.status == "windows only"
+        for path in (good, good.with_name("missing.onnx")):
+            if path.exists():
+                path.write_bytes(path.read_bytes()[:-100])
+            verdict = gate.check_file(path, model())
+            assert not verdict.ok and verdict.status == "invalid"
+    with Gate(model(), ValidationOptions(), validate=False) as gate:
+        assert gate.check_file(bad, other).status == "not validated"
+        assert gate.check_file(good, model()).status == "invalid"
