@@ -8,7 +8,9 @@ highest of theirs.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     # numpy's threads for linear algebra take longer to start than what passes have for them
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # nor has the garbage collector anything to find in what passes build, or when all ends
+    gc.set_threshold(1_000_000)
+    atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(run(arguments))
 

@@ -30,13 +30,14 @@ def multiply_adds(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> float:
     except Exception:  # a malformed model: its cost is the least of the problems
         return 0.0
     known: dict[str, Shape] = {}
-    for graph in all_graphs(bound):
+    graphs = list(all_graphs(bound))
+    for graph in graphs:
         for value in (*graph.input, *graph.output, *graph.value_info):
             shape = _shape(value)
             if shape is not None:
                 known[value.name] = shape
         known.update((tensor.name, tuple(tensor.dims)) for tensor in graph.initializer)
-    return sum(_node_cost(node, known) for graph in all_graphs(bound) for node in graph.node)
+    return sum(_node_cost(node, known) for graph in graphs for node in graph.node)
 
 
 def _fix(tensor: onnx.TypeProto.Tensor, shape: Shape) -> None:

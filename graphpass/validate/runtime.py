@@ -39,6 +39,14 @@ _BOOT = (
     "import sys; sys.path[0] = sys.argv[1]; from graphpass.validate.worker import serve; serve()"
 )
 
+# numpy only hands arrays on there: threads for its linear algebra (set below) cost 0.1 s. What
+# is freed goes to the next run, not back to the kernel, which would clear each page again.
+_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+
 
 class RunError(GraphpassError):
     """ORT could not load or run a model; the text is one sentence, ``kind`` says in which way."""
@@ -210,8 +218,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             start_new_session=True,
-            # numpy only hands arrays on there: threads for its linear algebra cost 0.1 s
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            env={**_ENVIRONMENT, **os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())

@@ -31,4 +31,5 @@ def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield attribute.g
-            yield from attribute.graphs
+            elif attribute.type == onnx.AttributeProto.GRAPHS:
+                yield from attribute.graphs
