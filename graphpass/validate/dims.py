@@ -20,7 +20,7 @@ _CANDIDATES: Mapping[str, Sequence[int]] = {
     CHANNELS: (3, 1, 4),
     SPATIAL: (64, 224, 32, 28, 299, 227, 256, 128, 112, 48, 24, 12, 96, 192, 320, 416, 512, 640, 8),
     RANK: (2, 4, 1, 3, 0, 5),
-    LENGTH: (16, 8, 32, 64, 128, 512, 4, 2, 1, 3, 5, 10, 256, 1024, 80, 224, 16000),
+    LENGTH: (16, 8, 32, 64, 128, 512, 4000, 4, 2, 1, 3, 5, 10, 256, 1024, 80, 224, 16000),
 }
 # How late a further candidate of a kind is tried, against the others' candidates.
 _PATIENCE = {BATCH: 8, CHANNELS: 5, SPATIAL: 1, LENGTH: 1, RANK: 2}
@@ -63,7 +63,7 @@ def rank_symbol(input_name: str) -> str:
 
 def _class_of(input_name: str, symbol: str, axis: int, dims: tuple[int | str, ...]) -> str:
     name = "" if symbol.endswith(f"[{axis}]") else symbol.lower()
-    if re.search(r"batch|^n$|^bs$|^b$", name):
+    if "batch" in name or (axis == 0 and re.search(r"^n$|^bs$|^b$", name)):
         return BATCH
     if re.search(r"height|width|^h$|^w$|pixel", name):
         return SPATIAL

@@ -2,6 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
+from graphpass.validate import Validator
 from graphpass.validate.cost import multiply_adds
 from graphpass.validate.dims import classify, first_bindings, resized, with_batch
 from graphpass.validate.feeds import Recipe, draw_feed, overrides
@@ -189,3 +190,22 @@ def test_cost_counts_multiply_adds() -> None:
     weight = onnx.numpy_helper.from_array(np.ones((20, 30), np.float32), "w")
     product.graph.initializer.append(weight)
     assert multiply_adds(product, {"x": (5, 20)}) == 5 * 20 * 30
+
+
+def test_n_counts_samples_where_it_is_not_the_first_axis() -> None:
+    model = parse("g (float[B,N] x, int64[B] lens) => (float[B,N] y) { y = Relu (x) }")
+    assert classify(input_specs(model)) == {"B": "batch", "N": "length"}
+    model = parse("g (float[N,T] x) => (float[N,T] y) { y = Relu (x) }")
+    assert classify(input_specs(model)) == {"N": "batch", "T": "length"}
+
+
+def test_frames_of_sound_are_long_enough() -> None:
+    model = parse(
+        "g (float[B,N] wave) => (float[B,1,F] y) { u = Unsqueeze (wave, axis)"
+        "  c = Conv <strides = [160]> (u, w) y = Abs (c) }"
+    )
+    window = np.hanning(400).astype(np.float32).reshape(1, 1, 400)
+    for name, value in (("w", window), ("axis", np.array([1]))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    with Validator(model) as validator:
+        assert validator.check(model).status == "equal"
