@@ -42,6 +42,7 @@ from ._affine_ops import (
 )
 from ._channels import Channels, require_not_widened, vector
 from ._fold_quantized import IntoQuantizedWeight
+from ._functions import require_not_the_end_of_a_function
 from ._linear import (
     LINEAR,
     bias_after,
@@ -232,6 +233,7 @@ class AheadOfConv(Rule):
     ) -> Op | None:
         if _is_bias(affine, x):
             return None
+        require_not_the_end_of_a_function(affine, x)
         require_numbers(weight)
         channels = input_channels(conv, weight.shape)
         seen = channels_before(between, channels, weight)
@@ -275,6 +277,7 @@ class AheadOfGemm(Rule):
     ) -> Op | None:
         if _is_bias(affine, x):
             return None
+        require_not_the_end_of_a_function(affine, x)
         require_numbers(weight)
         seen = channels_before(between, input_channels(gemm, weight.shape), weight)
         change = change_of(affine, term, seen, f"the input of {label(gemm)}")
@@ -310,6 +313,7 @@ class AheadOfMatMul(Rule):
     ) -> Op | None:
         if _is_bias(affine, x):
             return None
+        require_not_the_end_of_a_function(affine, x)
         require_numbers(weight)
         require(weight.ndim == 2, f"the weight of {label(matmul)} is no matrix")
         seen = channels_before(between, input_channels(matmul, weight.shape), weight)

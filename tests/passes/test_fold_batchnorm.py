@@ -1234,3 +1234,104 @@ def test_what_came_in_stays_as_it_was() -> None:
     assert result.graph.node[0].name == "stem"
     assert result.graph.node[0].output == ["k"]
     check_equal(model, result, exact=True)
+
+
+# ------------------------------------------- functions that runtimes know when they see them whole
+
+ERF = "q = Div(x, root) e = Erf(q)"
+TANH = "e = Tanh(x)"
+TAKERS = [
+    pytest.param("y = MatMul(n, W)", {"W": (8, 5)}, "(float[N,8] x)", id="MatMul"),
+    pytest.param("y = Gemm(n, W)", {"W": (8, 5)}, "(float[N,8] x)", id="Gemm"),
+    pytest.param("y = Conv(n, W)", {"W": (5, 8, 1, 1)}, "(float[N,8,3,3] x)", id="Conv"),
+]
+
+
+@pytest.mark.parametrize(("taker", "constants", "inputs"), TAKERS)
+@pytest.mark.parametrize(
+    "gelu",
+    [
+        f"{ERF} s = Add(e, one) p = Mul(x, s) n = Mul(p, half)",
+        f"{ERF} s = Add(one, e) p = Mul(s, x) n = Mul(half, p)",
+        f"{TANH} s = Add(e, one) p = Mul(x, s) n = Div(p, two)",
+    ],
+)
+def test_refused_the_end_of_a_gelu(
+    taker: str, constants: dict[str, Any], inputs: str, gelu: str
+) -> None:
+    numbers = {"root": 1.4142135, "one": 1.0, "half": 0.5, "two": 2.0}
+    held = {name: np.float32(value) for name, value in numbers.items() if name in gelu}
+    model = graph(f"{inputs} => (float[] y) {{ {gelu} {taker} }}", **held, **constants)
+    check_refused(FOLD, model, "ends a GELU, which runtimes compute as one operator while whole")
+
+
+@pytest.mark.parametrize(
+    "almost",
+    [
+        "e = Erf(x) n = Mul(e, half)",
+        "e = Erf(x) s = Add(e, one) n = Mul(s, half)",
+        "e = Sigmoid(x) s = Add(e, one) p = Mul(x, s) n = Mul(p, half)",
+        "e = Erf(x) s = Add(e, x) p = Mul(x, s) n = Mul(p, half)",
+    ],
+)
+def test_what_is_only_like_a_gelu_is_folded(almost: str) -> None:
+    held = {name: np.float32(1 / 2) for name in ("one", "half") if name in almost}
+    model = graph(
+        f"(float[N,8] x) => (float[] y) {{ {almost} y = MatMul(n, W) }}", **held, W=(8, 5)
+    )
+    assert len(check(FOLD, model).graph.node) < len(model.graph.node)
+
+
+MEANS = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m)"
+NORMALIZED = [
+    "c = Pow(d, two) v = ReduceMean<axes=[-1]>(c) w = Add(v, eps) r = Sqrt(w) z = Div(d, r)",
+    "c = Mul(d, d) v = ReduceMean<axes=[1]>(c) w = Add(v, eps) r = Sqrt(w) z = Div(d, r)",
+    "c = Mul(d, d) v = ReduceMean<axes=[-1]>(c) w = Add(eps, v) r = Sqrt(w) "
+    "i = Reciprocal(r) z = Mul(d, i)",
+    "c = Mul(d, d) v = ReduceMean<axes=[-1]>(c) w = Add(v, eps) r = Pow(w, minus) z = Mul(d, r)",
+]
+
+
+@pytest.mark.parametrize("form", NORMALIZED)
+@pytest.mark.parametrize(
+    "end", ["g = Mul(z, G) n = Add(g, B)", "n = Mul(G, z)", "g = Mul(z, G) n = Sub(g, B)"]
+)
+def test_refused_the_end_of_a_layer_normalization(form: str, end: str) -> None:
+    held = {"two": 2.0, "eps": 1e-5, "minus": -0.5}
+    given: dict[str, Any] = {name: np.float32(v) for name, v in held.items() if name in form}
+    given |= {name: (8,) for name in "GB" if name in end}
+    model = graph(
+        f"(float[N,8] x) => (float[] y) {{ {MEANS} {form} {end} y = MatMul(n, W) }}",
+        **given,
+        W=(8, 5),
+    )
+    check_refused(FOLD, model, "ends a layer normalization, which runtimes compute as one")
+
+
+def test_axes_that_are_an_input_are_seen() -> None:
+    form = NORMALIZED[0].replace("<axes=[-1]>(c)", "(c, last)")
+    means = MEANS.replace("<axes=[-1]>(x)", "(x, last)")
+    model = graph(
+        f"(float[N,8] x) => (float[] y) {{ {means} {form} n = Mul(z, G) y = MatMul(n, W) }}",
+        opset=18,
+        two=np.float32(2),
+        eps=np.float32(1e-5),
+        last=np.array([-1]),
+        G=(8,),
+        W=(8, 5),
+    )
+    check_refused(FOLD, model, "ends a layer normalization")
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [1]])
+def test_a_normalization_over_other_axes_is_folded(axes: list[int]) -> None:
+    means = MEANS.replace("[-1]", str(axes).replace(" ", ""))
+    form = NORMALIZED[0].replace("[-1]", str(axes).replace(" ", ""))
+    model = graph(
+        f"(float[N,8,4,4] x) => (float[] y) {{ {means} {form} n = Mul(z, G) y = Conv(n, W) }}",
+        two=np.float32(2),
+        eps=np.float32(1e-5),
+        G=(8, 1, 1),
+        W=(5, 8, 1, 1),
+    )
+    assert len(check(FOLD, model).graph.node) == len(model.graph.node) - 1
