@@ -62,24 +62,25 @@ class Gate(Closing):
         problems = check_structure(
             self._original, candidate, interface_may_change=interface_may_change
         )
-        return Check("invalid", False, problems[0]) if problems else self._unrun("valid ONNX")
+        return (
+            Check("invalid", False, problems[0])
+            if problems
+            else self._unrun("valid ONNX with the same interface")
+        )
 
     def check_file(self, path: Path, checked: onnx.ModelProto) -> Check:
         """Say whether a file is what was checked, to the byte, and ONNX Runtime takes it.
 
-        Without validation, its weights are not read again.
+        Without validation, what its weights hold is not read again.
         """
         try:
-            if self._validator is None:
-                read_skeleton(path)
-                return self._unrun("a readable file")
-            problem = difference(checked, read_skeleton(path))
+            problem = difference(checked, read_skeleton(path), contents=self.validates)
         except GraphpassError as error:
             return Check("invalid", False, str(error))
         if problem:
             return Check("differs", False, f"it is not the model that was checked: {problem}")
-        if self.not_run:
-            return self._unrun("to the byte the model that was checked")
+        if self._validator is None or self.not_run:
+            return self._unrun("the model that was checked")
         try:
             self._validator.load(path)
         except RunError as error:
@@ -88,9 +89,8 @@ class Gate(Closing):
 
     def _unrun(self, what: str) -> Check:
         if self.not_run:
-            told = "with the same interface; each rewrite was run, but not the model"
-            return Check("windows only", True, f"{what} {told}")
-        return Check("not validated", True, f"{what} with the same interface; it was not run")
+            return Check("windows only", True, f"{what}; each rewrite was run, but not the model")
+        return Check("not validated", True, f"{what}; it was not run")
 
     def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
         """Run rewrites on their own, each before and after (see `validate.windows`)."""

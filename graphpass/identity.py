@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -14,24 +13,25 @@ from graphpass.storage.reference import Reference, reference_of, remove_marks, t
 from graphpass.wire import tensor_array
 
 _CHUNK_BYTES = 1 << 20
+_OPEN_FILES = 16  # some models keep every weight in a file of its own
 # Where the data of a tensor is, and which of the fields it is in.
 _PLACES = ("raw_data", "float_data", "double_data", "external_data", "data_location")
 
 
-def difference(one: onnx.ModelProto, two: onnx.ModelProto) -> str:
+def difference(one: onnx.ModelProto, two: onnx.ModelProto, *, contents: bool = True) -> str:
     """Say in a few words what is not the same in two skeletons; "" where nothing is.
 
-    Where a weight lies, inline or in which file, is no difference; what it holds is, to the bit.
-    Raises WireError where the file of a weight is gone or has changed.
+    Where a weight lies, inline or in which file, is no difference; what it holds is, to the bit,
+    unless without `contents`: then what lies in files is not read. Raises WireError where the
+    file of a weight is gone or has changed.
     """
     first, second = _copy(one), _copy(two)
-    with contextlib.ExitStack() as stack:
-        files = _Files(stack)
+    with _Files() as files:
         for here, there in zip(tensors(first), tensors(second), strict=False):
             ours, theirs = reference_of(here), reference_of(there)
             if ours is None and theirs is None:
                 continue  # compared below, with all else
-            if not _are_equal(files.chunks(here, ours), files.chunks(there, theirs)):
+            if contents and not _are_equal(files.chunks(here, ours), files.chunks(there, theirs)):
                 return f"tensor '{here.name}' holds other data"
             for tensor in (here, there):
                 remove_marks(tensor)
@@ -43,11 +43,16 @@ def difference(one: onnx.ModelProto, two: onnx.ModelProto) -> str:
 
 
 class _Files:
-    """The files that weights lie in, each opened once, until `stack` closes."""
+    """The files that weights lie in, the last few of them open; use as a context manager."""
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
+    def __init__(self) -> None:
         self._open: dict[tuple[str, str | None], int] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close_all_but(0)
 
     def chunks(self, tensor: TensorProto, reference: Reference | None) -> Iterator[bytes]:
         """Yield the data of `tensor` in chunks, all but the last of the same size."""
@@ -64,9 +69,13 @@ class _Files:
     def _descriptor(self, reference: Reference) -> int:
         key = reference.path, reference.stamp
         if key not in self._open:
+            self._close_all_but(_OPEN_FILES - 1)
             self._open[key] = reference.open()
-            self._stack.callback(os.close, self._open[key])
         return self._open[key]
+
+    def _close_all_but(self, count: int) -> None:
+        while len(self._open) > count:
+            os.close(self._open.pop(next(iter(self._open))))
 
 
 def _are_equal(one: Iterator[bytes], two: Iterator[bytes]) -> bool:

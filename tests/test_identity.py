@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -118,5 +119,33 @@ def test_the_gate_wants_the_file_to_be_what_was_checked_and_ort_to_load_it(
             verdict = gate.check_file(path, model())
             assert not verdict.ok and verdict.status == "invalid"
     with Gate(model(), ValidationOptions(), validate=False) as gate:
-        assert gate.check_file(bad, other).status == "not validated"
+        assert gate.check_file(bad, model()).status == "not validated"
+        strange.graph.node[0].op_type = "Div"
+        assert not gate.check_file(custom, strange).ok
         assert gate.check_file(good, model()).status == "invalid"
+
+
+def test_models_may_have_more_files_than_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphpass.identity._OPEN_FILES", 2)
+    sums = " ".join(f"y{i} = Add(x, w{i})" for i in range(7))
+    outputs = ", ".join(f"float[400] y{i}" for i in range(7))
+    constants: dict[str, Any] = {f"w{i}": np.full(400, i, np.float32) for i in range(7)}
+    made = graph(
+        f"(float[400] x) => ({outputs}) {{ {sums} }}",
+        **constants,
+    )
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        copy = onnx.ModelProto.FromString(made.SerializeToString())
+        onnx.save(
+            copy,
+            tmp_path / name / "m.onnx",
+            save_as_external_data=True,
+            all_tensors_to_one_file=False,
+        )
+    one, two = (read_skeleton(tmp_path / name / "m.onnx") for name in ("a", "b"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert difference(one, two) == ""
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
