@@ -24,9 +24,9 @@ _BETWEEN = ("Sqrt", "Reciprocal", "Pow", "Cast", "Add", "Div")
 def require_not_the_end_of_a_function(affine: Node, x: Tensor) -> None:
     """Refuse to take `affine`, which is applied to `x`, away from a GELU or a normalization."""
     name = ""
-    if _is_x_times_one_plus_erf(producer(x)):
+    if _halves(affine) and _is_x_times_one_plus_erf(producer(x)):
         name = "a GELU"
-    elif _is_divided_by_its_deviation(producer(_before_constants(x))):
+    elif _is_divided_by_its_deviation(_scaled_or_shifted(affine, x)):
         name = "a layer normalization"
     require(
         not name, f"{label(affine)} ends {name}, which runtimes compute as one operator while whole"
@@ -47,17 +47,24 @@ def _is_x_times_one_plus_erf(node: Node | None) -> bool:
     )
 
 
-def _before_constants(x: Tensor) -> Tensor:
-    """Return what `x` was before constants were multiplied and added, the learned parameters."""
-    for _ in range(2):
-        node = producer(x)
-        if node is None or operator(node) not in ("Mul", "Add"):
-            break
+def _halves(affine: Node) -> bool:
+    half = {"Mul": 0.5, "Div": 2.0}.get(operator(affine))
+    held = [term for term in map(constant, affine.inputs) if term is not None]
+    return half is not None and any((term.array() == half).all() for term in held)
+
+
+def _scaled_or_shifted(affine: Node, x: Tensor) -> Node | None:
+    """Return what `affine` multiplies by the learned factors, or adds the shifts to after that."""
+    node = producer(x)
+    if operator(affine) == "Mul":
+        return node
+    if operator(affine) not in ("Add", "Sub"):
+        return None
+    if node is not None and operator(node) == "Mul":
         varying = [tensor for tensor in node.inputs if constant(tensor) is None]
-        if len(varying) != 1:
-            break
-        x = varying[0]
-    return x
+        if len(varying) == 1:
+            return producer(varying[0])
+    return node
 
 
 def _is_divided_by_its_deviation(node: Node | None) -> bool:

@@ -1272,10 +1272,13 @@ def test_refused_the_end_of_a_gelu(
         "e = Erf(x) s = Add(e, one) n = Mul(s, half)",
         "e = Sigmoid(x) s = Add(e, one) p = Mul(x, s) n = Mul(p, half)",
         "e = Erf(x) s = Add(e, x) p = Mul(x, s) n = Mul(p, half)",
+        "e = Erf(x) s = Add(e, one) h = Mul(x, s) n = Mul(h, third)",
     ],
 )
 def test_what_is_only_like_a_gelu_is_folded(almost: str) -> None:
     held = {name: np.float32(1 / 2) for name in ("one", "half") if name in almost}
+    if "third" in almost:
+        held["third"] = np.float32(1 / 3)
     model = graph(
         f"(float[N,8] x) => (float[] y) {{ {almost} y = MatMul(n, W) }}", **held, W=(8, 5)
     )
@@ -1306,6 +1309,38 @@ def test_refused_the_end_of_a_layer_normalization(form: str, end: str) -> None:
         W=(8, 5),
     )
     check_refused(FOLD, model, "ends a layer normalization, which runtimes compute as one")
+
+
+@pytest.mark.parametrize(
+    "beyond", ["n = Mul(b, S)", "n = Div(b, S)", "g2 = Mul(b, S) n = Add(g2, B)"]
+)
+def test_what_comes_after_a_layer_normalization_is_folded(beyond: str) -> None:
+    model = graph(
+        f"(float[N,8] x) => (float[] y) {{ {MEANS} {NORMALIZED[0]} g = Mul(z, G) b = Add(g, B)"
+        f" {beyond} y = MatMul(n, W) }}",
+        two=np.float32(2),
+        eps=np.float32(1e-5),
+        G=(8,),
+        B=(8,),
+        S=np.linspace(1, 2, 8, dtype=np.float32),
+        W=(8, 5),
+    )
+    found = check(FOLD, model)
+    assert len(found.graph.node) < len(model.graph.node)
+    assert "b" in [name for node in found.graph.node for name in node.output]
+
+
+def test_a_batch_normalization_after_a_gelu_is_folded() -> None:
+    gelu = f"{ERF} s = Add(e, one) h = Mul(x, half) g = Mul(h, s)"
+    model = graph(
+        f"(float[N,8] x) => (float[] y) {{ {gelu} n = {NORM}(g, S, B, M, V) y = MatMul(n, W) }}",
+        root=np.float32(1.4142135),
+        one=np.float32(1),
+        half=np.float32(0.5),
+        **{name: np.linspace(1, 2, 8, dtype=np.float32) for name in "SBMV"},
+        W=(8, 5),
+    )
+    assert "BatchNormalization" not in operators(check(FOLD, model))
 
 
 def test_axes_that_are_an_input_are_seen() -> None:
