@@ -111,7 +111,7 @@ class Validator(Closing):
         *,
         min_rounds: int = 5,
         max_rounds: int = 2000,
-        budget_s: float = 1.0,
+        budget_s: float = 0.6,
     ) -> Latency:
         """Time both on the first feed, in turn. Raises RunError.
 
