@@ -1,6 +1,7 @@
 """What makes two models the same, and a file the one that was checked."""
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from graphpass.gate import Gate
 from graphpass.identity import difference
+from graphpass.storage.writer import write_model
 from graphpass.testing import graph
 from graphpass.validate.options import ValidationOptions
 from graphpass.wire import WireError, read_skeleton
@@ -125,27 +127,56 @@ def test_the_gate_wants_the_file_to_be_what_was_checked_and_ort_to_load_it(
         assert gate.check_file(good, model()).status == "invalid"
 
 
-def test_models_may_have_more_files_than_may_be_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("graphpass.identity._OPEN_FILES", 2)
-    sums = " ".join(f"y{i} = Add(x, w{i})" for i in range(7))
-    outputs = ", ".join(f"float[400] y{i}" for i in range(7))
-    constants: dict[str, Any] = {f"w{i}": np.full(400, i, np.float32) for i in range(7)}
-    made = graph(
-        f"(float[400] x) => ({outputs}) {{ {sums} }}",
-        **constants,
+@pytest.fixture
+def few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphpass.storage.splice._OPEN_FILES", 2)
+    monkeypatch.setattr("graphpass.storage.splice._CHUNK_BYTES", 512)  # several for each weight
+
+
+def scattered(folder: Path, count: int = 7, *, together: bool = False) -> Path:
+    """Save a model with each of its weights in a file of its own, or all in one."""
+    sums = " ".join(f"y{i} = Add(x, w{i})" for i in range(count))
+    outputs = ", ".join(f"float[400] y{i}" for i in range(count))
+    constants: dict[str, Any] = {f"w{i}": np.full(400, i, np.float32) for i in range(count)}
+    made = graph(f"(float[400] x) => ({outputs}) {{ {sums} }}", **constants)
+    folder.mkdir()
+    onnx.save(
+        made,
+        folder / "m.onnx",
+        save_as_external_data=True,
+        all_tensors_to_one_file=together,
+        location="weights" if together else None,
     )
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        copy = onnx.ModelProto.FromString(made.SerializeToString())
-        onnx.save(
-            copy,
-            tmp_path / name / "m.onnx",
-            save_as_external_data=True,
-            all_tensors_to_one_file=False,
-        )
-    one, two = (read_skeleton(tmp_path / name / "m.onnx") for name in ("a", "b"))
+    return folder
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    thirtieth = [number for number in range(1000) if number not in used][29]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (thirtieth + 1, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("few_descriptors")
+def test_models_may_have_more_files_than_may_be_open(tmp_path: Path) -> None:
+    source = read_skeleton(scattered(tmp_path / "parts", 60) / "m.onnx")
+    write_model(source, tmp_path / "out.onnx")
+    assert difference(source, read_skeleton(tmp_path / "out.onnx")) == ""
+
+
+@pytest.mark.usefixtures("few_open_files")
+def test_what_differs_is_found_in_whatever_file(tmp_path: Path) -> None:
+    one = read_skeleton(scattered(tmp_path / "one", together=True) / "m.onnx")
+    parts = scattered(tmp_path / "parts")
     before = len(list(Path("/proc/self/fd").iterdir()))
-    assert difference(one, two) == ""
+    assert difference(one, read_skeleton(parts / "m.onnx")) == ""
+    for i in range(7):
+        content = (parts / f"w{i}").read_bytes()
+        (parts / f"w{i}").write_bytes(content[:-1] + b"!")
+        told = difference(one, read_skeleton(parts / "m.onnx"))
+        assert told == f"tensor 'w{i}' holds other data"
+        (parts / f"w{i}").write_bytes(content)
     assert len(list(Path("/proc/self/fd").iterdir())) == before

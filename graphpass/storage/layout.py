@@ -29,6 +29,7 @@ from graphpass.storage.reference import (
     WriteError,
     refer_to,
     reference_of,
+    require_as_it_was,
     stamp,
 )
 from graphpass.wire import EXTERNAL_TAG, payload_field, restored
@@ -158,21 +159,13 @@ class _Plan:
         else:
             size = reference.length
             payload = Splice(reference.path, reference.offset, size)
-            self._check(reference)
+            require_as_it_was(reference, self._sources)
             tensor = restored(tensor, reference)
             if not self._outside(reference, size):
                 return _inline(tensor, reference, payload)
         tensor.ClearField("data_location")
         refer_to(tensor, self._data_name, self._place(payload), size)
         return [tensor.SerializeToString(deterministic=True)]
-
-    def _check(self, reference: Reference) -> None:
-        """Raise WireError unless the file that is referred to is still there as it was."""
-        if reference.path not in self._sources:
-            descriptor = reference.open()
-            self._sources[reference.path] = os.fstat(descriptor)
-            os.close(descriptor)
-        reference.check(self._sources[reference.path])
 
     def _place(self, payload: Piece) -> int:
         """Append to the data file what is not there already; return its offset."""

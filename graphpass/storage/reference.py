@@ -91,6 +91,15 @@ class Reference(NamedTuple):
             )
 
 
+def require_as_it_was(reference: Reference, known: dict[str, os.stat_result]) -> None:
+    """Raise WireError unless the file is still there as it was; `known`: files looked at so far."""
+    if reference.path not in known:
+        descriptor = reference.open()
+        known[reference.path] = os.fstat(descriptor)
+        os.close(descriptor)
+    reference.check(known[reference.path])
+
+
 def stamp(status: os.stat_result) -> str:
     """Return what changes when a file does: its size, time of change (ns) and inode."""
     return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"

@@ -13,6 +13,7 @@ from graphpass.storage.protobuf import Piece, Splice
 from graphpass.storage.reference import WireError, stamp
 
 _CHUNK_BYTES = 1 << 20
+_OPEN_FILES = 16  # some models keep every weight in a file of its own
 _STEP_BYTES = 1 << 26  # written at once, before the disk begins with it
 _SPLICED_FROM_BYTES = 1 << 16  # below that, a copy costs less than a call
 _CANNOT_SPLICE = {
@@ -73,7 +74,7 @@ def sync(folder: Path) -> None:
 
 
 class Sources:
-    """The files that pieces come from, opened once each and checked to be what they were."""
+    """The files that pieces come from, the last few of them open, checked to be what they were."""
 
     def __init__(self, stamps: dict[str, str]) -> None:
         self._stamps = stamps
@@ -89,18 +90,13 @@ class Sources:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            for path, descriptor in self._descriptors.items():
-                if error is None:
-                    self._check(path, descriptor)
-        finally:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
+        self._close_all_but(0, check=error is None)
 
     def chunks(self, piece: Piece) -> Iterator[bytes]:
-        """Yield the bytes of `piece`."""
+        """Yield the bytes of `piece`, 1 MiB at a time."""
         if isinstance(piece, bytes):
-            yield piece
+            for start in range(0, len(piece), _CHUNK_BYTES):
+                yield piece[start : start + _CHUNK_BYTES]
             return
         source = self._open(piece.path)
         position, end = piece.offset, piece.offset + piece.length
@@ -129,14 +125,27 @@ class Sources:
         return Splice(piece.path, position, end - position)
 
     def _open(self, path: str) -> int:
-        if path not in self._descriptors:
+        descriptor = self._descriptors.pop(path, None)
+        if descriptor is None:
+            self._close_all_but(_OPEN_FILES - 1)
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise WireError(f"cannot read {path}: {error.strerror}") from None
             self._descriptors[path] = descriptor
             self._check(path, descriptor)
-        return self._descriptors[path]
+        self._descriptors[path] = descriptor  # last, as it is the one in use
+        return descriptor
+
+    def _close_all_but(self, count: int, *, check: bool = True) -> None:
+        """Close those that were not used for longest, all of them whatever a check says."""
+        with contextlib.ExitStack() as stack:
+            while len(self._descriptors) > count:
+                path = next(iter(self._descriptors))
+                descriptor = self._descriptors.pop(path)
+                stack.callback(os.close, descriptor)
+                if check:
+                    stack.callback(self._check, path, descriptor)
 
     def _check(self, path: str, descriptor: int) -> None:
         if stamp(os.fstat(descriptor)) != self._stamps[path]:

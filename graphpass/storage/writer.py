@@ -36,7 +36,6 @@ __all__ = [
     "write_stream",
 ]
 
-
 _CHUNK_BYTES = 1 << 20
 
 
