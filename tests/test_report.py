@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -209,3 +210,14 @@ def test_strict_keeps_the_report_of_what_went_before() -> None:
 )
 def test_sizes_are_for_people(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_equal_shows_no_rounding_of_onnx_runtimes_own(report: Report) -> None:
+    compared = report.passes[0].check
+    assert compared is not None
+    rounded = replace(compared.comparisons[0], error=4e-7, tolerance=2e-6, ok=True)
+    for status, shown in (("equal", "0"), ("within tolerance", "4e-07")):
+        told = Report({}, report.input, report.output, True)
+        told.delivery = replace(compared, status=status, comparisons=(rounded,))
+        line = next(line for line in markdown(told).splitlines() if "written file" in line)
+        assert [cell.strip() for cell in line.split("|")][4:7] == [shown, "2e-06", status]

@@ -27,7 +27,6 @@ class Original:
         self, model: onnx.ModelProto, options: ValidationOptions, runtime: Runtime
     ) -> None:
         self.model = model
-        self.is_cheap = True
         self.epsilon = noise.arithmetic_epsilon(model)
         self._options, self._runtime = options, runtime
         self._search = FeedSearch(model, options)
@@ -44,6 +43,10 @@ class Original:
         if provider not in self._points:
             self._points[provider] = self._first_runs(provider)
         return self._points[provider]
+
+    def is_cheap(self, point: Point) -> bool:
+        """Whether running it more often than needed costs next to nothing."""
+        return self._search.cost(point.feed) < _CHEAP_COST
 
     def shapes(self, names: Collection[str]) -> Mapping[str, Sequence[int]]:
         """Return the shapes that values of the main graph have in a run, not the smallest one."""
@@ -118,8 +121,7 @@ class Original:
                 points = self._rerun(session, provider, known)
             random = noise.may_be_random(self.model)
             self._random[provider] = _unsteady(session, points[0]) if random else set()
-            self.is_cheap = self._search.cost(points[0].feed) < _CHEAP_COST
-            if self.is_cheap:
+            if self.is_cheap(points[0]):
                 for point in points:
                     self._add_draw(session, point, ONE_DRAW)
                     point.noise_level = ONE_DRAW
