@@ -62,11 +62,9 @@ class Gate(Closing):
         problems = check_structure(
             self._original, candidate, interface_may_change=interface_may_change
         )
-        return (
-            Check("invalid", False, problems[0])
-            if problems
-            else self._unrun("valid ONNX with the same interface")
-        )
+        if problems:
+            return Check("invalid", False, problems[0])
+        return self._unrun("valid ONNX with the same interface")
 
     def check_file(self, path: Path, checked: onnx.ModelProto) -> Check:
         """Say whether a file is what was checked, to the byte, and ONNX Runtime takes it.

@@ -6,10 +6,12 @@ operator; with its last factor or shift folded into the next layer there is noth
 
 from __future__ import annotations
 
+import contextlib
+
 from graphpass import (
     Node,
     Tensor,
-    attribute,
+    axes_of,
     constant,
     label,
     operator,
@@ -17,6 +19,7 @@ from graphpass import (
     rank,
     require,
 )
+from graphpass.graph import RefusedError
 
 _BETWEEN = ("Sqrt", "Reciprocal", "Pow", "Cast", "Add", "Div")
 
@@ -60,11 +63,8 @@ def _scaled_or_shifted(affine: Node, x: Tensor) -> Node | None:
         return node
     if operator(affine) not in ("Add", "Sub"):
         return None
-    if node is not None and operator(node) == "Mul":
-        varying = [tensor for tensor in node.inputs if constant(tensor) is None]
-        if len(varying) == 1:
-            return producer(varying[0])
-    return node
+    scaled = None if node is None or operator(node) != "Mul" else _only_varying(node)
+    return node if scaled is None else producer(scaled)
 
 
 def _is_divided_by_its_deviation(node: Node | None) -> bool:
@@ -76,7 +76,7 @@ def _is_divided_by_its_deviation(node: Node | None) -> bool:
 
 def _is_a_deviation(tensor: Tensor) -> bool:
     rooted = False
-    for _ in range(len(_BETWEEN)):
+    for _ in range(len(_BETWEEN)):  # each of them once at most
         node = producer(tensor)
         if node is None:
             return False
@@ -85,19 +85,22 @@ def _is_a_deviation(tensor: Tensor) -> bool:
         if operator(node) not in _BETWEEN:
             return False
         rooted = rooted or operator(node) in ("Sqrt", "Pow")
-        varying = [one for one in node.inputs if constant(one) is None]
-        if len(varying) != 1:
+        varying = _only_varying(node)
+        if varying is None:
             return False
-        tensor = varying[0]
+        tensor = varying
     return False
 
 
+def _only_varying(node: Node) -> Tensor | None:
+    varying = [tensor for tensor in node.inputs if constant(tensor) is None]
+    return varying[0] if len(varying) == 1 else None
+
+
 def _is_over_the_last_axis(mean: Node) -> bool:
-    axes = attribute(mean, "axes")
-    if axes is None and len(mean.inputs) > 1:
-        held = constant(mean.inputs[1])
-        axes = None if held is None else held.array().tolist()
-    return axes is not None and list(axes) in ([-1], [(rank(mean.inputs[0]) or 0) - 1])
+    with contextlib.suppress(RefusedError):  # axes that are computed are nobody's pattern
+        return axes_of(mean) in ([-1], [(rank(mean.inputs[0]) or 0) - 1])
+    return False
 
 
 def _comes_from(tensor: Tensor, *operators: str) -> bool:

@@ -1358,6 +1358,17 @@ def test_axes_that_are_an_input_are_seen() -> None:
     check_refused(FOLD, model, "ends a layer normalization")
 
 
+def test_a_division_by_the_mean_is_no_layer_normalization() -> None:
+    model = graph(
+        "(float[N,8] x) => (float[] y) { a = Abs(x) m = ReduceMean<axes=[-1]>(a) w = Add(m, one)"
+        " z = Div(a, w) n = Mul(z, G) y = MatMul(n, W) }",
+        one=np.float32(1),
+        G=(8,),
+        W=(8, 5),
+    )
+    assert len(check(FOLD, model).graph.node) == len(model.graph.node) - 1
+
+
 @pytest.mark.parametrize("axes", [[2, 3], [1]])
 def test_a_normalization_over_other_axes_is_folded(axes: list[int]) -> None:
     means = MEANS.replace("[-1]", str(axes).replace(" ", ""))
