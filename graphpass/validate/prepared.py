@@ -1,0 +1,223 @@
+"""A window with everything that running it takes: sizes for its inputs, the kind of its bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import helper
+
+from graphpass.storage.reference import reference_of
+from graphpass.validate.magnitude import MOVEMENT, Roundings, magnitude_nodes, roundings
+from graphpass.window import Window, WindowVerdict
+
+PROBE_WORK = 2e7  # multiplications spent on the probes of one window
+# Sizes for the batch and for other symbolic dimensions, one pair after the other until one fits.
+_SIZES = ((2, 4), (1, 4), (1, 1), (4, 8), (1, 16))
+# What keeps the size of its input, so that a large probe comes out as large.
+_UNBOUNDED = MOVEMENT | frozenset(
+    "Conv ConvTranspose Gemm MatMul Add Sub Mul Div BatchNormalization Pad Sum Neg Cast".split()
+)
+_SIZE_FREE = frozenset(
+    "Conv ConvTranspose BatchNormalization Relu LeakyRelu Clip Sigmoid Tanh HardSwish Identity "
+    "Dropout Elu Transpose Constant".split()
+)
+_PER_CHANNEL = frozenset("Mul Add Sub Div Cast".split())
+# What does not care how large its axes are, as long as they fit each other.
+_SIZE_BLIND = frozenset(
+    "Abs Add BatchNormalization Cast Ceil Clip Concat Div Dropout Elu Erf Exp Flatten Floor Gelu "
+    "HardSigmoid HardSwish Identity LeakyRelu LogSoftmax Mish Mul Neg PRelu Pad Pow ReduceMean "
+    "ReduceSum Relu Selu Sigmoid Softmax Softplus Sqrt Sub Tanh Transpose".split()
+)
+_SMALL = (5, 7, 11, 13)
+_PICKING = frozenset("MaxPool GlobalMaxPool ReduceMax Max".split())
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is granted beyond the bound, how much may be spent, shapes that cannot be made up."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    probe_work: float = PROBE_WORK
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass
+class Prepared:
+    """A window with everything that running it takes."""
+
+    window: Window
+    mark: str
+    shapes: dict[str, list[int]]
+    partition: bool
+    rowwise: bool  # each element of a batch is computed on its own, and the batch is free
+    magnitudes: list[onnx.NodeProto] | None
+    exact: bool
+    strong: bool
+    roundings: tuple[Roundings, Roundings]
+    weight_bytes: int
+    terms: Terms
+    sizes: Sequence[tuple[int, int]]  # those in use, then what to try next
+    verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
+
+
+def prepare(
+    window: Window, index: int, terms: Terms, sizes: Sequence[tuple[int, int]] | None = None
+) -> Prepared:
+    """Choose what a window is run with; `sizes`: those that are left to try."""
+    before, after = window.before.graph, window.after.graph
+    operators = [node.op_type for node in (*before.node, *after.node)]
+    # a constant along the pixels does not fit a smaller map: then the next attempt is as it is
+    first = sizes is None
+    free = _SIZE_FREE | _PER_CHANNEL if first else _SIZE_FREE
+    spatial = _kernel(window) if set(operators) <= free else None
+    sizes = _SIZES if sizes is None else sizes
+    shapes, partition = _shapes(window, spatial, *sizes[0])
+    if terms.shapes and needs_real_shapes(window):
+        shapes = {name: list(terms.shapes.get(name, shapes[name])) for name in shapes}
+        partition = False
+    elif first and set(operators) <= _SIZE_BLIND:
+        shapes = _shrunk(window, shapes)
+    mark = f"w{index}/"
+    exact = _is_movement(window, operators)
+    known = {name: tuple(shape) for name, shape in shapes.items()}
+    held = [*before.initializer, *after.initializer]
+    return Prepared(
+        window,
+        mark,
+        shapes,
+        partition,
+        partition and spatial is not None and not exact and "Transpose" not in operators,
+        None if exact else magnitude_nodes(before, "abs/"),
+        exact,
+        set(operators) <= _UNBOUNDED,
+        (roundings(before, known), roundings(after, known)),
+        sum(_bytes(tensor) for tensor in held),
+        terms,
+        sizes,
+    )
+
+
+def needs_real_shapes(window: Window) -> bool:
+    """Whether none can be made up: inputs of unknown rank, or of unknown size to count with."""
+    counts = any(node.op_type in ("Reshape", "Shape") for node in window.before.graph.node)
+    tensors = [value.type.tensor_type for value in inputs_of(window).values()]
+    return any(not tensor.HasField("shape") for tensor in tensors) or (
+        counts
+        and not all(dim.HasField("dim_value") for tensor in tensors for dim in tensor.shape.dim[1:])
+    )
+
+
+def inputs_of(window: Window) -> dict[str, onnx.ValueInfoProto]:
+    """Return what either side reads, by name."""
+    return {v.name: v for v in (*window.before.graph.input, *window.after.graph.input)}
+
+
+def _is_movement(window: Window, operators: Sequence[str]) -> bool:
+    """Whether elements only move, so that before and after must be equal to the bit."""
+    domains = {node.domain for node in (*window.before.graph.node, *window.after.graph.node)}
+    return domains <= {"", "ai.onnx"} and set(operators) <= MOVEMENT
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    reference = reference_of(tensor)
+    return reference.length if reference is not None else tensor.ByteSize()
+
+
+def _shapes(
+    window: Window, spatial: list[int] | None, batch: int, other: int
+) -> tuple[dict[str, list[int]], bool]:
+    """Choose small input shapes; also whether the first input can be probed by partition.
+
+    `batch`, `other`: sizes for dimensions that are not known.
+    """
+    shapes: dict[str, list[int]] = {}
+    symbols: dict[str, int] = {}
+    channels = _channels(window)
+    values = inputs_of(window)
+    for value in values.values():
+        tensor = value.type.tensor_type
+        shape = []
+        for axis, dim in enumerate(tensor.shape.dim):
+            if axis == 0 and len(tensor.shape.dim) > 1 and not dim.dim_value:
+                size = batch
+            elif axis >= 2 and spatial is not None:
+                size = spatial[min(axis - 2, len(spatial) - 1)]
+            elif dim.HasField("dim_value"):
+                size = dim.dim_value
+            elif axis == 1 and value.name in channels:
+                size = channels[value.name]
+            else:
+                size = symbols.setdefault(dim.dim_param, other) if dim.dim_param else other
+            shape.append(size)
+        shapes[value.name] = shape
+    return shapes, len(values) == 1 and (spatial is not None or _free_batch(values.values()))
+
+
+def _shrunk(window: Window, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Make sizes that no constant shares small, those that are equal equally so."""
+    held = (*window.before.graph.initializer, *window.after.graph.initializer)
+    kept = {size for tensor in held for size in tensor.dims}
+    large = sorted({n for shape in shapes.values() for n in shape if n > _SMALL[-1]} - kept)
+    if len(large) > len(_SMALL):
+        return dict(shapes)
+    taken = {n for shape in shapes.values() for n in shape} | kept
+    small = dict(zip(large, (n for n in _SMALL if n not in taken), strict=False))
+    return {name: [small.get(n, n) for n in shape] for name, shape in shapes.items()}
+
+
+def _free_batch(values: Iterable[onnx.ValueInfoProto]) -> bool:
+    return all(
+        len(value.type.tensor_type.shape.dim) > 1
+        and not value.type.tensor_type.shape.dim[0].HasField("dim_value")
+        for value in values
+    )
+
+
+def _kernel(window: Window) -> list[int] | None:
+    """Return the smallest sizes on which a Conv's kernel lies fully inside the input."""
+    for graph in (window.before.graph, window.after.graph):
+        weights = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
+                continue
+            weight = weights.get(node.input[1])
+            if weight is None:
+                continue
+            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            kernel = list(weight.dims[2:])
+            dilations = attrs.get("dilations") or [1] * len(kernel)
+            sizes = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+            both = (*window.before.graph.node, *window.after.graph.node)
+            if any(each.op_type == "Transpose" for each in both):
+                # it cannot be seen which of two axes is which where both have one element
+                sizes = [max(size, 2 + axis) for axis, size in enumerate(sizes)]
+            return sizes
+    return None
+
+
+def _channels(window: Window) -> dict[str, int]:
+    """Return how many channels each input of a Conv must have, as its weight says."""
+    found: dict[str, int] = {}
+    for graph in (window.before.graph, window.after.graph):
+        weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+        for node in graph.node:
+            weight = weights.get(node.input[1]) if len(node.input) > 1 else None
+            if weight is None or node.op_type not in ("Conv", "ConvTranspose"):
+                continue
+            group = next((a.i for a in node.attribute if a.name == "group"), 1)
+            found[node.input[0]] = (
+                weight[0] if node.op_type == "ConvTranspose" else weight[1] * group
+            )
+    return found
+
+
+def picks_otherwise(window: Window) -> bool:
+    """Whether another operator picks the largest: which zero, and what of NaN, ONNX leaves open."""
+    before, after = (
+        sorted(node.op_type for node in side.graph.node if node.op_type in _PICKING)
+        for side in (window.before, window.after)
+    )
+    return before != after
