@@ -206,6 +206,10 @@ def optimize(
     _refuse_overwriting(model, target, reports)
     if target is None and external_data == "always":
         raise UsageError("a model on standard output has no file beside it for its weights")
+    if options["validate"]:
+        from graphpass.validate import forked
+
+        forked.start()
     from graphpass import api
 
     source = sys.stdin.buffer.read() if model == "-" else _place(model)

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,12 +13,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import onnx
 
 from graphpass.closing import Closing
 from graphpass.errors import GraphpassError, RuntimeUnavailableError
+from graphpass.validate import forked
 from graphpass.validate.channel import (
     Channel,
     ChannelClosedError,
@@ -30,22 +30,18 @@ from graphpass.validate.channel import (
     encode,
 )
 
+if TYPE_CHECKING:
+    import subprocess
+
 Level = Literal["none", "extended", "all"]
 FailureKind = Literal["load", "run", "memory", "timeout", "crash"]
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
 # The package root comes first, whatever the working directory holds.
 _BOOT = (
-    "import sys; sys.path[0] = sys.argv[1]; from graphpass.validate.worker import serve; serve()"
+    "import sys; sys.path[0] = sys.argv[1]; from graphpass.validate.worker import serve;"
+    " serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
-
-# numpy only hands arrays on there: threads for its linear algebra (set below) cost 0.1 s. What
-# is freed goes to the next run, not back to the kernel, which would clear each page again.
-_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
 
 
 class RunError(GraphpassError):
@@ -210,16 +206,7 @@ class _Worker:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        memory_mib = str(limits.memory_mib or 0)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(_PACKAGE_ROOT), str(os.getpid()), memory_mib],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,
-            env={**_ENVIRONMENT, **os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        )
+        self._process, self._stderr = _start(limits)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
         self._finalizer = weakref.finalize(self, _kill, self._process, self._stderr)
@@ -280,7 +267,7 @@ class _Worker:
             time.sleep(0.001)
         said = self._last_words()
         self.kill()
-        code = self._process.returncode
+        code = self._process.wait()
         what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
         if -code == signal.SIGKILL:
             what += " (by hand, or because the machine ran out of memory)"
@@ -293,7 +280,28 @@ class _Worker:
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
-def _kill(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+def _start(limits: Limits) -> tuple[subprocess.Popen[bytes] | forked.Forked, IO[bytes]]:
+    """Return a worker process and the file that holds what it prints."""
+    child = forked.take(limits.memory_mib)
+    if child is not None:
+        return child, child.stderr
+    import subprocess
+
+    stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+    memory_mib = str(limits.memory_mib or 0)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _BOOT, str(_PACKAGE_ROOT), str(os.getpid()), memory_mib],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        start_new_session=True,
+        # numpy only hands arrays on there: threads for its linear algebra cost 0.1 s
+        env={**forked.MALLOC, **os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    return process, stderr
+
+
+def _kill(process: subprocess.Popen[bytes] | forked.Forked, stderr: IO[bytes]) -> None:
     # The whole group: a provider may have started helpers of its own.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

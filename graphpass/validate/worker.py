@@ -62,9 +62,8 @@ class RefusalError(Exception):
         self.kind = kind
 
 
-def serve() -> None:
+def serve(parent_pid: int, memory_limit_mib: int = 0) -> None:
     """Answer requests from standard input on standard output until either closes."""
-    parent_pid, memory_limit_mib = int(sys.argv[2]), int(sys.argv[3])
     _die_with(parent_pid)
     _limit_memory(memory_limit_mib)
     channel = over_standard_streams()
