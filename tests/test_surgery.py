@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
+from onnx import numpy_helper
 
-from graphpass import Op, Pass, Rule, any_, const
+from graphpass import Op, Pass, Rule, any_, const, surgery
 from graphpass.driver import apply
 from graphpass.model import Model
 from graphpass.testing import apply_to, check, check_equal, check_valid, graph
@@ -289,6 +291,24 @@ def test_what_is_made_of_a_shared_constant_is_shared() -> None:
     result, _ = apply_to(NewConstants(), model)
     shapes = sorted(list(tensor.dims) for tensor in result.graph.initializer)
     assert shapes == [[1, 500], [500]]
+
+
+@pytest.mark.parametrize("part_bytes", [1 << 24, 600])
+def test_constants_of_one_checksum_are_shared_only_if_they_are_equal(
+    part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphpass.surgery.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr(surgery, "_PART_BYTES", part_bytes)
+    first = np.arange(500, dtype=np.float32)
+    model = graph(
+        "(float[N,500] x) => (float[N,500] y, float[N,500] z, float[N,500] w)"
+        "{ a = Add(x, c) y = Neg(a) b = Add(x, d) z = Neg(b) e = Add(x, c) w = Neg(e) }",
+        c=first,
+        d=np.where(first == 499, -first, first),
+    )
+    result, _ = apply_to(NewConstants(), model)
+    made = [numpy_helper.to_array(tensor)[-1] for tensor in result.graph.initializer]
+    assert sorted(map(float, made)) in ([-998, 998], [-998, 998, 998])
 
 
 def window_statuses(name: str, model: onnx.ModelProto) -> list[tuple[str, str]]:
