@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -52,7 +53,7 @@ class Prepared:
     mark: str
     shapes: dict[str, list[int]]
     partition: bool
-    rowwise: bool  # each element of a batch is computed on its own, and the batch is free
+    stack_axis: int | None  # along which inputs of any number are computed each on its own
     magnitudes: list[onnx.NodeProto] | None
     exact: bool
     strong: bool
@@ -89,7 +90,7 @@ def prepare(
         mark,
         shapes,
         partition,
-        partition and spatial is not None and not exact and "Transpose" not in operators,
+        _stack_axis(window) if partition and spatial is not None and not exact else None,
         None if exact else magnitude_nodes(before, "abs/"),
         exact,
         set(operators) <= _UNBOUNDED,
@@ -98,6 +99,29 @@ def prepare(
         terms,
         sizes,
     )
+
+
+def _stack_axis(window: Window) -> int | None:
+    """Return 0 (the batch) for operators that compute a map from a map, -1 for single pixels.
+
+    Kernels of 1x1 take probes as the pixels of one image, which is a matrix product; a batch of
+    images of one pixel is as many products of a matrix and a vector.
+    """
+    nodes = (*window.before.graph.node, *window.after.graph.node)
+    if any(node.op_type == "Transpose" for node in nodes):
+        return None
+    weights = {tensor.name: tensor.dims for tensor in window.before.graph.initializer}
+    for node in window.before.graph.node:
+        if node.op_type == "ConvTranspose":
+            return 0
+        if node.op_type != "Conv":
+            continue
+        attrs = _attributes(node)
+        kernel = weights.get(node.input[1], (0, 0, 0))[2:]
+        strides, pads = attrs.get("strides", ()), attrs.get("pads", ())
+        if any(size != 1 for size in (*kernel, *strides)) or any(pads):
+            return 0
+    return -1
 
 
 def needs_real_shapes(window: Window) -> bool:
@@ -177,7 +201,11 @@ def _free_batch(values: Iterable[onnx.ValueInfoProto]) -> bool:
 
 
 def _kernel(window: Window) -> list[int] | None:
-    """Return the smallest sizes on which a Conv's kernel lies fully inside the input."""
+    """Return the smallest sizes on which a Conv's kernel lies fully inside the input.
+
+    Where it moves by more than one, it has room to do so: another stride has to show.
+    """
+    both = (*window.before.graph.node, *window.after.graph.node)
     for graph in (window.before.graph, window.after.graph):
         weights = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
@@ -186,16 +214,23 @@ def _kernel(window: Window) -> list[int] | None:
             weight = weights.get(node.input[1])
             if weight is None:
                 continue
-            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attrs = _attributes(node)
             kernel = list(weight.dims[2:])
             dilations = attrs.get("dilations") or [1] * len(kernel)
             sizes = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
-            both = (*window.before.graph.node, *window.after.graph.node)
+            for axis in range(len(sizes)):
+                strides = [_attributes(each).get("strides", ()) for each in both]
+                step = max((given[axis] for given in strides if axis < len(given)), default=1)
+                sizes[axis] += step if step > 1 else 0
             if any(each.op_type == "Transpose" for each in both):
                 # it cannot be seen which of two axes is which where both have one element
                 sizes = [max(size, 2 + axis) for axis, size in enumerate(sizes)]
             return sizes
     return None
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 def _channels(window: Window) -> dict[str, int]:

@@ -118,11 +118,11 @@ def _retried(item: Prepared, runtime: Runtime, seed: int, error: RunError) -> Wi
 
 def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
     draws = Draws(seed)
-    rows = [item for item in group if item.rowwise]
-    if rows:
-        with runtime.load(_joined(rows)) as session:
-            _run_stacked(rows, session, draws)
-    computing = [item for item in group if not item.exact and not item.rowwise]
+    stacked = [item for item in group if item.stack_axis is not None]
+    if stacked:
+        with runtime.load(_joined(stacked)) as session:
+            _run_stacked(stacked, session, draws)
+    computing = [item for item in group if not item.exact and item.stack_axis is None]
     if computing:
         with runtime.load(_joined(computing)) as session:
             for kind in _kinds(computing):
@@ -143,16 +143,28 @@ def _kinds(items: Sequence[Prepared]) -> list[str]:
 
 
 def _run_stacked(items: Sequence[Prepared], session: Session, draws: Draws) -> None:
-    """Run all kinds of inputs as one batch, for windows to which that makes no difference."""
+    """Run all kinds of inputs at once, for windows to which that makes no difference."""
     drawn = {item.mark: [draws.of(item, kind) for kind in _kinds([item])] for item in items}
     feeds = {
-        item.mark + name: np.concatenate([draw.values[name] for draw in drawn[item.mark]])
+        item.mark + name: _stacked([draw.values[name] for draw in drawn[item.mark]], item)
         for item in items
         for name in item.shapes
     }
     outputs = session.run(feeds).outputs
     for item in items:
-        judge_stacked(item, drawn[item.mark], *_sides(item, outputs))
+        before, after, size = _sides(item, outputs)
+        before, after = _unstacked(before, item), _unstacked(after, item)
+        size = None if size is None else _unstacked(size, item)
+        judge_stacked(item, drawn[item.mark], before, after, size)
+
+
+def _stacked(arrays: Sequence[Array], item: Prepared) -> Array:
+    rows: Array = np.concatenate(arrays)
+    return rows if item.stack_axis == 0 else np.swapaxes(rows, 0, -1)
+
+
+def _unstacked(array: Array, item: Prepared) -> Array:
+    return array if item.stack_axis == 0 else np.swapaxes(array, 0, -1)
 
 
 def _run_on(

@@ -86,6 +86,28 @@ CASES = (
         W=(16, 32, 3, 3),
     ),
     _fold(
+        "pointwise Conv",
+        6,
+        "(float[N,8,5,5] x) => (float[N,6,5,5] y) {"
+        "c = Conv(x, W, b) y = BatchNormalization(c, s, t, m, v)}",
+        W=(6, 8, 1, 1),
+        b=(6,),
+    ),
+    _fold(
+        "pointwise Conv in groups",
+        6,
+        "(float[N,8,5] x) => (float[N,6,5] y) {"
+        "c = Conv<group=2>(x, W) y = BatchNormalization(c, s, t, m, v)}",
+        W=(6, 4, 1),
+    ),
+    _fold(
+        "pointwise Conv with strides",
+        6,
+        "(float[N,8,5,5] x) => (float[N,6,3,3] y) {"
+        "c = Conv<strides=[2,2]>(x, W) y = BatchNormalization(c, s, t, m, v)}",
+        W=(6, 8, 1, 1),
+    ),
+    _fold(
         "ConvTranspose",
         6,
         "(float[N,4,5,5] x) => (float[N,6,11,11] y) {"

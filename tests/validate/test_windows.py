@@ -25,6 +25,7 @@ from graphpass.registry import make, pass_types
 from graphpass.rule import Pass
 from graphpass.testing import graph
 from graphpass.validate import Runtime
+from graphpass.validate.prepared import Terms, prepare
 from graphpass.validate.windows import check_windows
 from graphpass.window import Window, WindowVerdict
 
@@ -256,6 +257,32 @@ def test_the_smallest_error_of_one_weight_that_is_caught(summands: int, runtime:
     (written,) = _rows(DOCS.read_text(encoding="utf-8"), "smallest")[str(summands)]
     promised = int(re.findall(r"2\^-(\d+)", written)[0])
     assert max(sizes) >= promised - 1  # which elements are drawn depends on the number of seeds
+
+
+def test_inputs_that_run_at_once_are_judged_as_those_that_run_one_kind_after_the_other(
+    sites: list[Site], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = {prepare(site.window, 0, Terms()).stack_axis for site in sites}
+    assert axes == {None, 0, -1}
+    tried = [
+        window
+        for site in sites
+        if prepare(site.window, 0, Terms()).stack_axis is not None
+        for window in (
+            site.window,
+            *(damaged for _, damaged in damages(site.model, site.steps, site.rewrite, 0)),
+        )
+    ]
+    at_once = check_windows(tried, runtime)
+    monkeypatch.setattr("graphpass.validate.prepared._stack_axis", lambda window: None)
+    in_turn = check_windows(tried, runtime)
+    assert {verdict.status for verdict in at_once} >= {"ok", "differs"}
+    for one, other in zip(at_once, in_turn, strict=True):
+        if other.ratio < 0.5 or other.ratio > 2:  # near 1, the order of a sum may decide
+            assert one.status == other.status, f"{one} {other}"
+        assert one.bound == other.bound
+        if other.ratio > 10 and one.reason.startswith("off by"):
+            assert one.feed == other.feed, f"{one} {other}"
 
 
 # ------------------------------------------------------------------------------- single windows
