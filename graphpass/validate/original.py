@@ -15,10 +15,6 @@ from graphpass.validate.point import FULL_NOISE, ONE_DRAW, REORDERED, Point, Ref
 from graphpass.validate.runtime import Level, RunError, Runtime, Session
 from graphpass.validate.search import FeedSearch, run_point
 
-# Models cheaper than this (multiply-adds) are run as often as may tell something; the noise floor
-# is measured before it is needed, for the report.
-_CHEAP_COST = 3e8
-
 
 class Original:
     """Runs the original model, each thing at most once. Raises InputsError."""
@@ -46,7 +42,7 @@ class Original:
 
     def is_cheap(self, point: Point) -> bool:
         """Whether running it more often than needed costs next to nothing."""
-        return self._search.cost(point.feed) < _CHEAP_COST
+        return self._search.is_cheap(point.feed)
 
     def shapes(self, names: Collection[str]) -> Mapping[str, Sequence[int]]:
         """Return the shapes that values of the main graph have in a run, not the smallest one."""
@@ -89,6 +85,18 @@ class Original:
                 self._random[point.provider] |= _unsteady(session, point)
         if point.noise_level == FULL_NOISE:
             self._add_inner_noise(point, 2)
+        return True
+
+    def is_run_alone(self, point: Point) -> bool:
+        """Run what is assumed of a row of a batch; False where it does not run alone."""
+        if point.is_assumed:
+            try:
+                with self._runtime.load(self.model, point.provider) as session:
+                    point.outputs = session.run(point.feed.values).outputs
+            except RunError as error:
+                self.dropped.append(f"{point.feed.name}: {error}")
+                return False
+            point.is_assumed = False
         return True
 
     def as_users_run_it(self, point: Point) -> Point | None:

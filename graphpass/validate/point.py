@@ -20,13 +20,17 @@ class ReferenceCannotRunError(RuntimeUnavailableError):
 
 @dataclass
 class Point:
-    """The original's outputs on one feed and provider; `noise` is what is known of its floor."""
+    """The original's outputs on one feed and provider; `noise` is what is known of its floor.
+
+    `is_assumed`: the feed was run as a row of a batch, and not yet alone.
+    """
 
     provider: str
     feed: Feed
     outputs: dict[str, Value]
     noise: dict[str, Noise] | None = None
     noise_level: int = QUIET
+    is_assumed: bool = False
 
     def add_noise(self, again: Mapping[str, Value]) -> None:
         """Join the distance of another run of the original."""

@@ -23,7 +23,7 @@ from graphpass.validate.feeds import (
 )
 from graphpass.validate.inputs import InputSpec, input_specs
 from graphpass.validate.measure import is_discrete, leaves
-from graphpass.validate.noise import arithmetic_epsilon
+from graphpass.validate.noise import arithmetic_epsilon, may_be_random
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.point import Point, ReferenceCannotRunError
 from graphpass.validate.runtime import RunError, Session
@@ -34,6 +34,8 @@ from graphpass.wire import WireError, tensor_array
 _FURTHER_FEEDS = (("large", 2), ("uniform", 3), ("zeros", 1))
 # How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
 _FEWER_FEEDS = ((1e9, 1), (3e8, 2), (0.0, 3))
+# Models cheaper than this are run as often as may tell something.
+_CHEAP_COST = 3e8
 _GENTLER_FEEDS = ("uniform", "small")
 _SINGLE_EPSILON = 2.0**-23
 _MAX_ATTEMPTS = 80
@@ -67,9 +69,9 @@ class FeedSearch:
         """Run the user's feeds, or drawn ones. Raises ReferenceCannotRunError, InputsError."""
         if self._options.inputs is not None:
             return self._users_points(session, provider)
-        first, recipe = self._first(session, provider)
-        points = [first]
-        for kind, batch in self._further_feeds(first.feed):
+        points, recipe = self._in_one_batch(session, provider) or self._first(session, provider)
+        first = points[0]
+        for kind, batch in self._further_feeds(first.feed)[len(points) - 1 :]:
             point = self._varied(session, provider, replace(recipe, kind=kind), batch)
             if point is not None and point.feed.name != first.feed.name:
                 points.append(point)
@@ -87,6 +89,10 @@ class FeedSearch:
             self._costs[feed.name] = multiply_adds(self._model, feed.shapes)
         return self._costs[feed.name]
 
+    def is_cheap(self, feed: Feed) -> bool:
+        """Whether running the model on it more often than needed costs next to nothing."""
+        return self.cost(feed) < _CHEAP_COST
+
     def _further_feeds(self, first: Feed) -> tuple[tuple[str, int], ...]:
         cost = self.cost(first)
         count = next(count for threshold, count in _FEWER_FEEDS if cost >= threshold)
@@ -94,12 +100,41 @@ class FeedSearch:
 
     # The first feed
 
-    def _first(self, session: Session, provider: str) -> tuple[Point, Recipe]:
+    def _in_one_batch(self, session: Session, provider: str) -> tuple[list[Point], Recipe] | None:
+        """Run the first two feeds as one batch where a run is expensive; None where it cannot be.
+
+        What the first gives alone is taken to be the first row, until that is doubted.
+        """
+        recipe = next(self._recipes(dict(self._options.bind)))
+        first = self._draw(recipe)
+        if self.is_cheap(first) or may_be_random(self._model):
+            return None
+        kind, batch = _FURTHER_FEEDS[0]
+        bindings = with_batch(recipe.bindings, self._classes, self._options.bind, batch)
+        if resized(bindings, self._classes, self._options.bind) != bindings:
+            return None  # the second has sizes of its own
+        second = self._draw(replace(recipe, kind=kind, bindings=bindings))
+        values = {
+            name: _beginning_with(first.values[name], second.values[name]) for name in first.values
+        }
+        if any(value is None for value in values.values()):
+            return None
+        feed = Feed(feed_name(f"{recipe.kind} and {kind}", bindings), values, bindings)
+        try:
+            both = run_point(session, provider, feed)
+        except RunError:
+            return None
+        outputs = {name: _first_row(value, batch) for name, value in both.outputs.items()}
+        if any(value is None for value in outputs.values()):
+            return None
+        return [Point(provider, first, outputs, is_assumed=True), both], recipe
+
+    def _first(self, session: Session, provider: str) -> tuple[list[Point], Recipe]:
         first_error: RunError | None = None
         start = time.monotonic()
         for recipe in itertools.islice(self._recipes(dict(self._options.bind)), _MAX_ATTEMPTS):
             try:
-                return run_point(session, provider, self._draw(recipe)), recipe
+                return [run_point(session, provider, self._draw(recipe))], recipe
             except RunError as error:
                 first_error = first_error or error
                 if error.kind == "timeout" or time.monotonic() - start > _MAX_SEARCH_S:
@@ -217,6 +252,21 @@ _OVERRIDDEN_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 def run_point(session: Session, provider: str, feed: Feed) -> Point:
     """Run the original on one feed. Raises RunError."""
     return Point(provider, feed, session.run(feed.values).outputs)
+
+
+def _beginning_with(row: Value, rows: Value) -> Value:
+    """Return `rows` with `row` for the first; None where they are no batches, of 1 and of more."""
+    if not (isinstance(row, np.ndarray) and isinstance(rows, np.ndarray) and row.ndim):
+        return None
+    if len(row) != 1 or len(rows) < 2 or row.shape[1:] != rows.shape[1:]:
+        return None
+    return np.concatenate([row, rows[1:]])
+
+
+def _first_row(value: Value, batch: int) -> Value:
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == batch:
+        return value[:1]
+    return None
 
 
 def _is_plain_integer(spec: InputSpec) -> bool:

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import pytest
@@ -10,8 +12,10 @@ from graphpass.validate import (
     Validator,
     Verdict,
 )
+from graphpass.validate.channel import Value
 from graphpass.validate.compare import OutputComparison
 from graphpass.validate.latency import is_settled, latency_of
+from graphpass.validate.runtime import Run, Session
 
 from .models import ALLOCATING, COUNTING, Array, convnet, parse
 
@@ -247,7 +251,7 @@ def test_a_candidate_that_hangs_or_bursts_is_one_sentence() -> None:
 def test_an_expensive_model_runs_on_its_first_feed_only_as_users_run_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("graphpass.validate.original._CHEAP_COST", 0)
+    monkeypatch.setattr("graphpass.validate.search._CHEAP_COST", 0)
     feeds = [c.feed for c in check(convnet(), convnet(folded=True)).comparisons]
     assert feeds[-1] == "normal, N=1, H=64, W=64, default optimization"
     assert feeds[:-1] and not any("normal" in feed for feed in feeds[:-1])
@@ -255,10 +259,95 @@ def test_an_expensive_model_runs_on_its_first_feed_only_as_users_run_it(
     assert wrong.status == "differs" and "default" not in wrong.reason
 
 
+def dense(text: str = "y = Gemm (x, w)") -> onnx.ModelProto:
+    model = parse(f"g (float[N,4] x) => (float[N,3] y) {{ {text} }}")
+    weight = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    return model
+
+
+@pytest.fixture
+def all_is_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphpass.validate.search._CHEAP_COST", 0)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of x on which models are run, one after the other."""
+    shapes: list[tuple[int, ...]] = []
+    run = Session.run
+
+    def noted(session: Session, feeds: Mapping[str, Value]) -> Run:
+        shapes.append(np.shape(np.asarray(feeds["x"])))
+        return run(session, feeds)
+
+    monkeypatch.setattr(Session, "run", noted)
+    return shapes
+
+
+@pytest.mark.usefixtures("all_is_expensive")
+def test_an_expensive_original_is_run_on_its_first_feeds_as_one_batch(
+    runs: list[tuple[int, ...]],
+) -> None:
+    verdict = check(dense(), dense("z = MatMul (x, w) y = Identity (z)"))
+    assert verdict.ok
+    assert [c.feed for c in verdict.comparisons] == [
+        "normal and large, N=2",
+        "uniform, N=3",
+        "zeros, N=1",
+        "normal, N=1, default optimization",
+    ]
+    assert runs[0] == (2, 4) and len(runs) == 3 + 4, "the first is not run alone"
+    wrong = check(dense(), dense("z = Gemm (x, w) y = Abs (z)"))
+    assert wrong.status == "differs" and "normal and large" in wrong.reason
+
+
+@pytest.mark.usefixtures("all_is_expensive")
+def test_an_original_that_counts_its_batch_is_run_alone_when_that_shows(
+    runs: list[tuple[int, ...]],
+) -> None:
+    text = "m = ReduceMean <axes=[0]> (x) d = Add (x, m) y = Gemm (d, w)"
+    verdict = check(dense(text), dense(text))
+    assert verdict.status == "equal"
+    assert runs[-1] == (1, 4) and len(runs) == 3 + 4 + 1
+    wrong = check(dense(text), dense(text.replace("Add (x, m)", "Add (x, x)")))
+    assert wrong.status == "differs"
+
+
+@pytest.mark.usefixtures("all_is_expensive")
+def test_an_original_that_takes_no_batch_of_one_does_without() -> None:
+    text = "f = Reshape (x, two) y = Gemm (f, w)"
+
+    def pair() -> onnx.ModelProto:
+        model = dense(text)
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 4]), "two"))
+        return model
+
+    verdict = check(pair(), pair())
+    assert verdict.status == "equal"
+    assert {c.feed for c in verdict.comparisons} == {"normal and large, N=2"}
+
+
+@pytest.mark.usefixtures("all_is_expensive")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[N,4] x, float[4] b) => (float[N,4] y) { y = Add (x, b) }",  # no batch
+        "g (float[N,4] x) => (float[4] y) { y = ReduceMean <axes=[0], keepdims=0> (x) }",
+        "g (float[N,H,W,3] x) => (float[N,H,W,3] y) { y = Relu (x) }",  # other sizes to try
+        "g (float[1,4] x) => (float[1,4] y) { y = Relu (x) }",
+    ],
+)
+def test_what_is_no_batch_is_run_feed_by_feed(text: str) -> None:
+    verdict = check(text, text)
+    assert verdict.status == "equal"
+    assert not any("normal and" in c.feed for c in verdict.comparisons)
+
+
 def test_what_differs_only_on_the_first_feed_is_found_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("graphpass.validate.original._CHEAP_COST", 0)
+    monkeypatch.setattr("graphpass.validate.search._CHEAP_COST", 0)
     original = "g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"
     # twice as much, but only of batches of one
     wrong = """g (float[N,4] x) => (float[N,4] y) {
