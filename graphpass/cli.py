@@ -206,9 +206,10 @@ def optimize(
     _refuse_overwriting(model, target, reports)
     if target is None and external_data == "always":
         raise UsageError("a model on standard output has no file beside it for its weights")
-    if options["validate"]:
-        from graphpass.validate import forked
+    from graphpass.validate import forked
 
+    forked.keep_freed_memory()
+    if options["validate"]:
         forked.start()
     from graphpass import api
 

@@ -104,7 +104,10 @@ def apply(
     done, noted = -1, len(applied.refusals)
     while (step.rules or step.sweeps) and len(applied.rewrites) > done:
         if done >= 0:
-            model.reread()  # a rewrite may have made a shape known that lets another rule fit
+            # a rewrite may have made a shape known that lets another rule fit
+            if model.is_fully_typed():
+                break
+            model.reread()
             del applied.refusals[noted:]
         done = len(applied.rewrites)
         # not held beyond this line: it has the graph, which reading again lets go of

@@ -5,8 +5,9 @@ values in [0, 1] with a batch of 3, zeros; other symbolic sizes change too, as f
 takes it. Models of more than 3e8 multiply-adds do without zeros, of more than 1e9 also without
 [0, 1]: never fewer than two feeds, and the same ones in every run. Where they take a batch of 2,
 the original is run on the first two as one batch, and alone on the first only should the candidate
-differ from its row. Inputs with a default are overridden in one feed more. Arrays that the user gives replace all that; what they leave out is
-drawn. Sizes and ranges of integers that the model refuses are replaced by others.
+differ from its row. Inputs with a default are overridden in one feed more. Arrays that the user
+gives replace all that; what they leave out is drawn. Sizes and ranges of integers that the model
+refuses are replaced by others.
 
 Both sides run without ONNX Runtime's optimizations, which would do half of the rewrites on
 either side and hide the difference.

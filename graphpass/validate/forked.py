@@ -43,8 +43,18 @@ class Forked:
         return self.returncode
 
 
+def keep_freed_memory() -> None:
+    """Set malloc in this process, and those forked off it, as `MALLOC` does for fresh ones."""
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of the GNU C library
+    for name, value in MALLOC.items():
+        if mallopt is not None and name not in os.environ:
+            mallopt(_MALLOPT[name], int(value))
+
+
 def start() -> None:
-    """Fork a worker, where that is safe."""
+    """Fork a worker, where that is safe; it has the settings of malloc that this process has."""
     import numpy  # noqa: F401  # the child has it then
 
     if sys.platform != "linux" or _spare or len(os.listdir(_THREADS)) > 1:  # noqa: PTH208
@@ -88,19 +98,9 @@ def _become_worker(parent_pid: int, stdin: int, stdout: int, stderr: int) -> Non
     for number, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    _set_malloc()
     with contextlib.suppress(ImportError):
         import onnxruntime  # noqa: F401  # while the parent goes on; what fails, fails again
 
     from graphpass.validate.worker import serve
 
     serve(parent_pid)
-
-
-def _set_malloc() -> None:
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of the GNU C library
-    for name, value in MALLOC.items():
-        if mallopt is not None and name not in os.environ:
-            mallopt(_MALLOPT[name], int(value))
