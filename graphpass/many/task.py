@@ -106,6 +106,7 @@ def clean_up(task: Task) -> None:
 
 def _run(task: Task, tell: Tell) -> Outcome:
     from graphpass import api
+    from graphpass.validate import forked
 
     source, target = task["source"], _target(task)
     options = dict(task["options"])
@@ -117,6 +118,8 @@ def _run(task: Task, tell: Tell) -> Outcome:
         record = Record(task["folder"], task["name"])
         if task["resume"] and (done := record.report_if_done(wanted, _files(model, options))):
             return Outcome(task["model"], target, "skipped", report=done)
+        if options.get("validate", True):
+            forked.start()
         result = stack.enter_context(api.optimize(model, progress=tell, **options))
         result.save(target, **task["saving"])
         report = result.report.to_dict()

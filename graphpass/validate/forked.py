@@ -44,7 +44,7 @@ class Forked:
 
 
 def keep_freed_memory() -> None:
-    """Set malloc in this process, and those forked off it, as `MALLOC` does for fresh ones."""
+    """Set malloc in this process as `MALLOC` does for fresh ones."""
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of the GNU C library
@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
 
 
 def start() -> None:
-    """Fork a worker, where that is safe; it has the settings of malloc that this process has."""
+    """Fork a worker, where that is safe."""
     import numpy  # noqa: F401  # the child has it then
 
     if sys.platform != "linux" or _spare or len(os.listdir(_THREADS)) > 1:  # noqa: PTH208
@@ -98,6 +98,7 @@ def _become_worker(parent_pid: int, stdin: int, stdout: int, stderr: int) -> Non
     for number, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    keep_freed_memory()
     with contextlib.suppress(ImportError):
         import onnxruntime  # noqa: F401  # while the parent goes on; what fails, fails again
 
