@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import itertools
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import onnx
 
@@ -33,10 +30,7 @@ __all__ = [
     "WrittenFiles",
     "stage_model",
     "write_model",
-    "write_stream",
 ]
-
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,6 @@ class WrittenFile:
 
     path: Path
     size_bytes: int
-
-    def sha256(self) -> str:
-        """Return the SHA-256 of the file as it is now, in hexadecimal."""
-        digest = hashlib.sha256()
-        with self.path.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -113,26 +99,6 @@ def stage_model(
         staged.close()
         raise
     return staged
-
-
-def write_stream(skeleton: onnx.ModelProto, file: IO[bytes]) -> int:
-    """Write `skeleton` as one model file to a stream such as `sys.stdout.buffer`.
-
-    Returns:
-        The number of bytes written.
-
-    Raises:
-        WireError: a file that the skeleton refers to is gone, too short or has changed.
-        WriteError: the model is over 2 GiB, or the stream ended.
-    """
-    layout = lay_out(skeleton, "", "never")
-    written = 0
-    with _reporting("the model"), Sources(layout.sources) as sources:
-        for chunk in itertools.chain.from_iterable(map(sources.chunks, layout.model)):
-            file.write(chunk)
-            written += len(chunk)
-        file.flush()
-    return written
 
 
 class StagedModel(Closing):
