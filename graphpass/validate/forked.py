@@ -57,7 +57,7 @@ def start() -> None:
     """Fork a worker, where that is safe."""
     import numpy  # noqa: F401  # the child has it then
 
-    if sys.platform != "linux" or _spare or len(os.listdir(_THREADS)) > 1:  # noqa: PTH208
+    if sys.platform != "linux" or _spare or not _has_one_thread():
         return
     requests, answers = os.pipe(), os.pipe()
     stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -76,6 +76,13 @@ def start() -> None:
     os.close(answers[1])
     stdin, stdout = os.fdopen(requests[1], "wb", 0), os.fdopen(answers[0], "rb", 0)
     _spare.append(Forked(pid, stdin, stdout, stderr))
+
+
+def _has_one_thread() -> bool:
+    try:
+        return len(os.listdir(_THREADS)) == 1  # noqa: PTH208
+    except OSError:  # nobody can tell where there is no /proc
+        return False
 
 
 def take(memory_limit_mib: int | None) -> Forked | None:

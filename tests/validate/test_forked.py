@@ -77,6 +77,15 @@ def test_nothing_is_forked_beside_a_thread() -> None:
     assert lines == ["[]", "[0.0, 2.0]"]
 
 
+def test_nothing_is_forked_where_threads_cannot_be_counted() -> None:
+    lines = printed_by("""
+        forked._THREADS = "/nowhere"
+        forked.start()
+        print(children())
+    """)
+    assert lines == ["[]"]
+
+
 def test_it_leaves_the_standard_input_of_its_parent_alone() -> None:
     lines = printed_by(
         """
