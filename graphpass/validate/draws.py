@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
@@ -33,27 +33,40 @@ class Draw:
     active: int = 0
 
 
+class Likeness(NamedTuple):
+    """What is the same of windows that are fed the same."""
+
+    inputs: tuple[tuple[tuple[int, ...], int], ...]
+    probes: int
+    strong: bool
+    stack_axis: int | None
+
+
+def likeness(item: Prepared) -> Likeness:
+    """Return what a window's inputs depend on, beside their kind and the seed."""
+    values = inputs_of(item.window)
+    inputs = tuple(
+        (tuple(item.shapes[name]), values[name].type.tensor_type.elem_type)
+        for name in sorted(values)
+    )
+    probes = _probes(item, inputs[0][0]) if item.partition and not item.exact else 0
+    return Likeness(inputs, probes, item.strong, item.stack_axis)
+
+
 class Draws:
     """Draws what windows are fed; windows that take the same are given the same arrays."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._drawn: dict[Any, tuple[list[Array], int]] = {}
+        self._drawn: dict[tuple[str, Likeness], tuple[list[Array], int]] = {}
 
     def of(self, item: Prepared, kind: str) -> Draw:
         """Draw the inputs of one window."""
-        values = inputs_of(item.window)
-        names = sorted(values)
-        wanted = tuple(
-            (tuple(item.shapes[name]), values[name].type.tensor_type.elem_type) for name in names
-        )
-        probed = item.partition and not item.exact
-        probes = _probes(item, wanted[0][0]) if probed else 0
-        key = (kind, wanted, probes, item.strong)
-        if key not in self._drawn:
-            self._drawn[key] = self._draw(item, kind, wanted, probes)
-        arrays, active = self._drawn[key]
-        return Draw(kind, dict(zip(names, arrays, strict=True)), active)
+        same = likeness(item)
+        if (kind, same) not in self._drawn:
+            self._drawn[kind, same] = self._draw(item, kind, same.inputs, same.probes)
+        arrays, active = self._drawn[kind, same]
+        return Draw(kind, dict(zip(sorted(item.shapes), arrays, strict=True)), active)
 
     def _draw(
         self, item: Prepared, kind: str, wanted: Sequence[tuple[Any, int]], probes: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,12 @@ _SIZE_BLIND = frozenset(
     "HardSigmoid HardSwish Identity LeakyRelu LogSoftmax Mish Mul Neg PRelu Pad Pow ReduceMean "
     "ReduceSum Relu Selu Sigmoid Softmax Softplus Sqrt Sub Tanh Transpose".split()
 )
+_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+# What shapes are computed with.
+_COUNTING = frozenset(
+    "Add Cast Concat Div Expand Gather Identity Mod Mul Neg Reshape Slice Split Squeeze Sub "
+    "Transpose Unsqueeze".split()
+)
 _SMALL = (5, 7, 11, 13)
 _PICKING = frozenset("MaxPool GlobalMaxPool ReduceMax Max".split())
 
@@ -59,6 +66,7 @@ class Prepared:
     strong: bool
     roundings: tuple[Roundings, Roundings]
     weight_bytes: int
+    elements: int  # of the inputs whose values count, not their shapes alone
     terms: Terms
     sizes: Sequence[tuple[int, int]]  # those in use, then what to try next
     verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
@@ -82,7 +90,7 @@ def prepare(
     elif first and set(operators) <= _SIZE_BLIND:
         shapes = _shrunk(window, shapes)
     mark = f"w{index}/"
-    exact = _is_movement(window, operators)
+    exact = _is_movement(before) and _is_movement(after)
     known = {name: tuple(shape) for name, shape in shapes.items()}
     held = [*before.initializer, *after.initializer]
     return Prepared(
@@ -96,6 +104,7 @@ def prepare(
         set(operators) <= _UNBOUNDED,
         (roundings(before, known), roundings(after, known)),
         sum(_bytes(tensor) for tensor in held),
+        sum(math.prod(shapes[name]) for name in _read_beyond_shape(window)),
         terms,
         sizes,
     )
@@ -139,10 +148,30 @@ def inputs_of(window: Window) -> dict[str, onnx.ValueInfoProto]:
     return {v.name: v for v in (*window.before.graph.input, *window.after.graph.input)}
 
 
-def _is_movement(window: Window, operators: Sequence[str]) -> bool:
-    """Whether elements only move, so that before and after must be equal to the bit."""
-    domains = {node.domain for node in (*window.before.graph.node, *window.after.graph.node)}
-    return domains <= {"", "ai.onnx"} and set(operators) <= MOVEMENT
+def _is_movement(graph: onnx.GraphProto) -> bool:
+    """Whether elements only move, so that before and after must be equal to the bit.
+
+    What is computed of shapes alone, in integers, says where to.
+    """
+    sizes = {tensor.name for tensor in graph.initializer if tensor.data_type in _INTEGERS}
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            return False
+        counts = node.op_type in _COUNTING and all(not name or name in sizes for name in node.input)
+        if node.op_type == "Cast":
+            counts &= _attributes(node)["to"] in _INTEGERS
+        if counts or node.op_type in ("Shape", "Size"):
+            sizes.update(node.output)
+        elif node.op_type not in MOVEMENT:
+            return False
+    return True
+
+
+def _read_beyond_shape(window: Window) -> set[str]:
+    """Return the inputs that are read by more than Shape."""
+    nodes = (*window.before.graph.node, *window.after.graph.node)
+    read = {name for node in nodes if node.op_type not in ("Shape", "Size") for name in node.input}
+    return read & set(inputs_of(window))
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:

@@ -7,7 +7,6 @@ pass are joined into a few models and run together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from onnx import helper
 
 from graphpass.validate.bounds import allowed_error, judge, judge_stacked
 from graphpass.validate.channel import Array
-from graphpass.validate.draws import KINDS, Draws, is_sampled
+from graphpass.validate.draws import KINDS, Draws, Likeness, is_sampled, likeness
 from graphpass.validate.prepared import (
     PROBE_WORK,
     Prepared,
@@ -77,8 +76,7 @@ def _groups(prepared: Mapping[int, Prepared]) -> Iterator[list[int]]:
     held, opsets = 0, ""
     for index, item in prepared.items():
         own = str(sorted((o.domain, o.version) for o in item.window.before.opset_import))
-        elements = sum(math.prod(shape) for shape in item.shapes.values())
-        own_bytes = item.weight_bytes + _COPIES * elements
+        own_bytes = item.weight_bytes + _COPIES * item.elements
         if group and (held + own_bytes > _GROUP_BYTES or own != opsets):
             yield group
             group, held = [], 0
@@ -120,21 +118,24 @@ def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
     draws = Draws(seed)
     stacked = [item for item in group if item.stack_axis is not None]
     if stacked:
-        with runtime.load(_joined(stacked)) as session:
-            _run_stacked(stacked, session, draws)
+        batch = _Batch(stacked)
+        with runtime.load(batch.model) as session:
+            batch.run_stacked(session, draws)
     computing = [item for item in group if not item.exact and item.stack_axis is None]
     if computing:
-        with runtime.load(_joined(computing)) as session:
+        batch = _Batch(computing)
+        with runtime.load(batch.model) as session:
             for kind in _kinds(computing):
-                _run_on(kind, computing, computing, session, draws)
+                batch.run(kind, computing, session, draws)
     moving = [item for item in group if item.exact]
     if moving:
         # elements that only move do so whatever they are, once no two are the same
         strict = [item for item in moving if not picks_otherwise(item.window)]
-        with runtime.load(_joined(moving)) as session:
-            _run_on("normal", moving, moving, session, draws)
+        batch = _Batch(moving)
+        with runtime.load(batch.model) as session:
+            batch.run("normal", moving, session, draws)
             if strict:
-                _run_on("non-finite", moving, strict, session, draws)
+                batch.run("non-finite", strict, session, draws)
 
 
 def _kinds(items: Sequence[Prepared]) -> list[str]:
@@ -142,98 +143,92 @@ def _kinds(items: Sequence[Prepared]) -> list[str]:
     return [kind for kind in KINDS if kind != "columns" or sampled]
 
 
-def _run_stacked(items: Sequence[Prepared], session: Session, draws: Draws) -> None:
-    """Run all kinds of inputs at once, for windows to which that makes no difference."""
-    drawn = {item.mark: [draws.of(item, kind) for kind in _kinds([item])] for item in items}
-    feeds = {
-        item.mark + name: _stacked([draw.values[name] for draw in drawn[item.mark]], item)
-        for item in items
-        for name in item.shapes
-    }
-    outputs = session.run(feeds).outputs
-    for item in items:
-        before, after, size = _sides(item, outputs)
-        before, after = _unstacked(before, item), _unstacked(after, item)
-        size = None if size is None else _unstacked(size, item)
-        judge_stacked(item, drawn[item.mark], before, after, size)
+class _Batch:
+    """Windows that run together: one model, whose inputs are shared by windows fed the same."""
 
+    def __init__(self, items: Sequence[Prepared]) -> None:
+        owners: dict[Likeness, Prepared] = {}
+        self._items = items
+        self._owners = [owners.setdefault(likeness(item), item) for item in items]
+        self.model = self._joined()
 
-def _stacked(arrays: Sequence[Array], item: Prepared) -> Array:
-    rows: Array = np.concatenate(arrays)
-    return rows if item.stack_axis == 0 else np.swapaxes(rows, 0, -1)
+    def run(self, kind: str, judged: Sequence[Prepared], session: Session, draws: Draws) -> None:
+        """Run on inputs of one kind."""
+        drawn = {item.mark: draws.of(item, kind) for item in self._items}
+        feeds = self._feeds(lambda item: drawn[item.mark].values)
+        outputs = session.run(feeds).outputs
+        for item in judged:
+            judge(item, drawn[item.mark], *_sides(item, outputs))
 
+    def run_stacked(self, session: Session, draws: Draws) -> None:
+        """Run all kinds of inputs at once, where that makes no difference."""
+        drawn = {
+            item.mark: [draws.of(item, kind) for kind in _kinds([item])] for item in self._items
+        }
+        feeds = self._feeds(
+            lambda item: {
+                name: _stacked([draw.values[name] for draw in drawn[item.mark]], item)
+                for name in item.shapes
+            }
+        )
+        outputs = session.run(feeds).outputs
+        for item in self._items:
+            before, after, size = _sides(item, outputs)
+            before, after = _unstacked(before, item), _unstacked(after, item)
+            size = None if size is None else _unstacked(size, item)
+            judge_stacked(item, drawn[item.mark], before, after, size)
 
-def _unstacked(array: Array, item: Prepared) -> Array:
-    return array if item.stack_axis == 0 else np.swapaxes(array, 0, -1)
+    def _feeds(self, values: Callable[[Prepared], Mapping[str, Array]]) -> dict[str, Array]:
+        owners = {owner.mark: owner for owner in self._owners}.values()
+        return {
+            owner.mark + name: array for owner in owners for name, array in values(owner).items()
+        }
 
-
-def _run_on(
-    kind: str,
-    fed: Sequence[Prepared],
-    judged: Sequence[Prepared],
-    session: Session,
-    draws: Draws,
-) -> None:
-    drawn = {item.mark: draws.of(item, kind) for item in fed}
-    feeds = {
-        mark + name: array for mark, draw in drawn.items() for name, array in draw.values.items()
-    }
-    outputs = session.run(feeds).outputs
-    for item in judged:
-        judge(item, drawn[item.mark], *_sides(item, outputs))
-
-
-def _sides(item: Prepared, outputs: Mapping[str, Any]) -> tuple[Array, Array, Array | None]:
-    """Return the output before and after, and how large its sums are, where that is known."""
-    before, after, size = (
-        outputs.get(f"{item.mark}{side}/{item.window.output}")
-        for side in ("before", "after", "before/abs")
-    )
-    return np.asarray(before), np.asarray(after), None if size is None else np.asarray(size)
-
-
-def _joined(group: Sequence[Prepared]) -> onnx.ModelProto:
-    first = group[0].window.before
-    model = onnx.ModelProto(ir_version=first.ir_version)
-    model.opset_import.extend(first.opset_import)
-    graph = model.graph
-    graph.name = "windows"
-    for item in group:
-        for name, value in inputs_of(item.window).items():
-            elem_type = value.type.tensor_type.elem_type
-            graph.input.append(
-                helper.make_tensor_value_info(
-                    item.mark + name, elem_type, [None] * len(item.shapes[name])
-                )
-            )
-        for side in ("before", "after"):
-            proto = getattr(item.window, side).graph
-            _append(graph, proto, proto.node, item, side)
-        if item.magnitudes is not None:
-            proto = item.window.before.graph
-            _append(graph, proto, item.magnitudes, item, "before", bare=True)
-            graph.output.add(name=f"{item.mark}before/abs/{item.window.output}")
-        for side in ("before", "after"):
-            graph.output.add(name=f"{item.mark}{side}/{item.window.output}")
-    return model
+    def _joined(self) -> onnx.ModelProto:
+        first = self._items[0].window.before
+        model = onnx.ModelProto(ir_version=first.ir_version)
+        model.opset_import.extend(first.opset_import)
+        graph = model.graph
+        graph.name = "windows"
+        for item, owner in zip(self._items, self._owners, strict=True):
+            inputs = inputs_of(item.window)
+            if owner is item:
+                for name, value in inputs.items():
+                    elem_type = value.type.tensor_type.elem_type
+                    sizes = [None] * len(item.shapes[name])
+                    graph.input.append(
+                        helper.make_tensor_value_info(item.mark + name, elem_type, sizes)
+                    )
+            pairs = zip(sorted(inputs), sorted(owner.shapes), strict=True)
+            fed = {name: owner.mark + theirs for name, theirs in pairs}
+            for side in ("before", "after"):
+                proto = getattr(item.window, side).graph
+                _append(graph, proto, proto.node, f"{item.mark}{side}/", fed)
+            if item.magnitudes is not None:
+                proto = item.window.before.graph
+                _append(graph, proto, item.magnitudes, f"{item.mark}before/", fed, bare=True)
+                graph.output.add(name=f"{item.mark}before/abs/{item.window.output}")
+            for side in ("before", "after"):
+                graph.output.add(name=f"{item.mark}{side}/{item.window.output}")
+        return model
 
 
 def _append(
     graph: onnx.GraphProto,
     proto: onnx.GraphProto,
     nodes: Sequence[onnx.NodeProto],
-    item: Prepared,
-    side: str,
+    mark: str,
+    fed: Mapping[str, str],
     *,
     bare: bool = False,
 ) -> None:
-    """Add a window's nodes under names of their own; `bare`: its weights are there already."""
-    inputs = {value.name for value in proto.input}
+    """Add a window's nodes under names of their own; `bare`: its weights are there already.
+
+    `fed`: what its inputs are called.
+    """
 
     def renamed(name: str) -> str:
-        if not name:
-            return name
-        return f"{item.mark}{name}" if name in inputs else f"{item.mark}{side}/{name}"
+        return fed.get(name, mark + name) if name else name
 
     for node in nodes:
         copied = graph.node.add()
@@ -247,6 +242,24 @@ def _append(
         held = graph.initializer.add()
         held.CopyFrom(tensor)
         held.name = renamed(tensor.name)
+
+
+def _stacked(arrays: Sequence[Array], item: Prepared) -> Array:
+    rows: Array = np.concatenate(arrays)
+    return rows if item.stack_axis == 0 else np.swapaxes(rows, 0, -1)
+
+
+def _unstacked(array: Array, item: Prepared) -> Array:
+    return array if item.stack_axis == 0 else np.swapaxes(array, 0, -1)
+
+
+def _sides(item: Prepared, outputs: Mapping[str, Any]) -> tuple[Array, Array, Array | None]:
+    """Return the output before and after, and how large its sums are, where that is known."""
+    before, after, size = (
+        outputs.get(f"{item.mark}{side}/{item.window.output}")
+        for side in ("before", "after", "before/abs")
+    )
+    return np.asarray(before), np.asarray(after), None if size is None else np.asarray(size)
 
 
 @dataclass(frozen=True)
@@ -270,7 +283,7 @@ def example(
         draw = Draws(seed).of(item, kind or "normal")
         feeds = {item.mark + name: array for name, array in draw.values.items()}
         try:
-            with runtime.load(_joined([item])) as session:
+            with runtime.load(_Batch([item]).model) as session:
                 outputs = session.run(feeds).outputs
         except RunError:
             continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from graphpass.registry import make, pass_types
 from graphpass.rule import Pass
 from graphpass.testing import graph
 from graphpass.validate import Runtime
+from graphpass.validate.channel import Value
 from graphpass.validate.prepared import Terms, prepare
+from graphpass.validate.runtime import Run, Session
 from graphpass.validate.windows import check_windows
 from graphpass.window import Window, WindowVerdict
 
@@ -304,6 +306,48 @@ def test_shapes_are_computed_inside_the_window(runtime: Runtime) -> None:
     )
     assert window.inputs == ("x",)
     assert check_windows([window], runtime)[0].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("h = Shape(x) n = Gather(h, zero) m = Mul(n, two) u = Unsqueeze(m, axes) "
+         "k = Concat<axis=0>(u, rest) y = Reshape(x, k)", "equal"),
+        ("h = Shape(x) f = Cast<to=1>(h) g = Gather(f, zero) k = Mul(g, half) y = Mul(x, k)",
+         "elementwise"),
+    ],
+)  # fmt: skip
+def test_counting_with_shapes_is_no_arithmetic(text: str, bound: str, runtime: Runtime) -> None:
+    model = graph(
+        f"(float[2,3,4] x) => (float[?,?] y) {{{text}}}",
+        zero=np.int64(0),
+        axes=np.array([0]),
+        two=np.int64(2),
+        half=np.float32(0.5),
+        rest=np.array([-1]),
+    )
+    window = Window(model, model, ("x",), "y")
+    (verdict,) = check_windows([window], runtime)
+    assert (verdict.status, verdict.bound) == ("ok", bound)
+    assert verdict.feed
+
+
+def test_windows_that_are_fed_the_same_share_it_and_answer_for_themselves(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+    run = Session.run
+
+    def noted(session: Session, feeds: Mapping[str, Value]) -> Run:
+        fed.append(len(feeds))
+        return run(session, feeds)
+
+    monkeypatch.setattr(Session, "run", noted)
+    right = _folded(8, 3)
+    wrong = _off(right, 0.01, 0)
+    verdicts = check_windows([right, wrong, right, _folded(8, 1)], runtime)
+    assert [verdict.status for verdict in verdicts] == ["ok", "differs", "ok", "ok"]
+    assert fed == [2]
 
 
 def test_what_goes_on_being_read_of_the_match_belongs_to_both_sides(runtime: Runtime) -> None:
