@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,11 @@ import onnx_graphsurgeon as gs
 from graphpass import remote, wire
 from graphpass.envelope import Writer, read_function, read_graph
 from graphpass.errors import ModelError
+from graphpass.inference import infer_shapes
 from graphpass.ir import Constant, Function, Graph, Node, Variable
 from graphpass.storage import spool as spooling
-from graphpass.storage.reference import is_external
 from graphpass.weight import Array
 
-_LONG_VECTOR = 1 << 20  # elements; no shape or list of axes has as many
 _CONSTANT_INITIALIZERS_BELOW = 4  # before this IR version an initializer cannot be overridden
 
 
@@ -305,49 +303,6 @@ def write_type(value: onnx.ValueInfoProto, tensor: Variable | Constant) -> None:
             dim.dim_param = size
         else:
             dim.ClearField("value")
-
-
-def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `proto` with inferred types; where ONNX's inference fails, with those declared."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
-    del bare.graph.value_info[:]
-    for data_prop in (True, False):
-        if data_prop and _has_long_vectors(proto.graph):
-            continue
-        try:
-            return onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, MemoryError):
-            continue
-    return proto
-
-
-def _has_long_vectors(graph: onnx.GraphProto) -> bool:
-    """Whether following the values of integers through `graph` would take too much memory.
-
-    ONNX keeps some 70 bytes for each element of each vector on the way, and a few bytes of a
-    model can stand for a vector of any length.
-    """
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            tensors.update((name, node.attribute[0].t) for name in node.output)
-    whole = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
-    if any(
-        len(tensor.dims) == 1 and tensor.dims[0] > _LONG_VECTOR and tensor.data_type in whole
-        for tensor in tensors.values()
-    ):
-        return True
-    for node in graph.node:
-        if node.op_type not in ("ConstantOfShape", "Expand", "Range", "Tile"):
-            continue
-        for name in node.input:
-            tensor = tensors.get(name)
-            if tensor is None or math.prod(tensor.dims) > 1 or is_external(tensor):
-                continue
-            if np.any(onnx.numpy_helper.to_array(tensor).astype(np.float64) > _LONG_VECTOR):
-                return True
-    return False
 
 
 def sorted_nodes(nodes: Sequence[Node]) -> list[Node]:

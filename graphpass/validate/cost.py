@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from graphpass.inference import infer_shapes
 from graphpass.validate.walk import all_graphs
 
 Shape = Sequence[int]
@@ -18,26 +19,26 @@ Shape = Sequence[int]
 def multiply_adds(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> float:
     """Estimate the multiply-adds of one run with inputs of these shapes.
 
-    Where a shape cannot be inferred, every weight counts once. Bodies of loops count once.
+    Where the shape of a result cannot be inferred, each weight is taken to be used as often as
+    the square root of the elements of the largest input: between once, as behind a Flatten, and
+    once for each, as at the first Conv. Bodies of loops count once.
     """
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
     for value in bound.graph.input:
         if value.name in shapes and value.type.WhichOneof("value") == "tensor_type":
             _fix(value.type.tensor_type, shapes[value.name])
-    try:
-        bound = onnx.shape_inference.infer_shapes(bound)
-    except Exception:  # a malformed model: its cost is the least of the problems
-        return 0.0
+    inferred = infer_shapes(bound)
     known: dict[str, Shape] = {}
-    graphs = list(all_graphs(bound))
-    for graph in graphs:
-        for value in (*graph.input, *graph.output, *graph.value_info):
+    for graph in (*all_graphs(bound), *all_graphs(inferred)):  # what is declared, then what is so
+        for value in (*graph.value_info, *graph.output, *graph.input):
             shape = _shape(value)
             if shape is not None:
                 known[value.name] = shape
         known.update((tensor.name, tuple(tensor.dims)) for tensor in graph.initializer)
-    return sum(_node_cost(node, known) for graph in graphs for node in graph.node)
+    graphs = all_graphs(bound)
+    reuse = math.sqrt(max((math.prod(shape) for shape in shapes.values()), default=1))
+    return sum(_node_cost(node, known, reuse) for graph in graphs for node in graph.node)
 
 
 def _fix(tensor: onnx.TypeProto.Tensor, shape: Shape) -> None:
@@ -55,16 +56,18 @@ def _shape(value: onnx.ValueInfoProto) -> Shape | None:
     return [dim.dim_value for dim in dims]
 
 
-def _node_cost(node: onnx.NodeProto, known: Mapping[str, Shape]) -> float:
+def _node_cost(node: onnx.NodeProto, known: Mapping[str, Shape], reuse: float) -> float:
     inputs = [known.get(name) for name in node.input]
     output = known.get(node.output[0]) if node.output else None
     size = math.prod(output) if output is not None else 0
     weight = inputs[1] if len(inputs) > 1 else None
-    if node.op_type == "Conv" and weight is not None:
-        return max(size, 1) * math.prod(weight[1:])
-    if node.op_type == "ConvTranspose" and weight is not None and inputs[0] is not None:
+    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or not weight:
+        return size
+    if node.op_type == "ConvTranspose" and inputs[0] is not None:
         return math.prod(inputs[0]) * math.prod(weight[1:])
-    if node.op_type in ("MatMul", "Gemm") and weight:
-        # A weight of K x M gives M columns, K multiply-adds for each element.
-        return size * math.prod(weight[-2:]) / output[-1] if output and size else math.prod(weight)
-    return size
+    if not output:
+        return math.prod(weight) * reuse
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return size * math.prod(weight[1:])
+    # A weight of K x M gives M columns, K multiply-adds for each element.
+    return size * math.prod(weight[-2:]) / max(output[-1], 1)

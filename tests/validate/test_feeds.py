@@ -192,6 +192,29 @@ def test_cost_counts_multiply_adds() -> None:
     assert multiply_adds(product, {"x": (5, 20)}) == 5 * 20 * 30
 
 
+def test_cost_follows_shapes_that_are_computed() -> None:
+    attended = parse("""g (float[N,4,20] x) => (float[N,80,30] y) {
+        s = Shape (x) n = Gather (s, zero) o = Unsqueeze (n, axes) t = Concat <axis=0> (o, rest)
+        r = Reshape (x, t) y = MatMul (r, w) }""")
+    for name, array in {
+        "zero": np.array(0),
+        "axes": np.array([0]),
+        "rest": np.array([80, 1]),
+        "w": np.ones((1, 30), np.float32),
+    }.items():
+        attended.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    attended.graph.output[0].type.tensor_type.ClearField("shape")
+    found = multiply_adds(attended, {"x": (5, 4, 20)})
+    assert 5 * 80 * 30 <= found < 5 * 80 * 30 * 1.2
+
+
+def test_where_a_shape_is_unknown_weights_are_used_more_than_once() -> None:
+    model = parse("""g (float[N,25] x) => (float[] y) {
+        i = NonZero (x) t = Transpose (i) f = Cast <to=1> (t) y = MatMul (f, w) }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 30), np.float32), "w"))
+    assert multiply_adds(model, {"x": (4, 25)}) >= 2 * 30 * 10
+
+
 def test_n_counts_samples_where_it_is_not_the_first_axis() -> None:
     model = parse("g (float[B,N] x, int64[B] lens) => (float[B,N] y) { y = Relu (x) }")
     assert classify(input_specs(model)) == {"B": "batch", "N": "length"}

@@ -1,0 +1,55 @@
+"""ONNX's shape inference, kept from what makes it fail or take all memory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+
+from graphpass.storage.reference import is_external
+
+_LONG_VECTOR = 1 << 20  # elements; no shape or list of axes has as many
+
+
+def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `proto` with inferred types; where ONNX's inference fails, with those declared."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
+    for data_prop in (True, False):
+        if data_prop and _has_long_vectors(proto.graph):
+            continue
+        try:
+            return onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, MemoryError):
+            continue
+    return proto
+
+
+def _has_long_vectors(graph: onnx.GraphProto) -> bool:
+    """Whether following the values of integers through `graph` would take too much memory.
+
+    ONNX keeps some 70 bytes for each element of each vector on the way, and a few bytes of a
+    model can stand for a vector of any length.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            tensors.update((name, node.attribute[0].t) for name in node.output)
+    whole = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    if any(
+        len(tensor.dims) == 1 and tensor.dims[0] > _LONG_VECTOR and tensor.data_type in whole
+        for tensor in tensors.values()
+    ):
+        return True
+    for node in graph.node:
+        if node.op_type not in ("ConstantOfShape", "Expand", "Range", "Tile"):
+            continue
+        for name in node.input:
+            tensor = tensors.get(name)
+            if tensor is None or math.prod(tensor.dims) > 1 or is_external(tensor):
+                continue
+            if np.any(onnx.numpy_helper.to_array(tensor).astype(np.float64) > _LONG_VECTOR):
+                return True
+    return False
