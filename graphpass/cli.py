@@ -206,11 +206,7 @@ def optimize(
     _refuse_overwriting(model, target, reports)
     if target is None and external_data == "always":
         raise UsageError("a model on standard output has no file beside it for its weights")
-    from graphpass.validate import forked
-
-    forked.keep_freed_memory()
-    if options["validate"]:
-        forked.start()
+    _get_ready(runs_models=options["validate"])
     from graphpass import api
 
     source = sys.stdin.buffer.read() if model == "-" else _place(model)
@@ -240,6 +236,15 @@ def optimize(
         console = _console(stderr=target is None)
         terminal(result.report, console, title=title, verbose=verbose)
     return 0
+
+
+def _get_ready(*, runs_models: bool) -> None:
+    """Do what is only possible or worthwhile before this process has grown."""
+    from graphpass.validate import forked
+
+    forked.keep_freed_memory()
+    if runs_models:
+        forked.start()
 
 
 def _place(text: str) -> Path | str:
@@ -357,6 +362,7 @@ def compare(
     With --report, both files must be those that the report names by their SHA-256, and inputs
     and tolerances are those of its run; what is given on the command line goes before.
     """
+    _get_ready(runs_models=True)
     from graphpass import api
 
     if report is not None:
