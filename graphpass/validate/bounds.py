@@ -39,6 +39,9 @@ def judge_stacked(
     if verdict is not None:
         item.verdict = verdict
         return
+    if len(before) != sum(rows):  # a constant of more axes made a batch of its own
+        judge(item, Draw("mixed", {}), before, after, size)
+        return
     end = 0
     for draw, count in zip(draws, rows, strict=True):
         start, end = end, end + count

@@ -315,6 +315,7 @@ def test_shapes_are_computed_inside_the_window(runtime: Runtime) -> None:
          "k = Concat<axis=0>(u, rest) y = Reshape(x, k)", "equal"),
         ("h = Shape(x) f = Cast<to=1>(h) g = Gather(f, zero) k = Mul(g, half) y = Mul(x, k)",
          "elementwise"),
+        ("h = Shape(x) f = Cast<to=1>(h) g = Gather(f, zero) y = Mul(g, g)", "elementwise"),
     ],
 )  # fmt: skip
 def test_counting_with_shapes_is_no_arithmetic(text: str, bound: str, runtime: Runtime) -> None:
@@ -348,6 +349,55 @@ def test_windows_that_are_fed_the_same_share_it_and_answer_for_themselves(
     verdicts = check_windows([right, wrong, right, _folded(8, 1)], runtime)
     assert [verdict.status for verdict in verdicts] == ["ok", "differs", "ok", "ok"]
     assert fed == [2]
+
+    pixels, images = (
+        graph(f"(float[N,4,5,5] x) => (float[?,?,?,?] y) {{y = {op}(x, W)}}", W=(4, 4, 1, 1))
+        for op in ("Conv", "ConvTranspose")
+    )
+    del fed[:]
+    tried = [Window(model, model, ("x",), "y") for model in (pixels, images)]
+    assert all(verdict.ok for verdict in check_windows(tried, runtime))
+    assert fed == [2], "of one shape, but one after the other along another axis"
+
+
+@pytest.mark.parametrize(
+    ("text", "axis"),
+    [
+        ("y = Conv(x, W1)", -1),
+        ("c = Conv(x, W1) r = Relu(c) y = Mul(r, k)", -1),
+        ("y = Conv<strides=[2,2]>(x, W1)", 0),
+        ("y = Conv<pads=[0,1,0,1]>(x, W1)", 0),
+        ("y = ConvTranspose(x, W1)", 0),
+        ("y = Conv(x, W3)", 0),
+        ("t = Transpose<perm=[0,1,3,2]>(x) y = Conv(t, W3)", None),
+        ("c = Conv(x, W1) y = GlobalAveragePool(c)", None),
+        ("y = Mul(x, k)", None),
+    ],
+)
+def test_pixels_or_images_are_stacked_where_each_is_for_itself(text: str, axis: int | None) -> None:
+    model = graph(
+        f"(float[N,4,5,5] x) => (float[?,?,?,?] y) {{{text}}}",
+        W1=(4, 4, 1, 1),
+        W3=(4, 4, 3, 3),
+        k=(4, 1, 1),
+    )
+    assert prepare(Window(model, model, ("x",), "y"), 0, Terms()).stack_axis == axis
+
+
+def test_a_constant_with_a_batch_of_its_own_is_looked_at_whole(runtime: Runtime) -> None:
+    text = "(float[N,4,5,5] x) => (float[?,?,?,?,?] y) {c = Conv(x, W) y = Add(c, k)}"
+    right, wrong = (
+        graph(
+            text,
+            W=(4, 4, 3, 3),
+            k=np.array([0.0] * 5000 + [last], np.float32).reshape(-1, 1, 1, 1, 1),
+        )
+        for last in (0, 1)
+    )
+    verdicts = check_windows(
+        [Window(right, right, ("x",), "y"), Window(right, wrong, ("x",), "y")], runtime
+    )
+    assert [verdict.status for verdict in verdicts] == ["ok", "differs"]
 
 
 def test_what_goes_on_being_read_of_the_match_belongs_to_both_sides(runtime: Runtime) -> None:
