@@ -336,6 +336,8 @@ def test_an_original_that_takes_no_batch_of_one_does_without() -> None:
         "g (float[N,4] x) => (float[4] y) { y = ReduceMean <axes=[0], keepdims=0> (x) }",
         "g (float[N,H,W,3] x) => (float[N,H,W,3] y) { y = Relu (x) }",  # other sizes to try
         "g (float[1,4] x) => (float[1,4] y) { y = Relu (x) }",
+        """g (float[N,4] x) => (float[N,4] y, float[N,4] z) {
+            y = Relu (x) r = RandomUniformLike (x) z = Add (x, r) }""",  # two runs are compared
     ],
 )
 def test_what_is_no_batch_is_run_feed_by_feed(text: str) -> None:
