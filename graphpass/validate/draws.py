@@ -53,6 +53,18 @@ def likeness(item: Prepared) -> Likeness:
     return Likeness(inputs, probes, item.strong, item.stack_axis)
 
 
+def fed_elements(item: Prepared) -> int:
+    """Return how many elements a window is fed at once, of inputs whose values count."""
+    probes = likeness(item).probes
+    if not probes:
+        return item.elements
+    (shape,) = item.shapes.values()
+    rows = max(shape[0], probes)
+    if item.stack_axis is not None:
+        rows = 3 * shape[0] + probes * (2 if is_sampled(item) else 1)
+    return item.elements * rows // max(shape[0], 1)
+
+
 class Draws:
     """Draws what windows are fed; windows that take the same are given the same arrays."""
 

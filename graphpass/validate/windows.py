@@ -17,7 +17,7 @@ from onnx import helper
 
 from graphpass.validate.bounds import allowed_error, judge, judge_stacked
 from graphpass.validate.channel import Array
-from graphpass.validate.draws import KINDS, Draws, Likeness, is_sampled, likeness
+from graphpass.validate.draws import KINDS, Draws, Likeness, fed_elements, is_sampled, likeness
 from graphpass.validate.prepared import (
     PROBE_WORK,
     Prepared,
@@ -30,8 +30,9 @@ from graphpass.validate.prepared import (
 from graphpass.validate.runtime import RunError, Runtime, Session
 from graphpass.window import Window, WindowVerdict
 
-_GROUP_BYTES = 192 << 20  # weights that one joined model may refer to, and what it computes
-_COPIES = 16  # bytes of one input element: before, after, bound, in float64 to compare
+_WEIGHT_BYTES = 192 << 20  # that one joined model may refer to
+_COMPUTED_BYTES = 64 << 20  # of what goes there and comes back
+_COPIES = 16  # bytes of one input element: itself, before, after, bound
 _ALL_PROBE_WORK = 2e8  # multiplications for the probes of all windows: less than the network's
 
 
@@ -71,17 +72,19 @@ def check_windows(
 
 
 def _groups(prepared: Mapping[int, Prepared]) -> Iterator[list[int]]:
-    """Join windows of the same operator sets as long as their weights are small."""
+    """Join windows of the same operator sets as long as they are small together."""
     group: list[int] = []
-    held, opsets = 0, ""
+    weights, computed, opsets = 0, 0, ""
     for index, item in prepared.items():
         own = str(sorted((o.domain, o.version) for o in item.window.before.opset_import))
-        own_bytes = item.weight_bytes + _COPIES * item.elements
-        if group and (held + own_bytes > _GROUP_BYTES or own != opsets):
+        # without inputs, what comes back is made of the weights
+        own_computed = _COPIES * fed_elements(item) if item.shapes else 2 * item.weight_bytes
+        weights, computed = weights + item.weight_bytes, computed + own_computed
+        is_full = weights > _WEIGHT_BYTES or computed > _COMPUTED_BYTES
+        if group and (is_full or own != opsets):
             yield group
-            group, held = [], 0
+            group, weights, computed = [], item.weight_bytes, own_computed
         group.append(index)
-        held += own_bytes
         opsets = own
     if group:
         yield group

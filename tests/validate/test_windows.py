@@ -359,6 +359,11 @@ def test_windows_that_are_fed_the_same_share_it_and_answer_for_themselves(
     assert all(verdict.ok for verdict in check_windows(tried, runtime))
     assert fed == [2], "of one shape, but one after the other along another axis"
 
+    del fed[:]
+    monkeypatch.setattr("graphpass.validate.windows._COMPUTED_BYTES", 1)
+    assert all(verdict.ok for verdict in check_windows([right] * 3, runtime))
+    assert fed == [1, 1, 1], "what is large together runs one after the other"
+
 
 @pytest.mark.parametrize(
     ("text", "axis"),
