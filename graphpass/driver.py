@@ -104,9 +104,7 @@ def apply(
     done, noted = -1, len(applied.refusals)
     while (step.rules or step.sweeps) and len(applied.rewrites) > done:
         if done >= 0:
-            # a rewrite may have made a shape known that lets another rule fit
-            if model.is_fully_typed():
-                break
+            # a rewrite may have made a shape known that lets another rule fit, or far away one pay
             model.reread()
             del applied.refusals[noted:]
         done = len(applied.rewrites)

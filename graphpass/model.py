@@ -223,24 +223,6 @@ class Model:
         self.sync()
         self._drop_graph()
 
-    def is_fully_typed(self) -> bool:
-        """Whether inferring shapes anew could tell nothing.
-
-        Each dtype and size is known, or a symbol of the inputs.
-        """
-        symbols: set[object] = set()
-        for value in self._proto.graph.input:
-            symbols.update(dim.dim_param for dim in value.type.tensor_type.shape.dim)
-        symbols -= {""}
-        return not self._functions and all(
-            tensor.dtype is not None
-            and tensor.shape is not None
-            and all(isinstance(size, int) or size in symbols for size in tensor.shape)
-            for scope in self.scopes()
-            for tensor in _tensors(scope)
-            if isinstance(tensor, Variable) and tensor.name
-        )
-
     def refresh(self) -> None:
         """Be as if just loaded: shapes are inferred anew, and names of what is gone are free."""
         self.sync()

@@ -125,30 +125,6 @@ def test_a_shape_that_a_rewrite_made_known_is_used_in_the_same_run() -> None:
     assert len(applied.rewrites) == 2
 
 
-@pytest.mark.parametrize(
-    ("signature", "function", "again"),
-    [
-        ("(float[N,3] x) => (float[N,3] y)", "", 0),
-        ("(float[2,3] x) => (float[2,3] y)", "", 0),
-        ("(float[?,3] x) => (float[?,3] y)", "", 1),
-        ("(float[] x) => (float[] y)", "", 1),
-        ("(float[3] x) => (float[3] y)", "f (a) => (b) {b = Neg(a)}", 1),  # of it all is unknown
-    ],
-)
-def test_a_model_is_read_again_only_where_that_may_tell_something(
-    signature: str, function: str, again: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[Model] = []
-    monkeypatch.setattr(Model, "reread", lambda model: read.append(model))
-    model = graph(f"{signature} {{v1 = Neg(x) v2 = Neg(v1) y = Abs(v2)}}")
-    if function:
-        header = '<domain: "my", opset_import: ["": 17]>'
-        model.functions.append(onnx.parser.parse_function(f"{header} {function}"))
-    _, applied = run(Negations(), model)
-    assert len(applied.rewrites) == 1
-    assert len(read) == again
-
-
 def test_a_refusal_that_was_overcome_is_not_reported() -> None:
     text = """(float[3] x) => (float[3] y, float[3] z) {
         a = Neg(x) b = Neg(a) c = Neg(b) d = Neg(c) y = Relu(d) z = Exp(b)
