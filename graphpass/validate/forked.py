@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -85,17 +84,11 @@ def _has_one_thread() -> bool:
         return False
 
 
-def take(memory_limit_mib: int | None) -> Forked | None:
+def take() -> Forked | None:
     """Return what was forked, once; None where there is nothing."""
     if not _spare or _spare[0].owner != os.getpid():  # it is not for who is forked later
         return None
-    child = _spare.pop()
-    if memory_limit_mib and sys.platform == "linux":
-        limit = memory_limit_mib << 20
-        with contextlib.suppress(ValueError, OSError):
-            _, hard = resource.prlimit(child.pid, resource.RLIMIT_DATA)
-            resource.prlimit(child.pid, resource.RLIMIT_DATA, (limit, hard))
-    return child
+    return _spare.pop()
 
 
 def _become_worker(parent_pid: int, stdin: int, stdout: int, stderr: int) -> None:

@@ -40,7 +40,7 @@ _PACKAGE_ROOT = Path(__file__).parents[2]
 # The package root comes first, whatever the working directory holds.
 _BOOT = (
     "import sys; sys.path[0] = sys.argv[1]; from graphpass.validate.worker import serve;"
-    " serve(int(sys.argv[2]), int(sys.argv[3]))"
+    " serve(int(sys.argv[2]))"
 )
 
 
@@ -96,6 +96,7 @@ class Runtime(Closing):
             "provider": provider,
             "level": level,
             "threads": self.threads,
+            "memory_mib": self.limits.memory_mib,
         }
         blobs: list[Any] = []
         if isinstance(model, onnx.ModelProto):
@@ -206,7 +207,7 @@ class _Worker:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._process, self._stderr = _start(limits)
+        self._process, self._stderr = _start()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
         self._finalizer = weakref.finalize(self, _kill, self._process, self._stderr)
@@ -280,17 +281,16 @@ class _Worker:
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
-def _start(limits: Limits) -> tuple[subprocess.Popen[bytes] | forked.Forked, IO[bytes]]:
+def _start() -> tuple[subprocess.Popen[bytes] | forked.Forked, IO[bytes]]:
     """Return a worker process and the file that holds what it prints."""
-    child = forked.take(limits.memory_mib)
+    child = forked.take()
     if child is not None:
         return child, child.stderr
     import subprocess
 
     stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-    memory_mib = str(limits.memory_mib or 0)
     process = subprocess.Popen(
-        [sys.executable, "-c", _BOOT, str(_PACKAGE_ROOT), str(os.getpid()), memory_mib],
+        [sys.executable, "-c", _BOOT, str(_PACKAGE_ROOT), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

@@ -62,10 +62,9 @@ class RefusalError(Exception):
         self.kind = kind
 
 
-def serve(parent_pid: int, memory_limit_mib: int = 0) -> None:
+def serve(parent_pid: int) -> None:
     """Answer requests from standard input on standard output until either closes."""
     _die_with(parent_pid)
-    _limit_memory(memory_limit_mib)
     channel = over_standard_streams()
     requests: queue.SimpleQueue[tuple[Head, list[bytearray]]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(channel, requests), daemon=True).start()
@@ -93,8 +92,6 @@ def _die_with(parent_pid: int) -> None:
 
 def _limit_memory(limit_mib: int) -> None:
     """Limit private writable memory; weights that are only mapped from a file do not count."""
-    if limit_mib <= 0:
-        return
     kind = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(kind, (limit_mib << 20, resource.getrlimit(kind)[1]))
@@ -132,6 +129,9 @@ def _answer(sessions: dict[int, Any], head: Head, blobs: list[bytearray]) -> tup
 
 def _open(sessions: dict[int, Any], head: Head, blobs: list[bytearray]) -> Head:
     import onnxruntime
+
+    if head["memory_mib"]:
+        _limit_memory(head["memory_mib"])
 
     onnxruntime.set_default_logger_severity(4)
     provider = resolve_provider(head["provider"], onnxruntime.get_available_providers())
