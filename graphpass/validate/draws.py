@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphpass.validate.channel import Array
-from graphpass.validate.prepared import Prepared, inputs_of
+from graphpass.validate.prepared import Fed, Prepared
 
 KINDS = ("normal", "mixed", "zeros", "probes", "columns")
 
-_ELEMENT_WORK = 16  # multiplications that sending one element to the runtime and back is worth
-_MOST_PROBES = 4096
-_FEWEST_PROBES = 4
 # As many numbers are drawn, then they repeat: a prime, that no axis of a tensor is a multiple of.
 _PERIOD = 8191
 # A probe is so large that what a window adds (bias, mean, shift) hides nothing behind its size.
@@ -33,63 +30,28 @@ class Draw:
     active: int = 0
 
 
-class Likeness(NamedTuple):
-    """What is the same of windows that are fed the same."""
-
-    inputs: tuple[tuple[tuple[int, ...], int], ...]
-    probes: int
-    strong: bool
-    stack_axis: int | None
-
-
-def likeness(item: Prepared) -> Likeness:
-    """Return what a window's inputs depend on, beside their kind and the seed."""
-    values = inputs_of(item.window)
-    inputs = tuple(
-        (tuple(item.shapes[name]), values[name].type.tensor_type.elem_type)
-        for name in sorted(values)
-    )
-    probes = _probes(item, inputs[0][0]) if item.partition and not item.exact else 0
-    return Likeness(inputs, probes, item.strong, item.stack_axis)
-
-
-def fed_elements(item: Prepared) -> int:
-    """Return how many elements a window is fed at once, of inputs whose values count."""
-    probes = likeness(item).probes
-    if not probes:
-        return item.elements
-    (shape,) = item.shapes.values()
-    rows = max(shape[0], probes)
-    if item.stack_axis is not None:
-        rows = 3 * shape[0] + probes * (2 if is_sampled(item) else 1)
-    return item.elements * rows // max(shape[0], 1)
-
-
 class Draws:
     """Draws what windows are fed; windows that take the same are given the same arrays."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._drawn: dict[tuple[str, Likeness], tuple[list[Array], int]] = {}
+        self._drawn: dict[tuple[str, Fed], tuple[list[Array], int]] = {}
 
     def of(self, item: Prepared, kind: str) -> Draw:
         """Draw the inputs of one window."""
-        same = likeness(item)
-        if (kind, same) not in self._drawn:
-            self._drawn[kind, same] = self._draw(item, kind, same.inputs, same.probes)
-        arrays, active = self._drawn[kind, same]
+        if (kind, item.fed) not in self._drawn:
+            self._drawn[kind, item.fed] = self._draw(kind, item.fed)
+        arrays, active = self._drawn[kind, item.fed]
         return Draw(kind, dict(zip(sorted(item.shapes), arrays, strict=True)), active)
 
-    def _draw(
-        self, item: Prepared, kind: str, wanted: Sequence[tuple[Any, int]], probes: int
-    ) -> tuple[list[Array], int]:
+    def _draw(self, kind: str, fed: Fed) -> tuple[list[Array], int]:
         rng = np.random.default_rng([self._seed, 8 if kind == "non-finite" else 7])
         arrays, active = [], 0
-        for shape, elem_type in wanted:
+        for shape, elem_type in fed.inputs:
             dtype = np.dtype(tensor_dtype_to_np_dtype(elem_type))
-            if kind in ("probes", "columns") and probes and dtype.kind not in "iub":
-                draw = _partition if kind == "probes" or not is_sampled(item) else _columns
-                array, active = draw(shape, item, dtype, rng)
+            if kind in ("probes", "columns") and fed.probes and dtype.kind not in "iub":
+                draw = _columns if kind == "columns" and fed.is_sampled else _partition
+                array, active = draw(shape, fed, dtype, rng)
             else:
                 array = _array(shape, dtype, kind, rng)
             arrays.append(array.astype(dtype))
@@ -125,43 +87,28 @@ def _array(
 
 
 def _partition(
-    shape: Sequence[int], item: Prepared, dtype: np.dtype[Any], rng: np.random.Generator
+    shape: Sequence[int], fed: Fed, dtype: np.dtype[Any], rng: np.random.Generator
 ) -> tuple[Array, int]:
     """Return a batch of probes; each input element is non-zero in exactly one of them.
 
     Sums over a few elements have tight bounds: one wrong weight among thousands shows. All
     elements are powers of two, with which a product is exact.
     """
-    elements, probes = math.prod(shape[1:]), _probes(item, shape)
+    elements, probes = math.prod(shape[1:]), fed.probes
     owner = rng.permutation(elements) % probes
     values = rng.choice([-1.0, 1.0], size=elements) * rng.choice([0.5, 1.0], size=elements)
-    if item.strong:
+    if fed.strong:
         values *= _AMPLITUDE.get(dtype.name, 1.0)
     array = (owner == np.arange(probes)[:, None]) * values
     return array.reshape(probes, *shape[1:]), -(-elements // probes)
 
 
 def _columns(
-    shape: Sequence[int], item: Prepared, dtype: np.dtype[Any], rng: np.random.Generator
+    shape: Sequence[int], fed: Fed, dtype: np.dtype[Any], rng: np.random.Generator
 ) -> tuple[Array, int]:
     """Return probes of one element each, a sample: the bound on what they show is tightest."""
-    elements, probes = math.prod(shape[1:]), _probes(item, shape)
+    elements, probes = math.prod(shape[1:]), fed.probes
     array = np.zeros((probes, elements))
-    value = _AMPLITUDE.get(dtype.name, 1.0) if item.strong else 1.0
+    value = _AMPLITUDE.get(dtype.name, 1.0) if fed.strong else 1.0
     array[np.arange(probes), rng.choice(elements, probes, replace=False)] = value
     return array.reshape(probes, *shape[1:]), 1
-
-
-def _probes(item: Prepared, shape: Sequence[int]) -> int:
-    elements = max(math.prod(shape[1:]), 1)
-    weights = max(item.weight_bytes // 8, 1)
-    affordable = min(_MOST_PROBES, item.terms.probe_work / (weights + _ELEMENT_WORK * elements))
-    return int(min(elements, max(_FEWEST_PROBES, affordable)))
-
-
-def is_sampled(item: Prepared) -> bool:
-    """Whether there are more input elements than probes can be afforded."""
-    if not item.partition or item.exact or len(item.shapes) != 1:
-        return False
-    (shape,) = item.shapes.values()
-    return _probes(item, shape) < math.prod(shape[1:])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import helper
@@ -15,6 +16,9 @@ from graphpass.validate.magnitude import MOVEMENT, Roundings, magnitude_nodes, r
 from graphpass.window import Window, WindowVerdict
 
 PROBE_WORK = 2e7  # multiplications spent on the probes of one window
+_ELEMENT_WORK = 16  # multiplications that sending one element to the runtime and back is worth
+_MOST_PROBES = 4096
+_FEWEST_PROBES = 4
 # Sizes for the batch and for other symbolic dimensions, one pair after the other until one fits.
 _SIZES = ((2, 4), (1, 4), (1, 1), (4, 8), (1, 16))
 # What keeps the size of its input, so that a large probe comes out as large.
@@ -52,6 +56,25 @@ class Terms:
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
+class Fed(NamedTuple):
+    """What a window is fed, beside the kind of the values and the seed.
+
+    `inputs`: shape and data type of each, by name. `probes`: how many elements of a batch share
+    the elements of the only input among them; 0: it takes none. `strong`: a large probe comes out
+    as large. `stack_axis`: along which inputs of any number are computed each on its own.
+    """
+
+    inputs: tuple[tuple[tuple[int, ...], int], ...]
+    probes: int
+    strong: bool
+    stack_axis: int | None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether there are more input elements than probes can be afforded."""
+        return 0 < self.probes < math.prod(self.inputs[0][0][1:])
+
+
 @dataclass
 class Prepared:
     """A window with everything that running it takes."""
@@ -59,11 +82,9 @@ class Prepared:
     window: Window
     mark: str
     shapes: dict[str, list[int]]
-    partition: bool
-    stack_axis: int | None  # along which inputs of any number are computed each on its own
+    fed: Fed
     magnitudes: list[onnx.NodeProto] | None
     exact: bool
-    strong: bool
     roundings: tuple[Roundings, Roundings]
     weight_bytes: int
     elements: int  # of the inputs whose values count, not their shapes alone
@@ -89,25 +110,38 @@ def prepare(
         partition = False
     elif first and set(operators) <= _SIZE_BLIND:
         shapes = _shrunk(window, shapes)
-    mark = f"w{index}/"
     exact = _is_movement(before) and _is_movement(after)
     known = {name: tuple(shape) for name, shape in shapes.items()}
-    held = [*before.initializer, *after.initializer]
+    weight_bytes = sum(_bytes(tensor) for tensor in (*before.initializer, *after.initializer))
+    values = inputs_of(window)
+    fed = Fed(
+        tuple((known[name], values[name].type.tensor_type.elem_type) for name in sorted(values)),
+        _probes(shapes, weight_bytes, terms) if partition and not exact else 0,
+        set(operators) <= _UNBOUNDED,
+        _stack_axis(window) if partition and spatial is not None and not exact else None,
+    )
     return Prepared(
         window,
-        mark,
+        f"w{index}/",
         shapes,
-        partition,
-        _stack_axis(window) if partition and spatial is not None and not exact else None,
+        fed,
         None if exact else magnitude_nodes(before, "abs/"),
         exact,
-        set(operators) <= _UNBOUNDED,
         (roundings(before, known), roundings(after, known)),
-        sum(_bytes(tensor) for tensor in held),
+        weight_bytes,
         sum(math.prod(shapes[name]) for name in _read_beyond_shape(window)),
         terms,
         sizes,
     )
+
+
+def _probes(shapes: Mapping[str, Sequence[int]], weight_bytes: int, terms: Terms) -> int:
+    """Return how many probes of the only input can be afforded, at most one for each element."""
+    (shape,) = shapes.values()
+    elements = max(math.prod(shape[1:]), 1)
+    weights = max(weight_bytes // 8, 1)
+    affordable = min(_MOST_PROBES, terms.probe_work / (weights + _ELEMENT_WORK * elements))
+    return int(min(elements, max(_FEWEST_PROBES, affordable)))
 
 
 def _stack_axis(window: Window) -> int | None:
@@ -119,16 +153,10 @@ def _stack_axis(window: Window) -> int | None:
     nodes = (*window.before.graph.node, *window.after.graph.node)
     if any(node.op_type == "Transpose" for node in nodes):
         return None
-    weights = {tensor.name: tensor.dims for tensor in window.before.graph.initializer}
-    for node in window.before.graph.node:
-        if node.op_type == "ConvTranspose":
-            return 0
-        if node.op_type != "Conv":
-            continue
-        attrs = _attributes(node)
-        kernel = weights.get(node.input[1], (0, 0, 0))[2:]
-        strides, pads = attrs.get("strides", ()), attrs.get("pads", ())
-        if any(size != 1 for size in (*kernel, *strides)) or any(pads):
+    for conv in _convolutions(window.before.graph):
+        steps = (*conv.weight[2:], *conv.attributes.get("strides", ()))
+        moves = any(size != 1 for size in steps) or any(conv.attributes.get("pads", ()))
+        if moves or not conv.weight or conv.op_type != "Conv":
             return 0
     return -1
 
@@ -229,53 +257,65 @@ def _free_batch(values: Iterable[onnx.ValueInfoProto]) -> bool:
     )
 
 
-def _kernel(window: Window) -> list[int] | None:
-    """Return the smallest sizes on which a Conv's kernel lies fully inside the input.
+class _Convolution(NamedTuple):
+    """A Conv or ConvTranspose; `weight`: its dims, none where it is no constant."""
 
-    Where it moves by more than one, it has room to do so: another stride has to show.
-    """
-    both = (*window.before.graph.node, *window.after.graph.node)
-    for graph in (window.before.graph, window.after.graph):
-        weights = {tensor.name: tensor for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type not in ("Conv", "ConvTranspose") or len(node.input) < 2:
-                continue
-            weight = weights.get(node.input[1])
-            if weight is None:
-                continue
-            attrs = _attributes(node)
-            kernel = list(weight.dims[2:])
-            dilations = attrs.get("dilations") or [1] * len(kernel)
-            sizes = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
-            for axis in range(len(sizes)):
-                strides = [_attributes(each).get("strides", ()) for each in both]
-                step = max((given[axis] for given in strides if axis < len(given)), default=1)
-                sizes[axis] += step if step > 1 else 0
-            if any(each.op_type == "Transpose" for each in both):
-                # it cannot be seen which of two axes is which where both have one element
-                sizes = [max(size, 2 + axis) for axis, size in enumerate(sizes)]
-            return sizes
-    return None
+    op_type: str
+    input: str
+    weight: Sequence[int]
+    attributes: dict[str, Any]
+
+
+def _convolutions(*graphs: onnx.GraphProto) -> list[_Convolution]:
+    found = []
+    for graph in graphs:
+        weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+        found += [
+            _Convolution(
+                node.op_type, node.input[0], weights.get(node.input[1], ()), _attributes(node)
+            )
+            for node in graph.node
+            if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
+        ]
+    return found
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
+def _kernel(window: Window) -> list[int] | None:
+    """Return the smallest sizes on which a Conv's kernel lies fully inside the input.
+
+    Where it moves by more than one, it has room to do so: another stride has to show.
+    """
+    found = _convolutions(window.before.graph, window.after.graph)
+    first = next((conv for conv in found if conv.weight), None)
+    if first is None:
+        return None
+    kernel = first.weight[2:]
+    dilations = first.attributes.get("dilations") or [1] * len(kernel)
+    sizes = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    for axis in range(len(sizes)):
+        strides = [conv.attributes.get("strides", ())[axis : axis + 1] for conv in found]
+        step = max(itertools.chain.from_iterable(strides), default=1)
+        sizes[axis] += step if step > 1 else 0
+    both = (*window.before.graph.node, *window.after.graph.node)
+    if any(node.op_type == "Transpose" for node in both):
+        # it cannot be seen which of two axes is which where both have one element
+        sizes = [max(size, 2 + axis) for axis, size in enumerate(sizes)]
+    return sizes
+
+
 def _channels(window: Window) -> dict[str, int]:
     """Return how many channels each input of a Conv must have, as its weight says."""
-    found: dict[str, int] = {}
-    for graph in (window.before.graph, window.after.graph):
-        weights = {tensor.name: tensor.dims for tensor in graph.initializer}
-        for node in graph.node:
-            weight = weights.get(node.input[1]) if len(node.input) > 1 else None
-            if weight is None or node.op_type not in ("Conv", "ConvTranspose"):
-                continue
-            group = next((a.i for a in node.attribute if a.name == "group"), 1)
-            found[node.input[0]] = (
-                weight[0] if node.op_type == "ConvTranspose" else weight[1] * group
-            )
-    return found
+    return {
+        conv.input: conv.weight[0]
+        if conv.op_type == "ConvTranspose"
+        else conv.weight[1] * conv.attributes.get("group", 1)
+        for conv in _convolutions(window.before.graph, window.after.graph)
+        if conv.weight
+    }
 
 
 def picks_otherwise(window: Window) -> bool:

@@ -17,9 +17,10 @@ from onnx import helper
 
 from graphpass.validate.bounds import allowed_error, judge, judge_stacked
 from graphpass.validate.channel import Array
-from graphpass.validate.draws import KINDS, Draws, Likeness, fed_elements, is_sampled, likeness
+from graphpass.validate.draws import KINDS, Draws
 from graphpass.validate.prepared import (
     PROBE_WORK,
+    Fed,
     Prepared,
     Terms,
     inputs_of,
@@ -78,7 +79,7 @@ def _groups(prepared: Mapping[int, Prepared]) -> Iterator[list[int]]:
     for index, item in prepared.items():
         own = str(sorted((o.domain, o.version) for o in item.window.before.opset_import))
         # without inputs, what comes back is made of the weights
-        own_computed = _COPIES * fed_elements(item) if item.shapes else 2 * item.weight_bytes
+        own_computed = _COPIES * _fed_elements(item) if item.shapes else 2 * item.weight_bytes
         weights, computed = weights + item.weight_bytes, computed + own_computed
         is_full = weights > _WEIGHT_BYTES or computed > _COMPUTED_BYTES
         if group and (is_full or own != opsets):
@@ -88,6 +89,17 @@ def _groups(prepared: Mapping[int, Prepared]) -> Iterator[list[int]]:
         opsets = own
     if group:
         yield group
+
+
+def _fed_elements(item: Prepared) -> int:
+    """Return how many elements a window is fed at once, of inputs whose values count."""
+    if not item.fed.probes:
+        return item.elements
+    ((shape, _),) = item.fed.inputs
+    rows = max(shape[0], item.fed.probes)
+    if item.fed.stack_axis is not None:
+        rows = 3 * shape[0] + item.fed.probes * (2 if item.fed.is_sampled else 1)
+    return item.elements * rows // max(shape[0], 1)
 
 
 def _check_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
@@ -119,12 +131,12 @@ def _retried(item: Prepared, runtime: Runtime, seed: int, error: RunError) -> Wi
 
 def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
     draws = Draws(seed)
-    stacked = [item for item in group if item.stack_axis is not None]
+    stacked = [item for item in group if item.fed.stack_axis is not None]
     if stacked:
         batch = _Batch(stacked)
         with runtime.load(batch.model) as session:
             batch.run_stacked(session, draws)
-    computing = [item for item in group if not item.exact and item.stack_axis is None]
+    computing = [item for item in group if not item.exact and item.fed.stack_axis is None]
     if computing:
         batch = _Batch(computing)
         with runtime.load(batch.model) as session:
@@ -142,7 +154,7 @@ def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
 
 
 def _kinds(items: Sequence[Prepared]) -> list[str]:
-    sampled = any(is_sampled(item) for item in items)
+    sampled = any(item.fed.is_sampled for item in items)
     return [kind for kind in KINDS if kind != "columns" or sampled]
 
 
@@ -150,9 +162,9 @@ class _Batch:
     """Windows that run together: one model, whose inputs are shared by windows fed the same."""
 
     def __init__(self, items: Sequence[Prepared]) -> None:
-        owners: dict[Likeness, Prepared] = {}
+        owners: dict[Fed, Prepared] = {}
         self._items = items
-        self._owners = [owners.setdefault(likeness(item), item) for item in items]
+        self._owners = [owners.setdefault(item.fed, item) for item in items]
         self.model = self._joined()
 
     def run(self, kind: str, judged: Sequence[Prepared], session: Session, draws: Draws) -> None:
@@ -249,11 +261,11 @@ def _append(
 
 def _stacked(arrays: Sequence[Array], item: Prepared) -> Array:
     rows: Array = np.concatenate(arrays)
-    return rows if item.stack_axis == 0 else np.swapaxes(rows, 0, -1)
+    return rows if item.fed.stack_axis == 0 else np.swapaxes(rows, 0, -1)
 
 
 def _unstacked(array: Array, item: Prepared) -> Array:
-    return array if item.stack_axis == 0 else np.swapaxes(array, 0, -1)
+    return array if item.fed.stack_axis == 0 else np.swapaxes(array, 0, -1)
 
 
 def _sides(item: Prepared, outputs: Mapping[str, Any]) -> tuple[Array, Array, Array | None]:

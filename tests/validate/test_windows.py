@@ -264,12 +264,12 @@ def test_the_smallest_error_of_one_weight_that_is_caught(summands: int, runtime:
 def test_inputs_that_run_at_once_are_judged_as_those_that_run_one_kind_after_the_other(
     sites: list[Site], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axes = {prepare(site.window, 0, Terms()).stack_axis for site in sites}
+    axes = {prepare(site.window, 0, Terms()).fed.stack_axis for site in sites}
     assert axes == {None, 0, -1}
     tried = [
         window
         for site in sites
-        if prepare(site.window, 0, Terms()).stack_axis is not None
+        if prepare(site.window, 0, Terms()).fed.stack_axis is not None
         for window in (
             site.window,
             *(damaged for _, damaged in damages(site.model, site.steps, site.rewrite, 0)),
@@ -386,7 +386,7 @@ def test_pixels_or_images_are_stacked_where_each_is_for_itself(text: str, axis: 
         W3=(4, 4, 3, 3),
         k=(4, 1, 1),
     )
-    assert prepare(Window(model, model, ("x",), "y"), 0, Terms()).stack_axis == axis
+    assert prepare(Window(model, model, ("x",), "y"), 0, Terms()).fed.stack_axis == axis
 
 
 def test_a_constant_with_a_batch_of_its_own_is_looked_at_whole(runtime: Runtime) -> None:
