@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from graphpass.storage.protobuf import Piece, Splice
 from graphpass.storage.reference import (
+    Reference,
     reference_of,
     remove_marks,
     require_as_it_was,
@@ -35,10 +36,12 @@ def difference(one: onnx.ModelProto, two: onnx.ModelProto, *, contents: bool = T
     files: dict[str, os.stat_result] = {}
     pairs: list[tuple[str, Piece, Piece]] = []
     for here, there in zip(tensors(first), tensors(second), strict=False):
-        if reference_of(here) is None and reference_of(there) is None:
+        ours, theirs = reference_of(here), reference_of(there)
+        if ours is None and theirs is None:
             continue  # compared below, with all else
         if contents:
-            pairs.append((here.name, _payload(here, files), _payload(there, files)))
+            data = _payload(here, ours, files), _payload(there, theirs, files)
+            pairs.append((here.name, *data))
         for tensor in (here, there):
             remove_marks(tensor)
             for field in _PLACES:
@@ -46,15 +49,16 @@ def difference(one: onnx.ModelProto, two: onnx.ModelProto, *, contents: bool = T
     if first.SerializeToString(deterministic=True) != second.SerializeToString(deterministic=True):
         return "something beside its weights is not the same"
     with Sources({path: stamp(status) for path, status in files.items()}) as sources:
-        for name, ours, theirs in pairs:
-            chunks = zip_longest(sources.chunks(ours), sources.chunks(theirs))
+        for name, one_piece, other_piece in pairs:
+            chunks = zip_longest(sources.chunks(one_piece), sources.chunks(other_piece))
             if any(chunk != other for chunk, other in chunks):
                 return f"tensor '{name}' holds other data"
     return ""
 
 
-def _payload(tensor: TensorProto, files: dict[str, os.stat_result]) -> Piece:
-    reference = reference_of(tensor)
+def _payload(
+    tensor: TensorProto, reference: Reference | None, files: dict[str, os.stat_result]
+) -> Piece:
     if reference is None:
         return tensor.raw_data or tensor_array(tensor).tobytes()
     require_as_it_was(reference, files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -27,6 +27,7 @@ from graphpass.graph import (
 from graphpass.ir import Constant, Graph, Node, Shape, Tensor, Variable
 from graphpass.match import Match
 from graphpass.pattern import Op
+from graphpass.storage.spool import chunks
 from graphpass.weight import Array, Weight
 
 _PART_BYTES = 1 << 24  # of a computed weight, looked at in one piece
@@ -158,8 +159,7 @@ class Surgeon:
     def _stored(self, value: Weight | Array, name: str) -> Weight:
         if isinstance(value, Weight) and value.tensor is not None:
             return Weight.of(value.tensor, name)
-        array = value.array() if isinstance(value, Weight) else np.asarray(value)
-        return Weight.of(self._store(array, name), name)
+        return Weight.of(self._store(np.asarray(value), name), name)
 
     def _root_name(self, found: Match, term: Op, heirs: dict[str, list[str]]) -> str:
         op, root = term.ops[0], found.root
@@ -424,12 +424,12 @@ def _content(value: Weight | Array) -> tuple[str, tuple[int, ...], bytes]:
         tensor.CopyFrom(value.tensor)
         tensor.ClearField("name")
         return str(value.data_type), tuple(value.shape), tensor.SerializeToString()
-    array = value.array() if isinstance(value, Weight) else np.asarray(value)
+    array = np.asarray(value)
     if array.dtype.kind in "OSU":
         return str(array.dtype), array.shape, repr(array.tolist()).encode()
     checksum = 0
-    for part in _parts(array):
-        checksum = zlib.crc32(_bytes(array[part]).data, checksum)
+    for chunk in chunks(array):
+        checksum = zlib.crc32(chunk, checksum)
     return str(array.dtype), array.shape, checksum.to_bytes(4, "big")
 
 
@@ -437,26 +437,14 @@ def _holds(known: Weight, value: Weight | Array) -> bool:
     """Whether `known`, whose content is told by the same, is `value`: a checksum proves nothing."""
     if (isinstance(value, Weight) and value.tensor is not None) or known.dtype.kind in "OSU":
         return True
-    array = value.array() if isinstance(value, Weight) else np.asarray(value)
-    return all(
-        np.array_equal(_bytes(array[part]), _bytes(known.rows(part) if array.ndim else known))
-        for part in _parts(array)
-    )
-
-
-def _parts(array: Array) -> Iterator[Any]:
-    """Yield indices along axis 0 that select so much of a computed weight as is moved at once."""
+    array = np.asarray(value)
     if array.ndim == 0:
-        yield ()
-        return
+        return array.tobytes() == known.array().tobytes()
     step = max(1, _PART_BYTES * len(array) // max(array.nbytes, 1))
-    for start in range(0, len(array), step):
-        yield slice(start, start + step)
-
-
-def _bytes(array: Weight | Array) -> Array:
-    raw: Array = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return raw
+    return all(
+        array[start : start + step].tobytes() == known.rows(slice(start, start + step)).tobytes()
+        for start in range(0, len(array), step)
+    )
 
 
 def _operand_name(node: str, op: str, index: int) -> str:

@@ -141,7 +141,7 @@ class Spool(Closing):
         size = os.fstat(self._descriptor).st_size
         offset = position = -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         try:
-            for chunk in _chunks(array):
+            for chunk in chunks(array):
                 while chunk:
                     written = os.pwrite(self._descriptor, chunk, position)
                     position += written
@@ -171,7 +171,7 @@ def _make(parent: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _chunks(array: npt.NDArray[Any]) -> Iterator[memoryview]:
+def chunks(array: npt.NDArray[Any]) -> Iterator[memoryview]:
     """Yield the bytes of `array` in C order, little-endian; only what has to be moved is copied."""
     if sys.byteorder == "big":
         array = array.byteswap()

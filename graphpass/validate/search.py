@@ -30,12 +30,12 @@ from graphpass.validate.runtime import RunError, Session
 from graphpass.validate.user_inputs import InputsError, user_feeds
 from graphpass.wire import WireError, tensor_array
 
+# Models cheaper than this (multiply-adds) are run as often as may tell something.
+_CHEAP_COST = 3e8
 # After the first feed (normal, batch of 1): kinds of values with the batch that they come in.
 _FURTHER_FEEDS = (("large", 2), ("uniform", 3), ("zeros", 1))
 # How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
-_FEWER_FEEDS = ((1e9, 1), (3e8, 2), (0.0, 3))
-# Models cheaper than this are run as often as may tell something.
-_CHEAP_COST = 3e8
+_FEWER_FEEDS = ((1e9, 1), (_CHEAP_COST, 2), (0.0, 3))
 _GENTLER_FEEDS = ("uniform", "small")
 _SINGLE_EPSILON = 2.0**-23
 _MAX_ATTEMPTS = 80
