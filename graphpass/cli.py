@@ -1,4 +1,4 @@
-"""The command line: thin over `graphpass.api`. Whatever is slow to import is imported in commands.
+"""The command line: thin over `graphpass.run.api`. Whatever is slow to import is imported in commands.
 
 Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable model;
 4 ONNX Runtime cannot run it, so that nothing could be validated; 5 the output could not be
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass import remote
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.many import MANY
 from graphpass.commands.options import FREEZE, PASSES, VALIDATION, which
@@ -34,11 +33,12 @@ from graphpass.errors import (
     UsageError,
     bug,
 )
+from graphpass.storage import remote
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from graphpass.report import Check, Report
+    from graphpass.report.data import Check, Report
 
 _INTERRUPTED_EXIT_CODE = 130
 _REPORT_SUFFIXES = (".json", ".md", ".xml")
@@ -207,7 +207,7 @@ def optimize(
     if target is None and external_data == "always":
         raise UsageError("a model on standard output has no file beside it for its weights")
     _get_ready(runs_models=options["validate"])
-    from graphpass import api
+    from graphpass.run import api
 
     source = sys.stdin.buffer.read() if model == "-" else _place(model)
     try:
@@ -230,7 +230,7 @@ def optimize(
     _write_reports(result.report, reports)
     _write_reproducers(result.report, reproducers)
     if not quiet:
-        from graphpass.render import terminal
+        from graphpass.report.render import terminal
 
         title = f"{'standard input' if model == '-' else model} → {target or 'standard output'}"
         console = _console(stderr=target is None)
@@ -240,7 +240,7 @@ def optimize(
 
 def _get_ready(*, runs_models: bool) -> None:
     """Do what is only possible or worthwhile before this process has grown."""
-    from graphpass.validate import forked
+    from graphpass.validate.process import forked
 
     forked.keep_freed_memory()
     if runs_models:
@@ -301,7 +301,7 @@ def _refuse_overwriting(model: str, target: Path | str | None, reports: Iterable
 
 def _write_reproducers(report: Report, folder: Path | None) -> None:
     if folder is not None:
-        from graphpass.reproducer import write_all
+        from graphpass.report.reproducer import write_all
 
         write_all(report, folder)
 
@@ -309,7 +309,7 @@ def _write_reproducers(report: Report, folder: Path | None) -> None:
 def _write_reports(report: Report, paths: Sequence[Path]) -> None:
     if not paths:
         return
-    from graphpass.render import render
+    from graphpass.report.render import render
     from graphpass.storage.text import write_text
 
     for path in paths:
@@ -363,10 +363,10 @@ def compare(
     and tolerances are those of its run; what is given on the command line goes before.
     """
     _get_ready(runs_models=True)
-    from graphpass import api
+    from graphpass.run import api
 
     if report is not None:
-        from graphpass import recheck
+        from graphpass.run import recorded as recheck
 
         recorded = recheck.settings(report, Path(original), Path(candidate))
         options |= {name: recorded[name] for name in recorded if not _is_given(name)}
@@ -387,7 +387,7 @@ def _is_given(name: str) -> bool:
 
 
 def _print_check(check: Check, verbose: bool) -> None:
-    from graphpass.render import print_table, say
+    from graphpass.report.render import print_table, say
 
     console = _console()
     say(console, f"{check.status}: {check.reason}", style="green" if check.ok else "red")
@@ -420,9 +420,9 @@ def inspect(
 
     With NODE, a node or tensor by name, only what concerns that one.
     """
-    from graphpass import inspection
-    from graphpass.model import Model
-    from graphpass.registry import without
+    from graphpass.ir.model import Model
+    from graphpass.rewrite.registry import without
+    from graphpass.run import inspection
 
     source = sys.stdin.buffer.read() if model == "-" else _place(model)
     steps = without(which(passes, pipeline), skip)
@@ -454,7 +454,7 @@ def passes(name: str | None) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Print the note of each fixture as well.")
 def test(passes: tuple[str, ...], fixtures: Path | None, verbose: bool) -> int:
     """Run passes against fixtures: small models in text that say what must come of them."""
-    from graphpass import fixture
+    from graphpass.testing import fixture
 
     failed = total = 0
     for case in fixture.find(fixtures, passes):

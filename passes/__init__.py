@@ -1,7 +1,10 @@
 """The built-in passes, in the order of the default pipeline."""
 
 from .clean_up import CleanUp
-from .convolutionalize import (
+from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
+from .fold_batchnorm import FoldBatchNorm
+from .gemm_to_conv import GemmToConv
+from .score_map.steps import (
     ClassActivationMap,
     DropSoftmax,
     FreeBatch,
@@ -10,9 +13,6 @@ from .convolutionalize import (
     PoolToWindow,
     UnflattenHead,
 )
-from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
-from .fold_batchnorm import FoldBatchNorm
-from .gemm_to_conv import GemmToConv
 
 __all__ = [
     "ClassActivationMap",

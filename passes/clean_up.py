@@ -31,10 +31,10 @@ from graphpass import (
     static_dim,
 )
 
-from ._constants import ConstantToInitializer, FoldConstants
-from ._reshapes import DropReshape, FixReshape, MergeReshapes
-from ._sizes import slices
-from ._transposes import TRANSPOSE_RULES, merged, permutation
+from .shared.constants import ConstantToInitializer, FoldConstants
+from .shared.reshapes import DropReshape, FixReshape, MergeReshapes
+from .shared.sizes import slices
+from .shared.transposes import TRANSPOSE_RULES, merged, permutation
 
 _PATTERN_ELEMENTS = 1 << 16  # a constant larger than this is a weight, not a neutral element
 _TO_THE_END = 2**31 - 1  # what exporters write for the end of a slice that has none

@@ -25,10 +25,10 @@ from graphpass import (
     require,
 )
 
-from ._dense import DENSE_ON_MAP, dense_on_map
-from ._flatten import FLATTEN_RULES
-from ._heads import feeds_layer, map_sizes
-from ._pixels import common_pixel
+from .shared.dense import DENSE_ON_MAP, dense_on_map
+from .shared.flatten import FLATTEN_RULES
+from .shared.heads import feeds_layer, map_sizes
+from .shared.pixels import common_pixel
 
 _GLOBAL = {
     "ReduceMean": "GlobalAveragePool",

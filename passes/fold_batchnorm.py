@@ -30,8 +30,8 @@ from graphpass import (
     require,
 )
 
-from ._affine import FLOAT_TYPES, Affine, rounded
-from ._affine_ops import (
+from .shared.affine import FLOAT_TYPES, Affine, rounded
+from .shared.affine_ops import (
     affine_of,
     again,
     arithmetic,
@@ -40,10 +40,10 @@ from ._affine_ops import (
     channels_before,
     through,
 )
-from ._channels import Channels, require_not_widened, vector
-from ._fold_quantized import IntoQuantizedWeight
-from ._functions import require_not_the_end_of_a_function
-from ._linear import (
+from .shared.channels import Channels, require_not_widened, vector
+from .shared.fold_quantized import IntoQuantizedWeight
+from .shared.fused_functions import require_not_the_end_of_a_function
+from .shared.linear import (
     LINEAR,
     bias_after,
     bias_ahead,

@@ -24,10 +24,10 @@ from graphpass import (
 )
 from graphpass.errors import UsageError
 
-from ._dense import DENSE_ON_MAP, dense, dense_on_map, resolve
-from ._flatten import FLATTEN_RULES
-from ._heads import ALONG_AXIS, BROADCAST, POINTWISE, flattens
-from ._sizes import RESHAPES
+from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
+from .shared.flatten import FLATTEN_RULES
+from .shared.heads import ALONG_AXIS, BROADCAST, POINTWISE, flattens
+from .shared.sizes import RESHAPES
 
 _TARGETS = ("dense", "features", "all")
 _KEEPS_ROWS = (

@@ -42,10 +42,10 @@ class BadResultError(Exception):
 
 def examine(path: Path, passes: str) -> tuple[str, str]:
     """Return what became of one model: a kind, and what there is to say."""
-    from graphpass.driver import apply
-    from graphpass.model import Model
-    from graphpass.pipeline import MAX_ROUNDS
-    from graphpass.registry import passes_of
+    from graphpass.ir.model import Model
+    from graphpass.rewrite.driver import apply
+    from graphpass.rewrite.registry import passes_of
+    from graphpass.run.pipeline import MAX_ROUNDS
 
     before = Model.load(path)
     check_round_trip(path, before)

@@ -15,8 +15,8 @@ _SQUEEZE = """
     s1 = Conv (s, se1)
     s2 = Relu (s1)
     s3 = Conv (s2, se2)
-    gate = HardSigmoid (s3)
-    b = Mul (gate, a)
+    judge = HardSigmoid (s3)
+    b = Mul (judge, a)
 """
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "alexnet": (
@@ -110,8 +110,8 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
         """(float[N,3,32,32] x) => (float[N,5] y) {
             a = Conv <pads=[1,1,1,1], strides=[4,4]> (x, w1)
             s = AveragePool <kernel_shape=[8,8]> (a)
-            gate = Sigmoid (s)
-            b = Mul (a, gate)
+            judge = Sigmoid (s)
+            b = Mul (a, judge)
             g = AveragePool <kernel_shape=[8,8], strides=[8,8]> (b)
             f = Reshape (g, rows)
             y = Gemm (f, w2)

@@ -19,10 +19,11 @@ import numpy as np
 import onnx
 import pytest
 
-from graphpass import api, registry
 from graphpass.cli import run
-from graphpass.gate import Gate
-from graphpass.report import Check
+from graphpass.report.data import Check
+from graphpass.rewrite import registry
+from graphpass.run import api
+from graphpass.run.judge import Judge
 from graphpass.testing import graph
 
 from .toys import KINDS, chain
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 TOY_CLI = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from graphpass import registry
+from graphpass.rewrite import registry
 from tests.toys import KINDS
 registry.pass_types = lambda: KINDS
 registry.PIPELINES = {{"default": ("tidy", "negate"), "conv-only": ("tidy",)}}
@@ -148,7 +149,7 @@ def test_optimizing_a_result_again_changes_no_byte(graphpass: Command, model: Pa
 
 
 def test_two_runs_write_the_same_bytes_and_reports(graphpass: Command, model: Path) -> None:
-    from graphpass.report import without_times
+    from graphpass.report.data import without_times
 
     written, reports = [], []
     for _ in range(2):
@@ -178,10 +179,10 @@ def test_in_place_leaves_the_input_where_the_check_fails(
 ) -> None:
     before = model.read_bytes()
 
-    def check_file(gate: Gate, path: Path, checked: onnx.ModelProto) -> Check:
+    def check_file(judge: Judge, path: Path, checked: onnx.ModelProto) -> Check:
         return Check("differs", False, "tensor 'W' holds other data")
 
-    monkeypatch.setattr(Gate, "check_file", check_file)
+    monkeypatch.setattr(Judge, "check_file", check_file)
     done = graphpass("optimize", model, "--in-place")
     assert done.code == 1 and "tensor 'W' holds other data" in done.err
     assert model.read_bytes() == before and names(model.parent) == ["net.onnx"]

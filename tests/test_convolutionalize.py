@@ -11,14 +11,14 @@ import pytest
 
 from graphpass.cli import run
 from graphpass.dense.convolutionalize import DenseReport, convolutionalize
-from graphpass.dense.image import trace_image
+from graphpass.dense.image_input import trace_image
 from graphpass.dense.oracle import Oracle
-from graphpass.driver import apply
 from graphpass.errors import DifferenceError, GraphpassError, ModelError, UsageError
-from graphpass.model import Model
-from graphpass.registry import make
+from graphpass.ir.model import Model
+from graphpass.rewrite.driver import apply
+from graphpass.rewrite.registry import make
 from graphpass.testing import graph, operators, session
-from graphpass.validate.runtime import Runtime
+from graphpass.validate.process.runtime import Runtime
 from tests.small_networks import NETWORKS, network
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

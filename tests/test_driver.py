@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from graphpass import Op, Pass, Rule, any_, const, require, static_shape
-from graphpass.driver import Applied, apply
-from graphpass.model import Model
+from graphpass.ir.model import Model
+from graphpass.rewrite.driver import Applied, apply
 from graphpass.testing import graph, operators
 
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from graphpass.graph import attribute, constant, is_overridable, operator, producer
-from graphpass.ir import Constant, Graph, Node, Variable
-from graphpass.model import Model
+from graphpass.ir.model import Model
+from graphpass.ir.nodes import Constant, Graph, Node, Variable
+from graphpass.ir.questions import attribute, constant, is_overridable, operator, producer
 from graphpass.testing import graph
 
 Hazard = Callable[[], ModelProto]

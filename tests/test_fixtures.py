@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from graphpass import fixture
+from graphpass.testing import fixture
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 CASES = list(fixture.find(FOLDER))

@@ -12,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from graphpass.dense.geometry import Line, Window
-from graphpass.dense.image import trace_image
+from graphpass.dense.image_input import trace_image
 from graphpass.dense.trace import trace
-from graphpass.graph import Graph
-from graphpass.model import Model
+from graphpass.ir.model import Model
+from graphpass.ir.questions import Graph
 from graphpass.testing import graph, session
 
 _SIDE = 23

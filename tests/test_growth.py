@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphpass import api, registry
+from graphpass.rewrite import registry
+from graphpass.run import api
 
 _SMALL, _LARGE = 200, 800
 

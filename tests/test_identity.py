@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from graphpass.gate import Gate
-from graphpass.identity import difference
+from graphpass.run.judge import Judge
+from graphpass.storage.identity import difference
+from graphpass.storage.wire import WireError, read_skeleton
 from graphpass.storage.writer import write_model
 from graphpass.testing import graph
 from graphpass.validate.options import ValidationOptions
-from graphpass.wire import WireError, read_skeleton
 
 Damage = Callable[[onnx.ModelProto], object]
 
@@ -105,26 +105,26 @@ def test_the_gate_wants_the_file_to_be_what_was_checked_and_ort_to_load_it(
     strange.graph.node[0].domain = "vendor"
     strange.opset_import.add(domain="vendor", version=1)
     good, bad, custom = save(model()), save(other), save(strange)
-    with Gate(model(), ValidationOptions()) as gate:
-        gate.prepare()
-        assert gate.check_file(good, model()).status == "equal"
-        verdict = gate.check_file(bad, model())
+    with Judge(model(), ValidationOptions()) as judge:
+        judge.prepare()
+        assert judge.check_file(good, model()).status == "equal"
+        verdict = judge.check_file(bad, model())
         assert not verdict.ok and "'big' holds other data" in verdict.reason
-        verdict = gate.check_file(custom, strange)
+        verdict = judge.check_file(custom, strange)
         assert verdict.status == "cannot run" and not verdict.ok
-        gate.do_without_reference("the original does not run")
-        verdict = gate.check_file(custom, strange)
+        judge.do_without_reference("the original does not run")
+        verdict = judge.check_file(custom, strange)
         assert verdict.ok and verdict.status == "windows only"
         for path in (good, good.with_name("missing.onnx")):
             if path.exists():
                 path.write_bytes(path.read_bytes()[:-100])
-            verdict = gate.check_file(path, model())
+            verdict = judge.check_file(path, model())
             assert not verdict.ok and verdict.status == "invalid"
-    with Gate(model(), ValidationOptions(), validate=False) as gate:
-        assert gate.check_file(bad, model()).status == "not validated"
+    with Judge(model(), ValidationOptions(), validate=False) as judge:
+        assert judge.check_file(bad, model()).status == "not validated"
         strange.graph.node[0].op_type = "Div"
-        assert not gate.check_file(custom, strange).ok
-        assert gate.check_file(good, model()).status == "invalid"
+        assert not judge.check_file(custom, strange).ok
+        assert judge.check_file(good, model()).status == "invalid"
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from graphpass.advice import advice
-from graphpass.inspection import inspect, show
-from graphpass.model import Model
-from graphpass.registry import make
+from graphpass.ir.model import Model
+from graphpass.report.advice import advice
+from graphpass.rewrite.registry import make
+from graphpass.run.inspection import inspect, show
 from graphpass.testing import graph
 
 CONV_BN = (

@@ -12,11 +12,11 @@ import pytest
 
 import graphpass
 from graphpass.errors import DifferenceError, RuntimeUnavailableError, UsageError
-from graphpass.gate import Gate
-from graphpass.report import Check
+from graphpass.report.data import Check
+from graphpass.rewrite.window import WindowVerdict
+from graphpass.run.judge import Judge
 from graphpass.testing import graph
 from graphpass.validate import Runtime
-from graphpass.window import WindowVerdict
 
 from .toys import (
     ByHand,
@@ -37,10 +37,10 @@ from .toys import (
 def no_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave it to the outputs of the whole model to find what is wrong."""
 
-    def not_run(gate: Gate, windows: Sequence[Any]) -> list[WindowVerdict]:
+    def not_run(judge: Judge, windows: Sequence[Any]) -> list[WindowVerdict]:
         return [WindowVerdict("not run")] * len(windows)
 
-    monkeypatch.setattr(Gate, "check_windows", not_run)
+    monkeypatch.setattr(Judge, "check_windows", not_run)
 
 
 def test_the_wrong_rewrite_is_known_by_its_own_window() -> None:
@@ -385,17 +385,17 @@ def test_a_file_that_is_not_what_was_checked_is_not_delivered(
     target = tmp_path / "out.onnx"
     target.write_bytes(b"what was there")
     result = graphpass.optimize(chain(), Tidy())
-    check_file = Gate.check_file
+    check_file = Judge.check_file
 
-    def damaged(gate: Gate, path: Path, checked: onnx.ModelProto) -> Check:
+    def damaged(judge: Judge, path: Path, checked: onnx.ModelProto) -> Check:
         assert path != target
         model = onnx.load(path)
         weight = model.graph.initializer[0]
         weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
         onnx.save(model, path)
-        return check_file(gate, path, checked)
+        return check_file(judge, path, checked)
 
-    monkeypatch.setattr(Gate, "check_file", damaged)
+    monkeypatch.setattr(Judge, "check_file", damaged)
     with pytest.raises(DifferenceError, match="the written file failed its check"):
         result.save(target)
     assert target.read_bytes() == b"what was there"

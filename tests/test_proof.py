@@ -14,12 +14,12 @@ import onnx
 import pytest
 
 import graphpass
-from graphpass import recheck
-from graphpass.bisect import Bisection, command_check, compare_command, write_test
 from graphpass.cli import run
 from graphpass.errors import DifferenceError, UsageError
-from graphpass.report import without_times
-from graphpass.reproducer import write_all
+from graphpass.report.data import without_times
+from graphpass.report.reproducer import write_all
+from graphpass.run import recorded as recheck
+from graphpass.run.bisect import Bisection, command_check, compare_command, write_test
 from graphpass.validate import ValidationOptions
 
 from .toys import Negate, Tidy, chain

@@ -18,8 +18,8 @@ from rich.console import Console
 
 import graphpass
 from graphpass.errors import DifferenceError
-from graphpass.render import junit, markdown, remarks, size, terminal
-from graphpass.report import SCHEMA_PATH, Report, without_times
+from graphpass.report.data import SCHEMA_PATH, Report, without_times
+from graphpass.report.render import junit, markdown, remarks, size, terminal
 from graphpass.testing import graph
 from graphpass.validate import Latency
 

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from graphpass import Op, Pass, Rule, any_, const, surgery
-from graphpass.driver import apply
-from graphpass.model import Model
+from graphpass import Op, Pass, Rule, any_, const
+from graphpass.ir.model import Model
+from graphpass.rewrite import surgery
+from graphpass.rewrite.driver import apply
 from graphpass.testing import apply_to, check, check_equal, check_valid, graph
 
 
@@ -297,7 +298,7 @@ def test_what_is_made_of_a_shared_constant_is_shared() -> None:
 def test_constants_of_one_checksum_are_shared_only_if_they_are_equal(
     part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphpass.surgery.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr("graphpass.rewrite.surgery.zlib.crc32", lambda data, start=0: 0)
     monkeypatch.setattr(surgery, "_PART_BYTES", part_bytes)
     first = np.arange(500, dtype=np.float32)
     model = graph(
@@ -312,9 +313,9 @@ def test_constants_of_one_checksum_are_shared_only_if_they_are_equal(
 
 
 def window_statuses(name: str, model: onnx.ModelProto) -> list[tuple[str, str]]:
-    from graphpass.registry import make
-    from graphpass.validate.runtime import Runtime
-    from graphpass.validate.windows import check_windows
+    from graphpass.rewrite.registry import make
+    from graphpass.validate.process.runtime import Runtime
+    from graphpass.validate.window.check import check_windows
 
     applied = apply(make(name), Model.load(model), windows=True)
     with Runtime() as runtime:

@@ -20,7 +20,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from graphpass.storage.protobuf import varint
 from graphpass.storage.reference import BITS, reference_of
-from graphpass.wire import WireError, attach, read_skeleton, tensor_array, tensors
+from graphpass.storage.wire import WireError, attach, read_skeleton, tensor_array, tensors
 
 SIZED_TYPES = sorted(BITS)
 
@@ -555,7 +555,7 @@ def test_references_are_what_the_runtime_expects(tmp_path: Path) -> None:
 PEAK = r"""
 import re, sys
 from pathlib import Path
-from graphpass.wire import read_skeleton, tensor_array
+from graphpass.storage.wire import read_skeleton, tensor_array
 def peak_mib():  # not ru_maxrss, which begins with the peak of the parent process
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak_mib()

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphpass.storage import layout
 from graphpass.storage.spool import Spool
+from graphpass.storage.wire import WireError, attach, read_skeleton, tensor_array, tensors
 from graphpass.storage.writer import WriteError, stage_model, write_model
-from graphpass.wire import WireError, attach, read_skeleton, tensor_array, tensors
 
 
 def weight(name: str, elements: int = 1000) -> TensorProto:
@@ -329,7 +329,7 @@ def test_impossible_destinations(destination: str, reason: str, tmp_path: Path) 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from graphpass.wire import read_skeleton
+from graphpass.storage.wire import read_skeleton
 from graphpass.storage.writer import WriteError, write_model
 skeleton = read_skeleton(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -378,7 +378,7 @@ def test_without_the_kernels_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from graphpass.wire import read_skeleton
+from graphpass.storage.wire import read_skeleton
 from graphpass.storage.writer import write_model
 
 first, second, out = map(Path, sys.argv[1:4])

@@ -7,15 +7,15 @@ import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from graphpass.registry import PIPELINES, make
-from graphpass.registry import pass_types as all_passes
-from graphpass.render import print_table, say
-from graphpass.rule import Pass
+from graphpass.report.render import print_table, say
+from graphpass.rewrite.registry import PIPELINES, make
+from graphpass.rewrite.registry import pass_types as all_passes
+from graphpass.rewrite.rule import Pass
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from graphpass.fixture import Fixture
+    from graphpass.testing.fixture import Fixture
 
 
 def show(console: Console, name: str | None) -> None:
@@ -59,7 +59,7 @@ def _options(step: Pass) -> Iterator[str]:
 
 def _example(name: str) -> Fixture | None:
     """Return the shortest fixture that shows the pass at work, if fixtures are at hand."""
-    from graphpass import fixture
+    from graphpass.testing import fixture
 
     if fixture.default_folder() is None:
         return None

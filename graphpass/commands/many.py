@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass.closing import Closing
 from graphpass.commands.options import options
 from graphpass.errors import OutputError, RuntimeUnavailableError, UsageError
 from graphpass.many.watch import Watch
+from graphpass.resources import Closing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def _require_folders(reports: Sequence[Path], out_dir: str) -> None:
 
 def _show(report: ManyReport, console: Console, verbose: bool) -> None:
     from graphpass.many.report import HEADER, NUMBERS
-    from graphpass.render import print_table, say
+    from graphpass.report.render import print_table, say
 
     for outcome in report.outcomes if verbose else ():
         if "terminal" in outcome.renderings:

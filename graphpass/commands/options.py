@@ -99,7 +99,7 @@ def which(passes: str | None, pipeline: str | None) -> str:
     if passes is not None and pipeline is not None:
         raise UsageError("give either --passes or --pipeline")
     if pipeline is not None:
-        from graphpass.registry import PIPELINES
+        from graphpass.rewrite.registry import PIPELINES
 
         if pipeline not in PIPELINES:
             raise UsageError(f"there is no pipeline {pipeline!r}; there are {', '.join(PIPELINES)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from graphpass.closing import Closing
+from graphpass.resources import Closing
 
 _AFTER_S = 1.0
 

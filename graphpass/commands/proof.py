@@ -54,8 +54,8 @@ def bisect(
     model without it and with it (good.onnx, bad.onnx), the check as a test that fails
     (test_check.py), and report.json.
     """
-    from graphpass import bisect as search
-    from graphpass.registry import without
+    from graphpass.rewrite.registry import without
+    from graphpass.run import bisect as search
     from graphpass.validate.options import ValidationOptions
 
     if tolerance is not None:

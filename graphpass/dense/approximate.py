@@ -15,20 +15,20 @@ import numpy as np
 import onnx
 
 from graphpass.dense.axes import Spatial
-from graphpass.dense.cut import cut
+from graphpass.dense.extract import cut
 from graphpass.dense.geometry import windows_of
 from graphpass.dense.heatmap import image_input
-from graphpass.dense.image import trace_image
+from graphpass.dense.image_input import trace_image
 from graphpass.dense.picture import Preprocessing, read_inputs
 from graphpass.dense.trace import Trace
-from graphpass.driver import apply
-from graphpass.edit import Editor
 from graphpass.errors import ModelError, RuntimeUnavailableError, UsageError
-from graphpass.graph import Node, Tensor, attribute, constant, operator
-from graphpass.model import Model
-from graphpass.registry import make
-from graphpass.validate.runtime import RunError, Runtime
-from graphpass.weight import Array
+from graphpass.ir.model import Model
+from graphpass.ir.questions import Node, Tensor, attribute, constant, operator
+from graphpass.ir.weight import Array
+from graphpass.rewrite.driver import apply
+from graphpass.rewrite.edit import Editor
+from graphpass.rewrite.registry import make
+from graphpass.validate.process.runtime import RunError, Runtime
 
 _HELD_OUT = 4  # every fourth calibration input judges, where there are no others
 _FEWEST = 8

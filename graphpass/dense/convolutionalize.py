@@ -14,7 +14,8 @@ from typing import Literal
 
 import onnx
 
-from graphpass.dense.cells import (
+from graphpass.dense.image_input import images, native_size, trace_image
+from graphpass.dense.map_geometry import (
     HEAD,
     NATIVE,
     MapGeometry,
@@ -27,16 +28,15 @@ from graphpass.dense.cells import (
     strides,
     write_metadata,
 )
-from graphpass.dense.image import images, native_size, trace_image
 from graphpass.dense.oracle import Checked, Oracle, Probe
 from graphpass.dense.trace import LAYOUTS, FixedResolutionError, Trace
-from graphpass.driver import apply
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
-from graphpass.model import Model
-from graphpass.registry import make
+from graphpass.ir.model import Model
+from graphpass.rewrite.driver import apply
+from graphpass.rewrite.registry import make
 from graphpass.storage.layout import ExternalData
 from graphpass.storage.writer import WrittenFiles, stage_model
-from graphpass.validate.runtime import Limits, RunError, Runtime
+from graphpass.validate.process.runtime import Limits, RunError, Runtime
 
 HeadKind = Literal["dense", "global"]
 Progress = Callable[[str, float], None]

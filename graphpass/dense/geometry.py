@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphpass.graph import Node, attribute, constant, label, require
+from graphpass.ir.questions import Node, attribute, constant, label, require
 
 Pixels = npt.NDArray[np.int64]
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.dense.cells import NATIVE, OFFSET, STRIDE, WINDOW
-from graphpass.dense.image import images
+from graphpass.dense.image_input import images
+from graphpass.dense.map_geometry import NATIVE, OFFSET, STRIDE, WINDOW
 from graphpass.dense.picture import ImageInput, Preprocessing, read_picture
 from graphpass.dense.trace import LAYOUTS
 from graphpass.errors import ModelError, OutputError, RuntimeUnavailableError, UsageError
-from graphpass.graph import Tensor
-from graphpass.model import Model
-from graphpass.validate.runtime import RunError, Runtime
-from graphpass.weight import Array
+from graphpass.ir.model import Model
+from graphpass.ir.questions import Tensor
+from graphpass.ir.weight import Array
+from graphpass.validate.process.runtime import RunError, Runtime
 
 Pair = tuple[int, int]
 

@@ -16,14 +16,22 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.dense.image import trace_image
-from graphpass.dense.parts import Head, cut_heads, cut_trunk, declared, height_and_width, start_of
+from graphpass.dense.image_input import trace_image
 from graphpass.dense.trace import LAYOUTS, Collapse, Trace
-from graphpass.driver import apply
+from graphpass.dense.trunk_and_heads import (
+    Head,
+    cut_heads,
+    cut_trunk,
+    declared,
+    height_and_width,
+    start_of,
+)
 from graphpass.errors import ModelError
-from graphpass.graph import operator
-from graphpass.model import Model
-from graphpass.registry import make
+from graphpass.ir.model import Model
+from graphpass.ir.questions import operator
+from graphpass.ir.weight import Array
+from graphpass.rewrite.driver import apply
+from graphpass.rewrite.registry import make
 from graphpass.validate.compare import (
     Noise,
     OutputComparison,
@@ -33,8 +41,7 @@ from graphpass.validate.compare import (
     measure_noise,
 )
 from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
-from graphpass.validate.runtime import RunError, Runtime, Session
-from graphpass.weight import Array
+from graphpass.validate.process.runtime import RunError, Runtime, Session
 
 _CELLS_AT_ONCE = 32
 _MOST_CELLS = 256  # of one output at one size; beyond, a seeded sample with the corners in it

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphpass.errors import UsageError
-from graphpass.weight import Array
+from graphpass.ir.weight import Array
 
 # what torchvision's and most other published classifiers were trained with
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

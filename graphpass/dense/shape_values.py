@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.graph import Node, attribute, axes_of
-from graphpass.weight import Array
+from graphpass.ir.questions import Node, attribute, axes_of
+from graphpass.ir.weight import Array
 
 
 def _slice_value(node: Node, data: Array, *given: Array) -> Array:

@@ -25,7 +25,16 @@ from graphpass.dense.axes import (
     target_sizes,
 )
 from graphpass.dense.geometry import Window, windows_of
-from graphpass.graph import Node, attribute, axes_of, constant, label, operator, opset, require
+from graphpass.ir.questions import (
+    Node,
+    attribute,
+    axes_of,
+    constant,
+    label,
+    operator,
+    opset,
+    require,
+)
 
 if TYPE_CHECKING:
     from graphpass.dense.trace import Trace, Tracer

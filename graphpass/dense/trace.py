@@ -25,7 +25,7 @@ from graphpass.dense.axes import (
 from graphpass.dense.geometry import Line
 from graphpass.dense.shape_values import SHAPE_ARITHMETIC
 from graphpass.dense.spatial import HANDLERS, SLIDING
-from graphpass.graph import (
+from graphpass.ir.questions import (
     Graph,
     Node,
     RefusedError,
@@ -36,7 +36,7 @@ from graphpass.graph import (
     operator,
     require,
 )
-from graphpass.weight import Array
+from graphpass.ir.weight import Array
 
 LAYOUTS = {"NCHW": (2, 3), "NHWC": (1, 2)}
 _FLATTENS = ("Flatten", "Reshape", "Squeeze")

@@ -16,10 +16,10 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
-from graphpass import remote
 from graphpass.errors import CRASH_EXIT_CODE, OutputError, UsageError
 from graphpass.many import local
 from graphpass.many.task import Outcome, Task, failed
+from graphpass.storage import remote
 
 _CONNECT_S = 10.0
 _VISIBLE_S = 5.0  # network file systems may show a new file late

@@ -13,7 +13,7 @@ from graphpass.errors import CRASH_EXIT_CODE
 from graphpass.many.process import Process, from_message
 from graphpass.many.task import Outcome, Task, clean_up, failed
 from graphpass.many.task import run as run_task
-from graphpass.validate.channel import ChannelClosedError
+from graphpass.validate.process.channel import ChannelClosedError
 
 # is told which model is at which step, and how much of it is done (0 to 1)
 Tell = Callable[[str, str, float], None]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from graphpass import remote
 from graphpass.errors import OutputError, UsageError
+from graphpass.storage import remote
 
 Place = str | os.PathLike[str]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import graphpass
-from graphpass.closing import Closing
 from graphpass.many import task as tasks
-from graphpass.validate.channel import (
+from graphpass.resources import Closing
+from graphpass.validate.process.channel import (
     Channel,
     ChannelClosedError,
     Head,

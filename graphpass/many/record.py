@@ -14,10 +14,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from graphpass import remote
 from graphpass.errors import GraphpassError, OutputError
 from graphpass.many.plan import place_of
-from graphpass.report import FileFacts, environment, file_facts, plain
+from graphpass.report.data import FileFacts, environment, file_facts, plain
+from graphpass.storage import remote
 
 FOLDER = ".graphpass"
 _VERSION = 1
@@ -32,7 +32,7 @@ def settings(options: Mapping[str, Any], saving: Mapping[str, Any]) -> dict[str,
     what checks the result are part of it, contents of files with inputs as well.
     """
     from graphpass import __version__
-    from graphpass.registry import PIPELINES, without
+    from graphpass.rewrite.registry import PIPELINES, without
 
     passes, skip = options.get("passes"), options.get("skip", ())
     steps = without(passes, skip)

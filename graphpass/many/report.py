@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from graphpass.many.task import Outcome
-from graphpass.render import Row, markdown_table, size, xml_safe
+from graphpass.report.render import Row, markdown_table, size, xml_safe
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = Path(__file__).parents[1] / "many.schema.json"

@@ -10,8 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from graphpass import remote
-from graphpass.api import Result, optimize
 from graphpass.errors import UsageError
 from graphpass.many import cluster, local
 from graphpass.many.plan import Item, Place, folder_of, make_folders, place_of, plan
@@ -19,9 +17,11 @@ from graphpass.many.record import FOLDER
 from graphpass.many.report import ManyReport
 from graphpass.many.task import Outcome, Task, make
 from graphpass.many.watch import Watch
-from graphpass.registry import without
-from graphpass.report import plain
-from graphpass.validate.runtime import available_cpus
+from graphpass.report.data import plain
+from graphpass.rewrite.registry import without
+from graphpass.run.api import Result, optimize
+from graphpass.storage import remote
+from graphpass.validate.process.runtime import available_cpus
 
 _SAVING = set(inspect.signature(Result.save).parameters) - {"self", "path"}
 # defaults are spelled out, so that a record knows them for the same as what is given

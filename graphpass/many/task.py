@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from graphpass import remote
 from graphpass.errors import BUG_EXIT_CODE, GraphpassError, OutputError, bug
 from graphpass.many.plan import Item, place_of
 from graphpass.many.record import Record, settings
-from graphpass.report import FileFacts, input_files
+from graphpass.report.data import FileFacts, input_files
+from graphpass.storage import remote
 
 Status = Literal["written", "skipped", "failed"]
 Tell = Callable[[str, float], None]
@@ -96,7 +96,7 @@ def failed(task: Task, message: str, exit_code: int) -> Outcome:
 
 def clean_up(task: Task) -> None:
     """Remove what a process that was killed left beside a result."""
-    from graphpass.storage.claim import Claim
+    from graphpass.storage.staging import Claim
 
     target = _target(task)
     if not remote.is_url(target):
@@ -105,8 +105,8 @@ def clean_up(task: Task) -> None:
 
 
 def _run(task: Task, tell: Tell) -> Outcome:
-    from graphpass import api
-    from graphpass.validate import forked
+    from graphpass.run import api
+    from graphpass.validate.process import forked
 
     source, target = task["source"], _target(task)
     options = dict(task["options"])
@@ -135,14 +135,14 @@ def _target(task: Task) -> str:
 
 def _files(model: Path, options: Mapping[str, Any]) -> list[FileFacts]:
     """Return facts on all files of a model; reads them."""
-    from graphpass.wire import read_skeleton
+    from graphpass.storage.wire import read_skeleton
 
     allowed = [Path(folder) for folder in options.get("allow_external", ())]
     return input_files(read_skeleton(model, allow_external=allowed), model)
 
 
 def _write_reproducers(report: Any, task: Task) -> None:
-    from graphpass.reproducer import write_all
+    from graphpass.report.reproducer import write_all
 
     if task["reproducers"] is None:
         return
@@ -159,7 +159,7 @@ def _renderings(report: Any) -> dict[str, str]:
 
     from rich.console import Console
 
-    from graphpass.render import junit, markdown, terminal
+    from graphpass.report.render import junit, markdown, terminal
 
     console = Console(file=io.StringIO(), width=200, highlight=False)
     terminal(report, console, verbose=True)

@@ -32,7 +32,7 @@ from graphpass.storage.reference import (
     require_as_it_was,
     stamp,
 )
-from graphpass.wire import EXTERNAL_TAG, payload_field, restored
+from graphpass.storage.wire import EXTERNAL_TAG, payload_field, restored
 
 ExternalData = Literal["auto", "always", "never"]
 

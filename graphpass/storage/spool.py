@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
-from graphpass.closing import Closing
+from graphpass.resources import Closing
 from graphpass.storage.reference import (
     BITS,
     Reference,
@@ -28,7 +28,7 @@ from graphpass.storage.reference import (
     refer,
     tensors,
 )
-from graphpass.wire import read_skeleton
+from graphpass.storage.wire import read_skeleton
 
 _PREFIX = "graphpass-spool-"
 _FILE = "weights"

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import onnx
 
-from graphpass.closing import Closing
-from graphpass.storage.claim import Claim, free_data_name, own_data, remove_unused
+from graphpass.resources import Closing
 from graphpass.storage.layout import ExternalData, Layout, lay_out
 from graphpass.storage.reference import WriteError
 from graphpass.storage.splice import Sources, sync, write_file
+from graphpass.storage.staging import Claim, free_data_name, own_data, remove_unused
 
 __all__ = [
     "StagedModel",

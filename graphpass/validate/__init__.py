@@ -27,30 +27,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphpass.validate.baseline import ReferenceCannotRunError
     from graphpass.validate.compare import OutputComparison
+    from graphpass.validate.feeds.given import InputsError
     from graphpass.validate.latency import Latency
     from graphpass.validate.options import ValidationOptions
-    from graphpass.validate.point import ReferenceCannotRunError
-    from graphpass.validate.runtime import (
+    from graphpass.validate.process.runtime import (
         Limits,
         ProviderUnavailableError,
         RunError,
         Runtime,
     )
     from graphpass.validate.structure import check_structure
-    from graphpass.validate.user_inputs import InputsError
     from graphpass.validate.validator import Validator
     from graphpass.validate.verdict import Verdict
 
 _HOMES = {
-    "InputsError": "user_inputs",
+    "InputsError": "feeds.given",
     "Latency": "latency",
-    "Limits": "runtime",
+    "Limits": "process.runtime",
     "OutputComparison": "compare",
-    "ProviderUnavailableError": "runtime",
-    "ReferenceCannotRunError": "point",
-    "RunError": "runtime",
-    "Runtime": "runtime",
+    "ProviderUnavailableError": "process.runtime",
+    "ReferenceCannotRunError": "baseline",
+    "RunError": "process.runtime",
+    "Runtime": "process.runtime",
     "ValidationOptions": "options",
     "Validator": "validator",
     "Verdict": "verdict",

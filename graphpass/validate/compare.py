@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphpass.validate.channel import Array, Value
-from graphpass.validate.measure import (
+from graphpass.validate.distance import (
     classes,
     cosine,
     difference,
@@ -36,6 +35,7 @@ from graphpass.validate.measure import (
     top1_agreement,
     wide,
 )
+from graphpass.validate.process.channel import Array, Value
 
 # With a floor beyond this, the tolerance would let anything pass: the output says nothing.
 MAX_NOISE_FLOOR = 0.05

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from graphpass.inference import infer_shapes
-from graphpass.validate.walk import all_graphs
+from graphpass.ir.inference import infer_shapes
+from graphpass.ir.proto_walk import all_graphs
 
 Shape = Sequence[int]
 

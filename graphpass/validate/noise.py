@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from graphpass.validate.channel import Array, Value
-from graphpass.validate.walk import all_graphs, all_nodes
+from graphpass.ir.proto_walk import all_graphs, all_nodes
+from graphpass.validate.process.channel import Array, Value
 
 # Distance from 1 to the next larger number.
 _EPSILON: dict[int, float] = {

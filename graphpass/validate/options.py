@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graphpass.validate.channel import Array
+from graphpass.validate.process.channel import Array
 
 
 @dataclass(frozen=True)

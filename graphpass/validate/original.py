@@ -9,11 +9,17 @@ from dataclasses import replace
 import onnx
 
 from graphpass.validate import noise
-from graphpass.validate.measure import identical, leaves, magnitude
+from graphpass.validate.baseline import (
+    FULL_NOISE,
+    ONE_DRAW,
+    REORDERED,
+    Point,
+    ReferenceCannotRunError,
+)
+from graphpass.validate.distance import identical, leaves, magnitude
+from graphpass.validate.feeds.search import FeedSearch, run_point
 from graphpass.validate.options import ValidationOptions
-from graphpass.validate.point import FULL_NOISE, ONE_DRAW, REORDERED, Point, ReferenceCannotRunError
-from graphpass.validate.runtime import Level, RunError, Runtime, Session
-from graphpass.validate.search import FeedSearch, run_point
+from graphpass.validate.process.runtime import Level, RunError, Runtime, Session
 
 
 class Original:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from graphpass.validate.walk import all_graphs, all_nodes
+from graphpass.ir.proto_walk import all_graphs, all_nodes
 
 # From here on an initializer that is also an input is a default; before, all are constants.
 _OVERRIDABLE_FROM_IR_VERSION = 4

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from graphpass.closing import Closing
-from graphpass.validate.channel import Value
+from graphpass.resources import Closing
+from graphpass.rewrite.window import Window, WindowVerdict
+from graphpass.validate.baseline import FULL_NOISE, Point
 from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
+from graphpass.validate.distance import leaves
 from graphpass.validate.latency import Latency, latency_of
-from graphpass.validate.measure import leaves
 from graphpass.validate.noise import base_tolerance
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
-from graphpass.validate.point import FULL_NOISE, Point
-from graphpass.validate.runtime import Limits, RunError, Runtime, Session, run_rounds
+from graphpass.validate.process.channel import Value
+from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session, run_rounds
 from graphpass.validate.structure import check_structure, interface_problems
 from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, incomparable
-from graphpass.window import Window, WindowVerdict
 
 # Added to the name of a feed on which a candidate ran as its users run it.
 _OPTIMIZED = ", default optimization"
@@ -93,7 +93,7 @@ class Validator(Closing):
 
     def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
         """Run each rewrite on its own, on the CPU, against the bound derived from it."""
-        from graphpass.validate.windows import check_windows
+        from graphpass.validate.window.check import check_windows
 
         return check_windows(
             windows,

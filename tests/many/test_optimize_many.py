@@ -20,7 +20,6 @@ import pytest
 import referencing
 
 import graphpass
-from graphpass import report as single
 from graphpass.errors import UsageError
 from graphpass.many import local
 from graphpass.many.plan import folder_of, plan
@@ -28,6 +27,8 @@ from graphpass.many.process import Process
 from graphpass.many.report import SCHEMA_PATH, ManyReport, junit, markdown
 from graphpass.many.task import Task, make
 from graphpass.many.watch import Watch
+from graphpass.report import data as single
+from graphpass.run import api
 
 from .models import ENDLESS, SLOW, digits, loop, processes, small, tree
 
@@ -249,7 +250,7 @@ def test_a_bug_is_one_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def broken(*arguments: Any, **options: Any) -> None:
         raise KeyError("oops")
 
-    monkeypatch.setattr(graphpass.api, "optimize", broken)
+    monkeypatch.setattr(api, "optimize", broken)
     task = task_of(small(tmp_path / "a.onnx"))
     (outcome,) = local.inline([task], lambda model, text, done: None)
     assert outcome.exit_code == 70 and "this is a bug in graphpass (KeyError" in outcome.message

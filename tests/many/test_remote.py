@@ -11,10 +11,9 @@ import onnx
 import pytest
 
 import graphpass
-from graphpass import remote
 from graphpass.cli import run
 from graphpass.errors import ModelError, OutputError, UsageError
-from graphpass.storage import spool
+from graphpass.storage import remote, spool
 
 from .models import small
 

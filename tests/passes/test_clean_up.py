@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphpass.registry import make
+from graphpass.rewrite.registry import make
 from graphpass.testing import (
     apply_to,
     check,

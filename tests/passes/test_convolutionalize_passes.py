@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphpass.registry import make
+from graphpass.rewrite.registry import make
 from graphpass.testing import (
     apply_to,
     check,

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphpass import wire
-from graphpass.registry import make
+from graphpass.rewrite.registry import make
+from graphpass.storage import wire
 from graphpass.testing import (
     apply_to,
     check,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from graphpass.registry import make
+from graphpass.rewrite.registry import make
 from graphpass.testing import (
     apply_to,
     check,

@@ -10,7 +10,7 @@ import onnx
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from graphpass.registry import make
+from graphpass.rewrite.registry import make
 from graphpass.testing import apply_to, check_equal, check_untouched, check_valid, graph, operators
 
 Array = npt.NDArray[Any]

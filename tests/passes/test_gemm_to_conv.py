@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphpass.driver import apply
 from graphpass.errors import UsageError
-from graphpass.model import Model
-from graphpass.registry import make
+from graphpass.ir.model import Model
+from graphpass.rewrite.driver import apply
+from graphpass.rewrite.registry import make
 from graphpass.testing import (
     apply_to,
     check,

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass import fixture
 from graphpass.errors import UsageError
-from graphpass.registry import parse
-from graphpass.rule import Pass
-from graphpass.testing import graph
+from graphpass.rewrite.registry import parse
+from graphpass.rewrite.rule import Pass
+from graphpass.testing import fixture, graph
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from graphpass.driver import Rewrite, apply
-from graphpass.model import Model
-from graphpass.rule import Pass
-from graphpass.window import Window
-from graphpass.wire import tensor_array
+from graphpass.ir.model import Model
+from graphpass.rewrite.driver import Rewrite, apply
+from graphpass.rewrite.rule import Pass
+from graphpass.rewrite.window import Window
+from graphpass.storage.wire import tensor_array
 
 Array = npt.NDArray[Any]
 Random = np.random.Generator

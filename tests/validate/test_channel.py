@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from graphpass.validate.channel import (
+from graphpass.validate.process.channel import (
     Channel,
     ChannelClosedError,
     ChannelTimeoutError,

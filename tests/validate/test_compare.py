@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphpass.validate.channel import Value
 from graphpass.validate.compare import (
     Noise,
     OutputComparison,
@@ -15,7 +14,8 @@ from graphpass.validate.compare import (
     compare_leaf,
     measure_noise,
 )
-from graphpass.validate.measure import leaves
+from graphpass.validate.distance import leaves
+from graphpass.validate.process.channel import Value
 
 from .models import Array
 

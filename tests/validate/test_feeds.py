@@ -4,9 +4,9 @@ import pytest
 
 from graphpass.validate import Validator
 from graphpass.validate.cost import multiply_adds
-from graphpass.validate.dims import classify, first_bindings, resized, with_batch
-from graphpass.validate.feeds import Recipe, draw_feed, overrides
-from graphpass.validate.inputs import input_specs
+from graphpass.validate.feeds.drawn import Recipe, draw_feed, overrides
+from graphpass.validate.feeds.sizes import classify, first_bindings, resized, with_batch
+from graphpass.validate.feeds.specs import input_specs
 
 from .models import convnet, parse
 

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is fork
 BEGINNING = """
     import os, signal, sys, threading
     from pathlib import Path
-    from graphpass.validate import forked
+    from graphpass.validate.process import forked
 
     def children():
         return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
 
     def load_all():
         global Limits, Runtime, RunError, model
-        from graphpass.validate.runtime import Limits, RunError, Runtime
+        from graphpass.validate.process.runtime import Limits, RunError, Runtime
         import onnx
         model = onnx.parser.parse_model(
             '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {y = Relu (x)}'

@@ -11,7 +11,7 @@ from graphpass.validate.noise import (
     moved_by_ulp,
     noisy_model,
 )
-from graphpass.validate.runtime import Runtime
+from graphpass.validate.process.runtime import Runtime
 
 from .models import Array, convnet, parse
 

@@ -13,14 +13,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphpass.validate.runtime import (
+from graphpass.validate.process.runtime import (
     Limits,
     ProviderUnavailableError,
     RunError,
     Runtime,
     run_rounds,
 )
-from graphpass.validate.worker import RefusalError, condense, resolve_provider, verify_provider
+from graphpass.validate.process.worker import (
+    RefusalError,
+    condense,
+    resolve_provider,
+    verify_provider,
+)
 
 from .models import ALLOCATING, COUNTING, RELU, parse
 
@@ -200,7 +205,7 @@ PARENT = """
 import sys
 import numpy as np
 from onnx import parser
-from graphpass.validate.runtime import Limits, Runtime
+from graphpass.validate.process.runtime import Limits, Runtime
 runtime = Runtime(Limits(time_s=60))
 session = runtime.load(parser.parse_model(sys.stdin.read()))
 print(runtime.worker().pid, flush=True)

@@ -156,8 +156,8 @@ def test_what_was_invalid_before_is_not_held_against_the_candidate() -> None:
 
 
 def test_large_weights_inside_bodies_keep_their_shapes_for_inference() -> None:
-    from graphpass.model import Model
-    from graphpass.registry import pipeline
+    from graphpass.ir.model import Model
+    from graphpass.rewrite.registry import pipeline
     from graphpass.testing import apply_to, graph
 
     model = graph(

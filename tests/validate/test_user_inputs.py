@@ -6,8 +6,8 @@ import pytest
 from onnx import numpy_helper
 
 from graphpass.validate import InputsError, ReferenceCannotRunError, ValidationOptions, Validator
-from graphpass.validate.inputs import input_specs
-from graphpass.validate.user_inputs import user_feeds
+from graphpass.validate.feeds.given import user_feeds
+from graphpass.validate.feeds.specs import input_specs
 
 from .models import Array, parse
 

@@ -19,17 +19,17 @@ import pytest
 from onnx import numpy_helper
 
 import graphpass
-from graphpass.driver import Rewrite, apply
-from graphpass.model import Model
-from graphpass.registry import make, pass_types
-from graphpass.rule import Pass
+from graphpass.ir.model import Model
+from graphpass.rewrite.driver import Rewrite, apply
+from graphpass.rewrite.registry import make, pass_types
+from graphpass.rewrite.rule import Pass
+from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.testing import graph
 from graphpass.validate import Runtime
-from graphpass.validate.channel import Value
-from graphpass.validate.prepared import Terms, prepare
-from graphpass.validate.runtime import Run, Session
-from graphpass.validate.windows import check_windows
-from graphpass.window import Window, WindowVerdict
+from graphpass.validate.process.channel import Value
+from graphpass.validate.process.runtime import Run, Session
+from graphpass.validate.window.check import check_windows
+from graphpass.validate.window.prepare import Terms, prepare
 
 from .cases import cases
 from .sabotage import (
@@ -276,7 +276,7 @@ def test_inputs_that_run_at_once_are_judged_as_those_that_run_one_kind_after_the
         )
     ]
     at_once = check_windows(tried, runtime)
-    monkeypatch.setattr("graphpass.validate.prepared._stack_axis", lambda window: None)
+    monkeypatch.setattr("graphpass.validate.window.prepare._stack_axis", lambda window: None)
     in_turn = check_windows(tried, runtime)
     assert {verdict.status for verdict in at_once} >= {"ok", "differs"}
     for one, other in zip(at_once, in_turn, strict=True):
@@ -360,7 +360,7 @@ def test_windows_that_are_fed_the_same_share_it_and_answer_for_themselves(
     assert fed == [2], "of one shape, but one after the other along another axis"
 
     del fed[:]
-    monkeypatch.setattr("graphpass.validate.windows._COMPUTED_BYTES", 1)
+    monkeypatch.setattr("graphpass.validate.window.check._COMPUTED_BYTES", 1)
     assert all(verdict.ok for verdict in check_windows([right] * 3, runtime))
     assert fed == [1, 1, 1], "what is large together runs one after the other"
 

@@ -1,0 +1,1 @@
+"""What a model is: nodes and tensors, what rules ask of them, from a proto and back."""

@@ -1,0 +1,1 @@
+"""How a graph is rewritten: patterns, rules, the driver and the one surgeon."""

@@ -1,0 +1,162 @@
+"""Passes and pipelines by name; built-in passes and plug-ins come in by the same door.
+
+An entry point of the group `graphpass.passes` names a module; every `Pass` subclass that the
+module lists in `__all__` (or, without one, defines) is a pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from graphpass.errors import UsageError
+from graphpass.rewrite.rule import Pass
+
+PIPELINES: Mapping[str, tuple[str, ...]] = {
+    "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
+    "runtime": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv"),
+    "conv-only": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
+}
+
+_GROUP = "graphpass.passes"
+_BUILTIN = "builtin"
+_ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
+
+
+@lru_cache(maxsize=1)
+def builtin_types() -> dict[str, type[Pass]]:
+    """Return graphpass's own pass classes by name."""
+    found = [point for point in entry_points(group=_GROUP) if point.name == _BUILTIN]
+    # a checkout that is not installed has no entry points
+    return _types(found or [EntryPoint(_BUILTIN, "graphpass.passes", _GROUP)])
+
+
+@lru_cache(maxsize=1)
+def pass_types() -> dict[str, type[Pass]]:
+    """Return every known pass class by name, built-in ones first. Raises `UsageError`."""
+    plug_ins = [point for point in entry_points(group=_GROUP) if point.name != _BUILTIN]
+    return _types(plug_ins, builtin_types())
+
+
+def _types(
+    points: Iterable[EntryPoint], known: Mapping[str, type[Pass]] | None = None
+) -> dict[str, type[Pass]]:
+    found = dict(known or {})
+    for point in points:
+        module = _load(point)
+        names = getattr(module, "__all__", None) or dir(module)
+        for name in names:
+            value = getattr(module, name)
+            if not (isinstance(value, type) and issubclass(value, Pass) and value is not Pass):
+                continue
+            if value.name in found and found[value.name] is not value:
+                raise UsageError(
+                    f"two passes are called {value.name!r}: {found[value.name].__module__} and "
+                    f"{value.__module__}; uninstall one of the packages"
+                )
+            found[value.name] = value
+    return found
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return import_module(point.value)
+    except Exception as error:  # whatever a plug-in does when it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the plug-in {point.name} cannot be loaded: {reason}") from error
+
+
+def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
+    """Return the pass `name` with its options given as text. Raises `UsageError`."""
+    kinds = builtin_types()
+    if name not in kinds:
+        kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
+    if name not in kinds:
+        raise UsageError(f"there is no pass {name!r}; there are: {', '.join(kinds)}")
+    kind = kinds[name]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for key, text in (options or {}).items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise UsageError(f"pass {name} has no option {key!r}; its options: {known}")
+        values[key] = _value(name, fields[key], text)
+    return kind(**values)
+
+
+def _value(name: str, field: dataclasses.Field[Any], text: str) -> Any:
+    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "str")
+    readers: dict[str, Any] = {"int": int, "float": float, "str": str}
+    if kind == "bool":
+        if text.lower() in ("true", "yes", "1"):
+            return True
+        if text.lower() in ("false", "no", "0"):
+            return False
+        raise UsageError(f"option {field.name} of pass {name} is true or false, not {text!r}")
+    try:
+        return readers.get(kind, str)(text)
+    except ValueError:
+        raise UsageError(
+            f"option {field.name} of pass {name} is of type {kind}: {text!r}"
+        ) from None
+
+
+def parse(text: str) -> list[Pass]:
+    """Read `a,b{option=value;other=1},c` into passes. Raises `UsageError`."""
+    return [make(name, options) for name, options in split(text)]
+
+
+def split(text: str) -> list[tuple[str, dict[str, str]]]:
+    """Read `a,b{option=value;other=1},c` into names and options. Raises `UsageError`."""
+    steps: list[tuple[str, dict[str, str]]] = []
+    position = 0
+    while position < len(text):
+        item = _ITEM.match(text, position)
+        if item is None:
+            raise UsageError(
+                f"cannot read the pass list at {text[position:]!r}; write a,b{{option=value}},c"
+            )
+        options = {}
+        for part in filter(None, (item.group(2) or "").split(";")):
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise UsageError(f"option {part!r} of pass {item.group(1)} needs =value")
+            options[key.strip()] = value.strip()
+        steps.append((item.group(1), options))
+        position = item.end()
+    if not steps:
+        raise UsageError("the pass list is empty")
+    return steps
+
+
+def pipeline(name: str) -> list[Pass]:
+    """Return the passes of a named pipeline. Raises `UsageError`."""
+    if name not in PIPELINES:
+        raise UsageError(f"there is no pipeline {name!r}; there are: {', '.join(PIPELINES)}")
+    return [make(step) for step in PIPELINES[name]]
+
+
+def passes_of(what: str | Pass | Sequence[str | Pass] | None) -> list[Pass]:
+    """Return passes from a pipeline name, a pass list in text, passes, or None (the default)."""
+    if what is None:
+        return pipeline("default")
+    if isinstance(what, Pass):
+        return [what]
+    if isinstance(what, str):
+        return pipeline(what) if what in PIPELINES else parse(what)
+    return [step for item in what for step in ([item] if isinstance(item, Pass) else parse(item))]
+
+
+def without(what: str | Pass | Sequence[str | Pass] | None, skip: Sequence[str]) -> list[Pass]:
+    """Return passes as `passes_of` does, but for those named in `skip`. Raises `UsageError`."""
+    steps = passes_of(what)
+    names = [step.name for step in steps]
+    for name in skip:
+        if name not in names:
+            raise UsageError(f"there is no pass {name!r} to skip among {', '.join(names)}")
+    return [step for step in steps if step.name not in skip]

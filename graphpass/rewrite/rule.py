@@ -1,0 +1,101 @@
+"""What a pass is made of: rules, each one pattern, one pure function, one law."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from graphpass.errors import RuleError
+from graphpass.ir.nodes import Graph
+from graphpass.rewrite.pattern import Op, either
+
+Term = Any  # an Op, a tensor that the pattern bound, a Weight or an array
+
+
+class Rule:
+    """`pattern` = `rewrite(…)`; the first line of the docstring states the law.
+
+    `rewrite` gets what the pattern bound, by name, and returns the term that takes the place of
+    the matched nodes. It decides everything before anything is changed: `require(condition,
+    reason)` refuses with one sentence; returning None says that the structure is another one.
+    A rule keeps no state. A rule with options is a frozen dataclass.
+    """
+
+    pattern: ClassVar[Op | either]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if not isinstance(getattr(cls, "pattern", None), (Op, either)):
+            raise RuleError(f"rule {cls.__name__} needs a `pattern`: an Op or either(Op, …)")
+        if "rewrite" not in cls.__dict__:
+            raise RuleError(f"rule {cls.__name__} needs a `rewrite` method")
+        if not (cls.__dict__.get("__doc__") or "").strip():
+            raise RuleError(f"rule {cls.__name__} needs a docstring whose first line is its law")
+        names = list(dict.fromkeys(cls.pattern.names()))
+        parameters = list(inspect.signature(cls.rewrite).parameters)[1:]
+        if sorted(names) != sorted(parameters):
+            raise TypeError(
+                f"rule {cls.__name__}: the pattern binds {', '.join(names)} "
+                f"but rewrite takes {', '.join(parameters)}"
+            )
+
+    # `*_` makes type checkers accept the parameters that each rule gives its own
+    def rewrite(self, *_: Any, **bound: Any) -> Term | None:
+        """Return the term that equals the match, None for another structure, or refuse."""
+        raise NotImplementedError
+
+    @property
+    def law(self) -> str:
+        """The equation that the rule rests on."""
+        return inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
+
+    @property
+    def name(self) -> str:
+        """The rule's name in reports."""
+        return type(self).__name__
+
+    @property
+    def roots(self) -> frozenset[str]:
+        """The operators that the pattern can begin at."""
+        return frozenset(_roots(self.pattern))
+
+
+def _roots(pattern: Op | either) -> list[str]:
+    if isinstance(pattern, either):
+        return [op for part in pattern.alternatives for op in _roots(part)]  # type: ignore[arg-type]
+    return [f"{pattern.domain}::{op}" if pattern.domain else op for op in pattern.ops]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A named step of a pipeline: rules that are applied until none fits, or a `run` of its own.
+
+    A subclass sets `name`, and `rules` (a tuple, or a property where they depend on options) or
+    `run`. Its dataclass fields are its options. `changes_interface`: whether it may change
+    inputs and outputs of the model. `sweeps`: whether nodes and initializers that nothing reads
+    are removed first.
+    """
+
+    name: ClassVar[str]
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    changes_interface: ClassVar[bool] = False
+    sweeps: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if not isinstance(cls.__dict__.get("name"), str):
+            raise RuleError(f"pass {cls.__name__} needs a `name`")
+        if any(base is not Pass and issubclass(base, Pass) for base in cls.__bases__):
+            raise RuleError(f"pass {cls.__name__} inherits from a pass: use its rules instead")
+        if "rules" not in cls.__dict__ and "run" not in cls.__dict__:
+            raise RuleError(f"pass {cls.__name__} needs `rules` or a `run` method")
+
+    def run(self, graph: Graph) -> list[str]:
+        """Change `graph` by hand and return one line for each change; rules are applied after."""
+        return []
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]

@@ -1,0 +1,190 @@
+"""One rewrite on its own: its nodes before and after, as two models with the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
+
+from graphpass.ir.nodes import Graph, Node, Tensor
+from graphpass.ir.questions import constant, operator, producer
+from graphpass.rewrite.match import Match
+from graphpass.rewrite.surgery import Built, node_proto
+
+_MOST_NODES = 64  # of a window with what computes its shapes
+
+
+@dataclass(frozen=True)
+class Window:
+    """The matched nodes and what replaced them; weights are references, so it is small."""
+
+    before: onnx.ModelProto
+    after: onnx.ModelProto
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class WindowVerdict:
+    """How far one rewrite's output was from what it replaces.
+
+    `ratio` is the largest observed/allowed over all elements and feeds; `status` is "ok",
+    "differs" or "not run" (then `reason` says why). `bound`: "elementwise", "norm" (for operators
+    that are not affine) or "equal" (nothing is computed, elements only move).
+    """
+
+    status: str
+    ratio: float = 0.0
+    max_abs_error: float = 0.0
+    allowed: float = 0.0
+    feed: str = ""
+    bound: str = "elementwise"
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against the rewrite."""
+        return self.status != "differs"
+
+
+def capture(found: Match, built: Built) -> Window | None:
+    """Cut out a rewrite before it is committed; None where a type is unknown."""
+    output = found.root.outputs[0]
+    graph: Graph = found.root.graph
+    result = output if built.result is None else built.result
+    read = [tensor for node in (*found.nodes, *built.nodes) for tensor in node.inputs]
+    shapes = _shape_nodes(graph, [*read, result], {id(node) for node in found.nodes})
+    made = {node.op for node in built.nodes}
+    if isinstance(built.result, gs.Constant) or made == {"Constant"}:
+        shapes |= _fixed_nodes(graph, found.root)
+    replaced = list(dict.fromkeys(reversed(found.nodes)))  # a node may have been met twice
+    before = _cut(graph, replaced, output, output, shapes)
+    # what replaces the match may go on reading tensors from the middle of it
+    sources = shapes | {id(node): node for node in found.nodes}
+    if built.result is not None:
+        after = _cut(graph, [], built.result, output, sources)
+    else:
+        after = _cut(graph, built.nodes, built.nodes[-1].outputs[0], output, sources)
+    if before is None or after is None:
+        return None
+    names = {value.name for value in (*before.graph.input, *after.graph.input)}
+    return Window(before, after, tuple(sorted(names)), output.name)
+
+
+def _cut(
+    graph: Graph, nodes: list[Node], output: Tensor, named: Tensor, shapes: dict[int, Node]
+) -> onnx.ModelProto | None:
+    bare = not nodes  # nothing but a tensor that is there already
+    nodes = _with_sources(nodes, [output] if bare else [], shapes)
+    made = {id(tensor) for node in nodes for tensor in node.outputs}
+    proto = onnx.GraphProto(name="window")
+    seen: set[int] = set()
+    for tensor in [*(t for node in nodes for t in node.inputs), *([output] if bare else [])]:
+        if tensor.name == "" or id(tensor) in made or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        weight = constant(tensor)
+        if weight is not None and isinstance(tensor, gs.Constant) and weight.tensor is not None:
+            proto.initializer.append(weight.tensor)
+            proto.initializer[-1].name = tensor.name
+        elif weight is not None:
+            proto.initializer.append(onnx.numpy_helper.from_array(weight.array(), tensor.name))
+        elif tensor.dtype is None:
+            return None
+        else:
+            proto.input.append(_value_info(tensor, tensor.name))
+    ordered = _ordered(nodes)
+    proto.node.extend(node_proto(node) for node in ordered)
+    if bare and output.name != named.name:
+        proto.node.add(op_type="Identity", input=[output.name], output=[named.name])
+    elif not bare and output is not named:
+        proto.node[-1].output[0] = named.name
+    if named.dtype is None:
+        return None
+    proto.output.append(_value_info(named, named.name))
+    model = onnx.ModelProto(ir_version=10, graph=proto)
+    for domain, version in graph.opsets.items():
+        model.opset_import.add(domain=domain, version=version)
+    return model
+
+
+def _shape_nodes(graph: Graph, tensors: list[Tensor], replaced: set[int]) -> dict[int, Node]:
+    """Return what computes the shapes and axes among `tensors`: drawn numbers would not fit.
+
+    Both sides of a window have to agree on them, so that it is all or none.
+    """
+    found: dict[int, Node] = {}
+    waiting = list(tensors)
+    while waiting:
+        tensor = waiting.pop()
+        source = producer(tensor)
+        if source is None or id(source) in found or source.graph is not graph:
+            continue
+        if not _is_shape(tensor) or constant(tensor) is not None:
+            continue
+        found[id(source)] = source
+        waiting.extend(source.inputs)
+    outside = {key: node for key, node in found.items() if key not in replaced}
+    return outside if len(outside) <= _MOST_NODES else {}
+
+
+def _with_sources(nodes: list[Node], tensors: list[Tensor], shapes: dict[int, Node]) -> list[Node]:
+    found = list(nodes)
+    inside = {id(node) for node in nodes}
+    waiting = [*tensors, *(tensor for node in nodes for tensor in node.inputs)]
+    while waiting:
+        source = producer(waiting.pop())
+        if source is not None and id(source) in shapes and id(source) not in inside:
+            inside.add(id(source))
+            found.append(source)
+            waiting.extend(source.inputs)
+    return found
+
+
+def _fixed_nodes(graph: Graph, root: Node) -> dict[int, Node]:
+    """Return everything above a node that is replaced by a constant, if that is constant, too."""
+    found: dict[int, Node] = {}
+    waiting = list(root.inputs)
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.name == "" or constant(tensor) is not None:
+            continue
+        source = producer(tensor)
+        if source is None or source.graph is not graph or len(found) > _MOST_NODES:
+            return {}
+        if id(source) not in found:
+            found[id(source)] = source
+            if operator(source) not in ("Shape", "Size"):  # which look at no element
+                waiting.extend(source.inputs)
+    return found
+
+
+def _is_shape(tensor: Tensor) -> bool:
+    kind, shape = tensor.dtype, tensor.shape
+    return kind is not None and np.dtype(kind).kind == "i" and shape is not None and len(shape) <= 1
+
+
+def _ordered(nodes: Iterable[Node]) -> list[Node]:
+    """Sort so that producers come first; the lists are short."""
+    waiting = list(nodes)
+    inside = {id(node) for node in waiting}
+    done: set[int] = set()
+    ordered: list[Node] = []
+    while waiting:
+        for node in waiting:
+            sources = (producer(tensor) for tensor in node.inputs)
+            if all(s is None or id(s) not in inside or id(s) in done for s in sources):
+                break
+        waiting.remove(node)
+        done.add(id(node))
+        ordered.append(node)
+    return ordered
+
+
+def _value_info(tensor: Tensor, name: str) -> onnx.ValueInfoProto:
+    data_type = np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return make_tensor_value_info(name, data_type, tensor.shape)

@@ -1,0 +1,111 @@
+"""Who may pass: a candidate is let through if it is valid and computes what the original does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from graphpass.errors import GraphpassError
+from graphpass.report.data import Check
+from graphpass.resources import Closing
+from graphpass.rewrite.window import Window, WindowVerdict
+from graphpass.storage.identity import difference
+from graphpass.storage.wire import read_skeleton
+from graphpass.validate.options import ValidationOptions
+from graphpass.validate.process.runtime import RunError, available_cpus
+from graphpass.validate.structure import check_structure
+from graphpass.validate.validator import Latency, Validator
+
+
+class Judge(Closing):
+    """Checks candidates against one original, in ONNX Runtime unless `validate` is False.
+
+    Use as a context manager, or `close` it: a worker process runs the models. After `close`,
+    the next check starts another one; the original's outputs are kept.
+    """
+
+    def __init__(
+        self, original: onnx.ModelProto, options: ValidationOptions, *, validate: bool = True
+    ) -> None:
+        self.options = options
+        self.validates = validate
+        self.not_run = ""  # why the original cannot be run, where that is so
+        self._original = onnx.ModelProto()
+        self._original.CopyFrom(original)  # passes go on patching theirs
+        self._validator = Validator(self._original, options) if validate else None
+
+    @property
+    def threads(self) -> int:
+        """How many threads ONNX Runtime uses."""
+        return self.options.threads or available_cpus()
+
+    def prepare(self) -> None:
+        """Run the original, so that what makes it unusable shows before any work is done.
+
+        Raises `RuntimeUnavailableError` where it does not run, `UsageError` where the inputs or
+        bindings that were given do not fit it.
+        """
+        if self._validator is not None:
+            self._validator.prepare()
+
+    def do_without_reference(self, reason: str) -> None:
+        """Let structure and the windows of the rewrites decide: the original does not run."""
+        self.not_run = reason
+
+    def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Check:
+        """Compare a skeleton with the original."""
+        if self._validator is not None and not self.not_run:
+            verdict = self._validator.check(candidate, interface_may_change=interface_may_change)
+            return Check.of(verdict)
+        problems = check_structure(
+            self._original, candidate, interface_may_change=interface_may_change
+        )
+        if problems:
+            return Check("invalid", False, problems[0])
+        return self._unrun("valid ONNX with the same interface")
+
+    def check_file(self, path: Path, checked: onnx.ModelProto) -> Check:
+        """Say whether a file is what was checked, to the byte, and ONNX Runtime takes it.
+
+        Without validation, what its weights hold is not read again.
+        """
+        try:
+            problem = difference(checked, read_skeleton(path), contents=self.validates)
+        except GraphpassError as error:
+            return Check("invalid", False, str(error))
+        if problem:
+            return Check("differs", False, f"it is not the model that was checked: {problem}")
+        if self._validator is None or self.not_run:
+            return self._unrun("the model that was checked")
+        try:
+            self._validator.load(path)
+        except RunError as error:
+            return Check("cannot run", False, str(error))
+        return Check("equal", True, "to the byte the model that was checked; ONNX Runtime loads it")
+
+    def _unrun(self, what: str) -> Check:
+        if self.not_run:
+            return Check("windows only", True, f"{what}; each rewrite was run, but not the model")
+        return Check("not validated", True, f"{what}; it was not run")
+
+    def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
+        """Run rewrites on their own, each before and after (see `validate.windows`)."""
+        if self._validator is None:
+            return [WindowVerdict("not run", reason="nothing was run")] * len(windows)
+        return self._validator.check_windows(windows)
+
+    def latency(self, before: onnx.ModelProto, after: onnx.ModelProto) -> Latency | None:
+        """Time two skeletons in turn; None where that cannot be done."""
+        if self._validator is None or self.not_run:
+            return None
+        try:
+            return self._validator.latency(before, after)
+        except RunError:
+            return None  # runs without ONNX Runtime's optimizations, but not with them
+
+    def close(self) -> None:
+        """End the worker process."""
+        if self._validator is not None:
+            self._validator.close()

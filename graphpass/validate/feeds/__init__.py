@@ -1,0 +1,1 @@
+"""What a model is fed: drawn, found by search, or given by the user."""

@@ -1,0 +1,286 @@
+"""Find feeds that the original accepts: few, unlike each other, each symbol bound differently."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from graphpass.storage.wire import WireError, tensor_array
+from graphpass.validate.baseline import Point, ReferenceCannotRunError
+from graphpass.validate.cost import multiply_adds
+from graphpass.validate.distance import is_discrete, leaves
+from graphpass.validate.feeds.drawn import (
+    INTEGER_RANGES,
+    Feed,
+    Recipe,
+    draw_feed,
+    feed_name,
+    overrides,
+)
+from graphpass.validate.feeds.given import InputsError, user_feeds
+from graphpass.validate.feeds.sizes import Bindings, classify, first_bindings, resized, with_batch
+from graphpass.validate.feeds.specs import InputSpec, input_specs
+from graphpass.validate.noise import arithmetic_epsilon, may_be_random
+from graphpass.validate.options import ValidationOptions
+from graphpass.validate.process.channel import Array, Value
+from graphpass.validate.process.runtime import RunError, Session
+
+# Models cheaper than this (multiply-adds) are run as often as may tell something.
+_CHEAP_COST = 3e8
+# After the first feed (normal, batch of 1): kinds of values with the batch that they come in.
+_FURTHER_FEEDS = (("large", 2), ("uniform", 3), ("zeros", 1))
+# How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
+_FEWER_FEEDS = ((1e9, 1), (_CHEAP_COST, 2), (0.0, 3))
+_GENTLER_FEEDS = ("uniform", "small")
+_SINGLE_EPSILON = 2.0**-23
+_MAX_ATTEMPTS = 80
+_MAX_SEARCH_S = 60.0
+_MAX_OVERRIDE_BYTES = 16 << 20
+
+
+class FeedSearch:
+    """Draws feeds for one model and runs it on them. Raises InputsError for unknown bindings.
+
+    `dropped` collects, one sentence each, the feeds that the model did not take.
+    """
+
+    def __init__(self, model: onnx.ModelProto, options: ValidationOptions) -> None:
+        self.dropped: list[str] = []
+        self._model, self._options = model, options
+        self._specs = input_specs(model)
+        self._costs: dict[str, float] = {}
+        # Half precision overflows where single does not, and what is left then is chance.
+        self._large = 100.0 if arithmetic_epsilon(model) <= _SINGLE_EPSILON else 8.0
+        self._classes = classify(self._specs)
+        self._may_resize = self._may_batch = True
+        unknown = sorted(set(options.bind) - set(self._classes))
+        if unknown:
+            have = ", ".join(map(repr, self._classes)) or "none"
+            raise InputsError(
+                f"there is no symbolic dimension '{unknown[0]}' to bind (the model has {have})"
+            )
+
+    def points(self, session: Session, provider: str) -> list[Point]:
+        """Run the user's feeds, or drawn ones. Raises ReferenceCannotRunError, InputsError."""
+        if self._options.inputs is not None:
+            return self._users_points(session, provider)
+        points, recipe = self._in_one_batch(session, provider) or self._first(session, provider)
+        first = points[0]
+        for kind, batch in self._further_feeds(first.feed)[len(points) - 1 :]:
+            point = self._varied(session, provider, replace(recipe, kind=kind), batch)
+            if point is not None and point.feed.name != first.feed.name:
+                points.append(point)
+        for kind in _GENTLER_FEEDS:
+            # A feed on which all is NaN tests nothing, and must not be all that there is.
+            if not any(_finite_somewhere(point.outputs) for point in points):
+                feed = self._draw(replace(recipe, kind=kind))
+                points.extend(self._try(session, provider, feed))
+        points.extend(self._overridden(session, provider, first.feed))
+        return points
+
+    def cost(self, feed: Feed) -> float:
+        """Estimate the multiply-adds of one run on this feed."""
+        if feed.name not in self._costs:
+            self._costs[feed.name] = multiply_adds(self._model, feed.shapes)
+        return self._costs[feed.name]
+
+    def is_cheap(self, feed: Feed) -> bool:
+        """Whether running the model on it more often than needed costs next to nothing."""
+        return self.cost(feed) < _CHEAP_COST
+
+    def _further_feeds(self, first: Feed) -> tuple[tuple[str, int], ...]:
+        cost = self.cost(first)
+        count = next(count for threshold, count in _FEWER_FEEDS if cost >= threshold)
+        return _FURTHER_FEEDS[:count]
+
+    # The first feed
+
+    def _in_one_batch(self, session: Session, provider: str) -> tuple[list[Point], Recipe] | None:
+        """Run the first two feeds as one batch where a run is expensive; None where it cannot be.
+
+        What the first gives alone is taken to be the first row, until that is doubted.
+        """
+        recipe = next(self._recipes(dict(self._options.bind)))
+        first = self._draw(recipe)
+        if self.is_cheap(first) or may_be_random(self._model):
+            return None
+        kind, batch = _FURTHER_FEEDS[0]
+        bindings = with_batch(recipe.bindings, self._classes, self._options.bind, batch)
+        if resized(bindings, self._classes, self._options.bind) != bindings:
+            return None  # the second has sizes of its own
+        second = self._draw(replace(recipe, kind=kind, bindings=bindings))
+        values = {
+            name: _beginning_with(first.values[name], second.values[name]) for name in first.values
+        }
+        if any(value is None for value in values.values()):
+            return None
+        feed = Feed(feed_name(f"{recipe.kind} and {kind}", bindings), values, bindings)
+        try:
+            both = run_point(session, provider, feed)
+        except RunError:
+            return None
+        outputs = {name: _first_row(value, batch) for name, value in both.outputs.items()}
+        if any(value is None for value in outputs.values()):
+            return None
+        return [Point(provider, first, outputs, is_assumed=True), both], recipe
+
+    def _first(self, session: Session, provider: str) -> tuple[list[Point], Recipe]:
+        first_error: RunError | None = None
+        start = time.monotonic()
+        for recipe in itertools.islice(self._recipes(dict(self._options.bind)), _MAX_ATTEMPTS):
+            try:
+                return [run_point(session, provider, self._draw(recipe))], recipe
+            except RunError as error:
+                first_error = first_error or error
+                if error.kind == "timeout" or time.monotonic() - start > _MAX_SEARCH_S:
+                    break
+        raise ReferenceCannotRunError(
+            f"no inputs were found that the original model accepts ({first_error});"
+            " give some with --inputs, or sizes with --bind"
+        )
+
+    def _recipes(self, fixed: Bindings) -> Iterator[Recipe]:
+        """Yield sizes with ranges of integers, plausible ones first."""
+        bindings = list(itertools.islice(first_bindings(self._classes, fixed), _MAX_ATTEMPTS))
+        ranges = INTEGER_RANGES if any(map(_is_plain_integer, self._specs)) else INTEGER_RANGES[:1]
+        pairs = itertools.product(range(len(bindings)), range(len(ranges)))
+        likely = sorted(pairs, key=lambda pair: pair[0] + 2 * pair[1])
+        for i, j in likely[: _MAX_ATTEMPTS - len(ranges)]:
+            yield Recipe("normal", bindings[i], ranges[j], self._large)
+        # Ratios, scales and the like must not be negative.
+        for integers in ranges:
+            yield Recipe("uniform", bindings[0], integers, self._large)
+
+    def _draw(self, recipe: Recipe) -> Feed:
+        try:
+            return draw_feed(self._specs, recipe, self._options.seed)
+        except ValueError as error:
+            raise ReferenceCannotRunError(f"{error}; give the inputs with --inputs") from error
+
+    # Variations of it
+
+    def _varied(self, session: Session, provider: str, recipe: Recipe, batch: int) -> Point | None:
+        """Run a feed of other sizes if the model takes them, what it refused once left alone."""
+        fixed = self._options.bind
+        plain = recipe.bindings
+        batched = with_batch(plain, self._classes, fixed, batch) if self._may_batch else plain
+        bold = resized(batched, self._classes, fixed) if self._may_resize else batched
+        tried: list[Bindings] = []
+        for bindings in (bold, batched, plain):
+            if bindings in tried:
+                continue
+            tried.append(bindings)
+            found = self._try(session, provider, self._draw(replace(recipe, bindings=bindings)))
+            if found:
+                return found[0]
+            self._may_resize &= bindings == batched
+            self._may_batch &= bindings != batched or batched == plain
+        return None
+
+    def _try(self, session: Session, provider: str, feed: Feed) -> list[Point]:
+        try:
+            return [run_point(session, provider, feed)]
+        except RunError as error:
+            if not any(entry.startswith(f"{feed.name}: ") for entry in self.dropped):
+                self.dropped.append(f"{feed.name}: {error}")
+            return []
+
+    def _overridden(self, session: Session, provider: str, feed: Feed) -> list[Point]:
+        """Override everything that has a default, once."""
+        names = {spec.name for spec in self._specs if spec.overridable}
+        tensors = [tensor for tensor in self._model.graph.initializer if tensor.name in names]
+        floats = [tensor for tensor in tensors if tensor.data_type in _OVERRIDDEN_TYPES]
+        if not floats or sum(_elements(tensor) * 8 for tensor in floats) > _MAX_OVERRIDE_BYTES:
+            return []
+        try:
+            defaults: dict[str, Array] = {tensor.name: tensor_array(tensor) for tensor in floats}
+        except WireError as error:
+            self.dropped.append(f"defaults overridden: {error}")
+            return []
+        values = {**feed.values, **overrides(defaults, self._options.seed)}
+        name = f"{feed.name}, defaults overridden"
+        return self._try(session, provider, Feed(name, values, feed.bindings))
+
+    # The user's feeds
+
+    def _users_points(self, session: Session, provider: str) -> list[Point]:
+        points: list[Point] = []
+        last: RunError | None = None
+        assert self._options.inputs is not None
+        for given in user_feeds(self._options.inputs, self._specs):
+            for symbol, size in given.bindings.items():
+                if self._options.bind.get(symbol, size) != size:
+                    raise InputsError(
+                        f"inputs '{given.name}': '{symbol}' is {size},"
+                        f" but bound to {self._options.bind[symbol]}"
+                    )
+            try:
+                points.append(self._complete(session, provider, given))
+            except RunError as error:
+                last = error
+                self.dropped.append(f"{given.name}: {error}")
+        if not points:
+            raise ReferenceCannotRunError(f"the original model does not run on the inputs: {last}")
+        return points
+
+    def _complete(self, session: Session, provider: str, given: Feed) -> Point:
+        """Run the user's feed, inputs that it lacks drawn in sizes that fit. Raises RunError."""
+        wanted = {spec.name for spec in self._specs if not spec.overridable}
+        if wanted <= set(given.values):
+            return run_point(session, provider, given)
+        first_error: RunError | None = None
+        fixed = {**self._options.bind, **given.bindings}
+        for recipe in itertools.islice(self._recipes(fixed), _MAX_ATTEMPTS):
+            values: dict[str, Value] = {**self._draw(recipe).values, **given.values}
+            name = feed_name(given.name, recipe.bindings)
+            try:
+                return run_point(session, provider, Feed(name, values, recipe.bindings))
+            except RunError as error:
+                first_error = first_error or error
+        assert first_error is not None
+        raise first_error
+
+
+_OVERRIDDEN_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+
+
+def run_point(session: Session, provider: str, feed: Feed) -> Point:
+    """Run the original on one feed. Raises RunError."""
+    return Point(provider, feed, session.run(feed.values).outputs)
+
+
+def _beginning_with(row: Value, rows: Value) -> Value:
+    """Return `rows` with `row` for the first; None where they are no batches, of 1 and of more."""
+    if not (isinstance(row, np.ndarray) and isinstance(rows, np.ndarray) and row.ndim):
+        return None
+    if len(row) != 1 or len(rows) < 2 or row.shape[1:] != rows.shape[1:]:
+        return None
+    return np.concatenate([row, rows[1:]])
+
+
+def _first_row(value: Value, batch: int) -> Value:
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == batch:
+        return value[:1]
+    return None
+
+
+def _is_plain_integer(spec: InputSpec) -> bool:
+    if spec.dtype is None or spec.overridable or spec.index_bound is not None:
+        return False
+    return spec.dtype.kind == "b" or (spec.dtype.kind in "iu" and spec.dtype.itemsize > 1)
+
+
+def _elements(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64))
+
+
+def _finite_somewhere(outputs: dict[str, Value]) -> bool:
+    """Whether every output has at least one finite element (or none at all)."""
+    arrays = [array for array in leaves(outputs).values() if array is not None and array.size]
+    floats = [array for array in arrays if not is_discrete(array)]
+    return all(np.isfinite(array.astype(np.complex128)).any() for array in floats)

@@ -1,0 +1,327 @@
+"""A window with everything that running it takes: sizes for its inputs, the kind of its bound."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import onnx
+from onnx import helper
+
+from graphpass.rewrite.window import Window, WindowVerdict
+from graphpass.storage.reference import reference_of
+from graphpass.validate.window.magnitude import MOVEMENT, Roundings, magnitude_nodes, roundings
+
+PROBE_WORK = 2e7  # multiplications spent on the probes of one window
+_ELEMENT_WORK = 16  # multiplications that sending one element to the runtime and back is worth
+_MOST_PROBES = 4096
+_FEWEST_PROBES = 4
+# Sizes for the batch and for other symbolic dimensions, one pair after the other until one fits.
+_SIZES = ((2, 4), (1, 4), (1, 1), (4, 8), (1, 16))
+# What keeps the size of its input, so that a large probe comes out as large.
+_UNBOUNDED = MOVEMENT | frozenset(
+    "Conv ConvTranspose Gemm MatMul Add Sub Mul Div BatchNormalization Pad Sum Neg Cast".split()
+)
+_SIZE_FREE = frozenset(
+    "Conv ConvTranspose BatchNormalization Relu LeakyRelu Clip Sigmoid Tanh HardSwish Identity "
+    "Dropout Elu Transpose Constant".split()
+)
+_PER_CHANNEL = frozenset("Mul Add Sub Div Cast".split())
+# What does not care how large its axes are, as long as they fit each other.
+_SIZE_BLIND = frozenset(
+    "Abs Add BatchNormalization Cast Ceil Clip Concat Div Dropout Elu Erf Exp Flatten Floor Gelu "
+    "HardSigmoid HardSwish Identity LeakyRelu LogSoftmax Mish Mul Neg PRelu Pad Pow ReduceMean "
+    "ReduceSum Relu Selu Sigmoid Softmax Softplus Sqrt Sub Tanh Transpose".split()
+)
+_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+# What shapes are computed with.
+_COUNTING = frozenset(
+    "Add Cast Concat Div Expand Gather Identity Mod Mul Neg Reshape Slice Split Squeeze Sub "
+    "Transpose Unsqueeze".split()
+)
+_SMALL = (5, 7, 11, 13)
+_PICKING = frozenset("MaxPool GlobalMaxPool ReduceMax Max".split())
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is granted beyond the bound, how much may be spent, shapes that cannot be made up."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    probe_work: float = PROBE_WORK
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+class Fed(NamedTuple):
+    """What a window is fed, beside the kind of the values and the seed.
+
+    `inputs`: shape and data type of each, by name. `probes`: how many elements of a batch share
+    the elements of the only input among them; 0: it takes none. `strong`: a large probe comes out
+    as large. `stack_axis`: along which inputs of any number are computed each on its own.
+    """
+
+    inputs: tuple[tuple[tuple[int, ...], int], ...]
+    probes: int
+    strong: bool
+    stack_axis: int | None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether there are more input elements than probes can be afforded."""
+        return 0 < self.probes < math.prod(self.inputs[0][0][1:])
+
+
+@dataclass
+class Prepared:
+    """A window with everything that running it takes."""
+
+    window: Window
+    mark: str
+    shapes: dict[str, list[int]]
+    fed: Fed
+    magnitudes: list[onnx.NodeProto] | None
+    exact: bool
+    roundings: tuple[Roundings, Roundings]
+    weight_bytes: int
+    elements: int  # of the inputs whose values count, not their shapes alone
+    terms: Terms
+    sizes: Sequence[tuple[int, int]]  # those in use, then what to try next
+    verdict: WindowVerdict = field(default_factory=lambda: WindowVerdict("ok"))
+
+
+def prepare(
+    window: Window, index: int, terms: Terms, sizes: Sequence[tuple[int, int]] | None = None
+) -> Prepared:
+    """Choose what a window is run with; `sizes`: those that are left to try."""
+    before, after = window.before.graph, window.after.graph
+    operators = [node.op_type for node in (*before.node, *after.node)]
+    # a constant along the pixels does not fit a smaller map: then the next attempt is as it is
+    first = sizes is None
+    free = _SIZE_FREE | _PER_CHANNEL if first else _SIZE_FREE
+    spatial = _kernel(window) if set(operators) <= free else None
+    sizes = _SIZES if sizes is None else sizes
+    shapes, partition = _shapes(window, spatial, *sizes[0])
+    if terms.shapes and needs_real_shapes(window):
+        shapes = {name: list(terms.shapes.get(name, shapes[name])) for name in shapes}
+        partition = False
+    elif first and set(operators) <= _SIZE_BLIND:
+        shapes = _shrunk(window, shapes)
+    exact = _is_movement(before) and _is_movement(after)
+    known = {name: tuple(shape) for name, shape in shapes.items()}
+    weight_bytes = sum(_bytes(tensor) for tensor in (*before.initializer, *after.initializer))
+    values = inputs_of(window)
+    fed = Fed(
+        tuple((known[name], values[name].type.tensor_type.elem_type) for name in sorted(values)),
+        _probes(shapes, weight_bytes, terms) if partition and not exact else 0,
+        set(operators) <= _UNBOUNDED,
+        _stack_axis(window) if partition and spatial is not None and not exact else None,
+    )
+    return Prepared(
+        window,
+        f"w{index}/",
+        shapes,
+        fed,
+        None if exact else magnitude_nodes(before, "abs/"),
+        exact,
+        (roundings(before, known), roundings(after, known)),
+        weight_bytes,
+        sum(math.prod(shapes[name]) for name in _read_beyond_shape(window)),
+        terms,
+        sizes,
+    )
+
+
+def _probes(shapes: Mapping[str, Sequence[int]], weight_bytes: int, terms: Terms) -> int:
+    """Return how many probes of the only input can be afforded, at most one for each element."""
+    (shape,) = shapes.values()
+    elements = max(math.prod(shape[1:]), 1)
+    weights = max(weight_bytes // 8, 1)
+    affordable = min(_MOST_PROBES, terms.probe_work / (weights + _ELEMENT_WORK * elements))
+    return int(min(elements, max(_FEWEST_PROBES, affordable)))
+
+
+def _stack_axis(window: Window) -> int | None:
+    """Return 0 (the batch) for operators that compute a map from a map, -1 for single pixels.
+
+    Kernels of 1x1 take probes as the pixels of one image, which is a matrix product; a batch of
+    images of one pixel is as many products of a matrix and a vector.
+    """
+    nodes = (*window.before.graph.node, *window.after.graph.node)
+    if any(node.op_type == "Transpose" for node in nodes):
+        return None
+    for conv in _convolutions(window.before.graph):
+        steps = (*conv.weight[2:], *conv.attributes.get("strides", ()))
+        moves = any(size != 1 for size in steps) or any(conv.attributes.get("pads", ()))
+        if moves or not conv.weight or conv.op_type != "Conv":
+            return 0
+    return -1
+
+
+def needs_real_shapes(window: Window) -> bool:
+    """Whether none can be made up: inputs of unknown rank, or of unknown size to count with."""
+    counts = any(node.op_type in ("Reshape", "Shape") for node in window.before.graph.node)
+    tensors = [value.type.tensor_type for value in inputs_of(window).values()]
+    return any(not tensor.HasField("shape") for tensor in tensors) or (
+        counts
+        and not all(dim.HasField("dim_value") for tensor in tensors for dim in tensor.shape.dim[1:])
+    )
+
+
+def inputs_of(window: Window) -> dict[str, onnx.ValueInfoProto]:
+    """Return what either side reads, by name."""
+    return {v.name: v for v in (*window.before.graph.input, *window.after.graph.input)}
+
+
+def _is_movement(graph: onnx.GraphProto) -> bool:
+    """Whether elements only move, so that before and after must be equal to the bit.
+
+    What is computed of shapes alone, in integers, says where to.
+    """
+    sizes = {tensor.name for tensor in graph.initializer if tensor.data_type in _INTEGERS}
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            return False
+        counts = node.op_type in _COUNTING and all(not name or name in sizes for name in node.input)
+        if node.op_type == "Cast":
+            counts &= _attributes(node)["to"] in _INTEGERS
+        if counts or node.op_type in ("Shape", "Size"):
+            sizes.update(node.output)
+        elif node.op_type not in MOVEMENT:
+            return False
+    return True
+
+
+def _read_beyond_shape(window: Window) -> set[str]:
+    """Return the inputs that are read by more than Shape."""
+    nodes = (*window.before.graph.node, *window.after.graph.node)
+    read = {name for node in nodes if node.op_type not in ("Shape", "Size") for name in node.input}
+    return read & set(inputs_of(window))
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    reference = reference_of(tensor)
+    return reference.length if reference is not None else tensor.ByteSize()
+
+
+def _shapes(
+    window: Window, spatial: list[int] | None, batch: int, other: int
+) -> tuple[dict[str, list[int]], bool]:
+    """Choose small input shapes; also whether the first input can be probed by partition.
+
+    `batch`, `other`: sizes for dimensions that are not known.
+    """
+    shapes: dict[str, list[int]] = {}
+    symbols: dict[str, int] = {}
+    channels = _channels(window)
+    values = inputs_of(window)
+    for value in values.values():
+        tensor = value.type.tensor_type
+        shape = []
+        for axis, dim in enumerate(tensor.shape.dim):
+            if axis == 0 and len(tensor.shape.dim) > 1 and not dim.dim_value:
+                size = batch
+            elif axis >= 2 and spatial is not None:
+                size = spatial[min(axis - 2, len(spatial) - 1)]
+            elif dim.HasField("dim_value"):
+                size = dim.dim_value
+            elif axis == 1 and value.name in channels:
+                size = channels[value.name]
+            else:
+                size = symbols.setdefault(dim.dim_param, other) if dim.dim_param else other
+            shape.append(size)
+        shapes[value.name] = shape
+    return shapes, len(values) == 1 and (spatial is not None or _free_batch(values.values()))
+
+
+def _shrunk(window: Window, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Make sizes that no constant shares small, those that are equal equally so."""
+    held = (*window.before.graph.initializer, *window.after.graph.initializer)
+    kept = {size for tensor in held for size in tensor.dims}
+    large = sorted({n for shape in shapes.values() for n in shape if n > _SMALL[-1]} - kept)
+    if len(large) > len(_SMALL):
+        return dict(shapes)
+    taken = {n for shape in shapes.values() for n in shape} | kept
+    small = dict(zip(large, (n for n in _SMALL if n not in taken), strict=False))
+    return {name: [small.get(n, n) for n in shape] for name, shape in shapes.items()}
+
+
+def _free_batch(values: Iterable[onnx.ValueInfoProto]) -> bool:
+    return all(
+        len(value.type.tensor_type.shape.dim) > 1
+        and not value.type.tensor_type.shape.dim[0].HasField("dim_value")
+        for value in values
+    )
+
+
+class _Convolution(NamedTuple):
+    """A Conv or ConvTranspose; `weight`: its dims, none where it is no constant."""
+
+    op_type: str
+    input: str
+    weight: Sequence[int]
+    attributes: dict[str, Any]
+
+
+def _convolutions(*graphs: onnx.GraphProto) -> list[_Convolution]:
+    found = []
+    for graph in graphs:
+        weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+        found += [
+            _Convolution(
+                node.op_type, node.input[0], weights.get(node.input[1], ()), _attributes(node)
+            )
+            for node in graph.node
+            if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
+        ]
+    return found
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _kernel(window: Window) -> list[int] | None:
+    """Return the smallest sizes on which a Conv's kernel lies fully inside the input.
+
+    Where it moves by more than one, it has room to do so: another stride has to show.
+    """
+    found = _convolutions(window.before.graph, window.after.graph)
+    first = next((conv for conv in found if conv.weight), None)
+    if first is None:
+        return None
+    kernel = first.weight[2:]
+    dilations = first.attributes.get("dilations") or [1] * len(kernel)
+    sizes = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    for axis in range(len(sizes)):
+        strides = [conv.attributes.get("strides", ())[axis : axis + 1] for conv in found]
+        step = max(itertools.chain.from_iterable(strides), default=1)
+        sizes[axis] += step if step > 1 else 0
+    both = (*window.before.graph.node, *window.after.graph.node)
+    if any(node.op_type == "Transpose" for node in both):
+        # it cannot be seen which of two axes is which where both have one element
+        sizes = [max(size, 2 + axis) for axis, size in enumerate(sizes)]
+    return sizes
+
+
+def _channels(window: Window) -> dict[str, int]:
+    """Return how many channels each input of a Conv must have, as its weight says."""
+    return {
+        conv.input: conv.weight[0]
+        if conv.op_type == "ConvTranspose"
+        else conv.weight[1] * conv.attributes.get("group", 1)
+        for conv in _convolutions(window.before.graph, window.after.graph)
+        if conv.weight
+    }
+
+
+def picks_otherwise(window: Window) -> bool:
+    """Whether another operator picks the largest: which zero, and what of NaN, ONNX leaves open."""
+    before, after = (
+        sorted(node.op_type for node in side.graph.node if node.op_type in _PICKING)
+        for side in (window.before, window.after)
+    )
+    return before != after

@@ -1,0 +1,1 @@
+"""The passes that make a map of scores of a classifier."""

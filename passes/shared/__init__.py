@@ -1,0 +1,1 @@
+"""What several passes use: arithmetic, and rules that more than one pass runs."""

@@ -1,0 +1,288 @@
+"""A dense layer, however it is written, as a convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphpass import (
+    Node,
+    Op,
+    Tensor,
+    Weight,
+    any_,
+    attribute,
+    constant,
+    either,
+    is_output,
+    label,
+    operator,
+    opset,
+    optional,
+    rank,
+    readers,
+    require,
+)
+from graphpass.ir.questions import is_overridable
+from graphpass.rewrite.pattern import Pattern
+
+from .affine import Array, rounded, scaled
+from .heads import flattens, is_pixel, map_sizes
+
+_MOST_SPATIAL_AXES = 3
+
+
+def dense(x: Pattern) -> either:
+    """Return the pattern of a dense layer on `x`; binds layer, matrix, bias and add."""
+    matmul = Op("MatMul", x, any_("matrix"), bind="layer", shared=True)
+    return either(
+        Op("Gemm", x, any_("matrix"), optional(any_("bias")), bind="layer"),
+        Op("Add", matmul, any_("bias"), commutative=True, bind="add"),
+        matmul,
+    )
+
+
+DENSE_ON_MAP = dense(
+    Op(
+        "Flatten",
+        either(Op("Transpose", any_("y"), bind="transpose", shared=True), any_("y")),
+        bind="flatten",
+        shared=True,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """alpha · x · matrix + bias, then `+ rest`: what was read out of the nodes.
+
+    `matrix` is [outputs, inputs], or [inputs, outputs] unless `outputs_first`. `bias` holds one
+    value per output; what does not is `rest`. `transposed`: x comes as [inputs, N].
+    """
+
+    layer: Node
+    matrix: Weight
+    outputs_first: bool
+    alpha: float
+    bias: Tensor | Weight | Array | None
+    rest: Op | Tensor | Array | None
+    transposed: bool
+
+    @property
+    def inputs(self) -> int:
+        """The number of elements in a row of x."""
+        return self.matrix.shape[1 if self.outputs_first else 0]
+
+    @property
+    def outputs(self) -> int:
+        """The number of elements in a row of the result."""
+        return self.matrix.shape[0 if self.outputs_first else 1]
+
+    def convolution(self, y: Any, kernel: Weight | Array) -> Op:
+        """Return Flatten(Conv(y, kernel, bias)) + rest; the Conv's output has one pixel."""
+        conv = Op("Conv", y, kernel, self.bias, kernel_shape=list(kernel.shape[2:]))
+        rows = Op("Flatten", conv, axis=1)
+        return rows if self.rest is None else Op("Add", rows, self.rest)
+
+    def kernel(self, sizes: Sequence[int], order: Sequence[int] | None = None) -> Weight | Array:
+        """Return alpha · matrix as [outputs, C, H, W, …].
+
+        `sizes` are those of a row before it was flattened; axis `order[i]` of the row becomes
+        axis i of [C, H, W, …]. Nothing is read where only the shape changes.
+        """
+        axes = list(range(len(sizes))) if order is None else list(order)
+        straight = axes == sorted(axes)
+        weight = self.matrix
+        if self.outputs_first and straight:
+            kernel: Weight | Array = weight.reshape(self.outputs, *sizes)
+        elif self.outputs_first:
+            rows = weight.array().reshape(self.outputs, *sizes)
+            kernel = rows.transpose(0, *(axis + 1 for axis in axes))
+        else:
+            columns = weight.array().reshape(*sizes, self.outputs)
+            kernel = columns.transpose(len(sizes), *axes)
+        if self.alpha == 1:
+            return kernel
+        return scaled(_weight(kernel, weight), np.full((1,) * kernel.ndim, self.alpha))
+
+    def summed(self, pixel: Array, count: int) -> Weight | Array:
+        """Return alpha · count · pixel: the weights of the mean over `count` equal pixels."""
+        return scaled(_weight(pixel, self.matrix), np.full((1,) * pixel.ndim, self.alpha * count))
+
+
+def _weight(kernel: Weight | Array, like: Weight) -> Weight:
+    if isinstance(kernel, Weight):
+        return kernel
+    return Weight(like.name, kernel.shape, like.data_type, lambda: kernel)
+
+
+def resolve(layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None) -> Dense | None:
+    """Read a dense layer out of what the pattern bound; None where this is another structure.
+
+    Refuses what no Conv can take the place of.
+    """
+    is_gemm = operator(layer) == "Gemm"
+    weight = constant(matrix)
+    if not is_gemm and (rank(matrix) != 2 or rank(layer.inputs[0]) not in (2, None)):
+        return None  # a product of stacks of matrices
+    if weight is None:
+        _refuse_matrix(layer, matrix)
+        return None
+    if weight.ndim != 2:
+        return None
+    outputs_first = is_gemm and attribute(layer, "transB") != 0
+    width = weight.shape[0 if outputs_first else 1]
+    if not is_gemm:
+        if add is not None and not _absorbs(add, layer, width):
+            return None
+        if add is None and any(
+            _absorbs(reader, layer, width) for reader in readers(layer.outputs[0])
+        ):
+            return None  # its turn comes at the Add
+        require(rank(layer.inputs[0]) == 2, f"the rank of '{layer.inputs[0].name}' is not known")
+    _require_convolvable(layer, weight)
+    alpha, beta = (attribute(layer, "alpha"), attribute(layer, "beta")) if is_gemm else (1.0, 1.0)
+    within, beyond = _bias(layer, bias, beta, width)
+    transposed = is_gemm and attribute(layer, "transA") != 0
+    return Dense(layer, weight, outputs_first, alpha, within, beyond, transposed)
+
+
+def _refuse_matrix(layer: Node, matrix: Tensor) -> None:
+    name = f"'{matrix.name}'"
+    require(
+        not is_overridable(matrix),
+        f"{name} may be overridden at run time (it is also a graph input)",
+    )
+    require(False, f"the weight of {label(layer)}, {name}, is not a constant")
+
+
+def _require_convolvable(layer: Node, weight: Weight) -> None:
+    """Refuse element types and opsets in which the result would not be a Conv that runs."""
+    version = opset(layer)
+    require(version >= 7, f"{label(layer)} broadcasts by attributes, as before opset 7")
+    require(weight.size > 0, f"the weight of {label(layer)} is empty")
+    kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+    types = onnx.defs.get_schema("Conv", version).type_constraints[0].allowed_type_strs
+    require(f"tensor({kind})" in types, f"in opset {version} there is no Conv of {kind} numbers")
+    # Conv is defined for float64, but ONNX Runtime has no CPU kernel for it, while it has one for
+    # Gemm and MatMul: the model would not load any more
+    require(kind != "double", "ONNX Runtime has no Conv of double numbers")
+
+
+def _absorbs(add: Node, layer: Node, width: int) -> bool:
+    """Whether `add` adds a constant bias to `layer`, which nothing else reads."""
+    product = layer.outputs[0]
+    if operator(add) != "Add" or is_output(product) or len(readers(product)) != 1:
+        return False
+    if add.graph is not layer.graph:
+        return False
+    others = [tensor for tensor in add.inputs if tensor is not product]
+    term = constant(others[0]) if len(others) == 1 else None
+    return term is not None and _is_per_output(term.shape, width)
+
+
+def _is_per_output(shape: Sequence[int], width: int) -> bool:
+    if len(shape) > 2 or math.prod(shape[:-1]) != 1:
+        return False
+    return len(shape) == 0 or shape[-1] in (1, width)
+
+
+def _bias(layer: Node, bias: Tensor | None, beta: float, width: int) -> tuple[Any, Any]:
+    """Return beta · bias as one value per output, or else as a term to be added after."""
+    if bias is None or beta == 0:
+        return None, None
+    weight = constant(bias)
+    if weight is None:
+        factor = np.asarray(beta, bias.dtype) if beta != 1 and bias.dtype is not None else None
+        require(beta == 1 or factor is not None, f"the element type of '{bias.name}' is not known")
+        return None, bias if factor is None else Op("Mul", bias, factor)
+    if not _is_per_output(weight.shape, width):
+        return None, bias if beta == 1 else _times_beta(weight.array(), beta, weight)
+    if beta == 1 and weight.shape == (width,):
+        return bias, None
+    if beta == 1 and weight.size == width:
+        return weight.reshape(width), None
+    values = np.broadcast_to(weight.array().reshape(-1), (width,))
+    return (values.copy() if beta == 1 else _times_beta(values, beta, weight)), None
+
+
+def _times_beta(values: Array, beta: float, weight: Weight) -> Array:
+    return rounded(values.astype(np.float64) * beta, weight.dtype, f"beta times '{weight.name}'")
+
+
+# --------------------------------------------------------------------------- what it works on
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """The tensor y[N, C, H, W, …] that a Flatten made rows of.
+
+    `sizes` are [C, H, W, …]; `row` those in the order in which the row has them, and axis
+    `order[i]` of the row is axis i of `sizes`.
+    """
+
+    y: Tensor
+    sizes: tuple[int, ...]
+    row: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+def dense_on_map(
+    x: tuple[Node, Node | None, Tensor],
+    layer: Node,
+    matrix: Tensor,
+    bias: Tensor | None,
+    add: Node | None,
+) -> tuple[Dense, FeatureMap] | None:
+    """Read a dense layer and the map that it works on; None if this is another structure."""
+    found = resolve(layer, matrix, bias, add)
+    features = None if found is None or found.transposed else _feature_map(*x)
+    if found is None or features is None:
+        return None
+    size = math.prod(features.sizes)
+    require(
+        size == found.inputs,
+        f"{label(layer)} has weights for {found.inputs} elements, '{features.y.name}' has {size}",
+    )
+    return found, features
+
+
+def _feature_map(flatten: Node, transpose: Node | None, y: Tensor) -> FeatureMap | None:
+    x = flatten.inputs[0]
+    axes = rank(x)
+    require(axes is not None, f"the shape of '{x.name}' is not known")
+    if axes is None or axes < 3 or not flattens(x, flatten):
+        return None
+    turned = list(range(axes))
+    if transpose is not None and _looks_through(transpose, y, x):
+        turned = attribute(transpose, "perm")
+    else:
+        y = x
+    require(
+        axes - 2 <= _MOST_SPATIAL_AXES,
+        f"'{y.name}' has {axes - 2} spatial axes, a Conv at most {_MOST_SPATIAL_AXES}",
+    )
+    sizes = map_sizes(y)
+    require(sizes is not None, f"the size of '{y.name}', {_shown(y)}, is not fixed")
+    assert sizes is not None
+    row = tuple(sizes[axis - 1] for axis in turned[1:])
+    order = tuple(turned[1:].index(axis) for axis in range(1, axes))
+    return FeatureMap(y, sizes, row, order)
+
+
+def _looks_through(transpose: Node, y: Tensor, x: Tensor) -> bool:
+    """Whether it is the input of `transpose` that has the channels on axis 1."""
+    perm = attribute(transpose, "perm")
+    if perm is None or perm[0] != 0 or is_pixel(x):
+        return False
+    makes_them_first = list(perm[1:]) == [len(perm) - 1, *range(1, len(perm) - 1)]
+    return is_pixel(y) or not makes_them_first or len(perm) == 3
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in tensor.shape or [])}]"
