@@ -1,4 +1,4 @@
-"""The command line: thin over `graphpass.run.api`. Whatever is slow to import is imported in commands.
+"""The command line, thin over `graphpass.run.api`; slow imports happen in commands.
 
 Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable model;
 4 ONNX Runtime cannot run it, so that nothing could be validated; 5 the output could not be
