@@ -240,6 +240,19 @@ class Writer:
                 entries.MergeFrom(getattr(held, field))
 
 
+def node_proto(node: Node) -> onnx.NodeProto:
+    """Return a NodeProto of `node` as it is now, apart from the model; its tensors are inside."""
+    if node.proto is None:
+        return Writer(onnx.numpy_helper.from_array, initializers_are_inputs=False)._node_proto(node)
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.input[:]
+    proto.input.extend(tensor.name for tensor in node.inputs)
+    del proto.output[:]
+    proto.output.extend(tensor.name for tensor in node.outputs)
+    return proto
+
+
 def _rebase(node: Node, proto: onnx.NodeProto) -> None:
     """Point `node` and the bodies inside it at the copy of their proto that is in the model."""
     fields = node.__dict__  # past graphsurgeon's own __setattr__, which is slow
@@ -264,8 +277,8 @@ def _rebase_graph(graph: Graph, proto: onnx.GraphProto) -> None:
     tensors = {tensor.name: tensor for tensor in proto.initializer}
     for constant in graph.initializers:
         constant._values = Weight.of(tensors[constant.name])
-    for node, node_proto in zip(graph.nodes, proto.node, strict=True):
-        _rebase(node, node_proto)
+    for node, written in zip(graph.nodes, proto.node, strict=True):
+        _rebase(node, written)
 
 
 def _names(tensors: Iterable[Tensor]) -> list[str]:

@@ -26,6 +26,7 @@ from graphpass.ir.questions import (
 )
 from graphpass.ir.reader import value_type
 from graphpass.ir.weight import Array, Weight
+from graphpass.ir.writer import node_proto
 from graphpass.rewrite.match import Match
 from graphpass.rewrite.pattern import Op
 from graphpass.storage.spool import chunks
@@ -503,22 +504,3 @@ def _sharpened(known: Shape | None, found: Shape | None) -> Shape | None:
 def _type_proto(tensor: Tensor) -> onnx.TypeProto:
     data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
     return onnx.helper.make_tensor_type_proto(data_type, tensor.shape)
-
-
-def node_proto(node: Node) -> onnx.NodeProto:
-    """Return a NodeProto of `node` as it is now, apart from the model."""
-    from graphpass.ir.writer import Writer
-
-    def inline(array: Array, name: str) -> onnx.TensorProto:
-        return onnx.numpy_helper.from_array(array, name)
-
-    writer = Writer(inline, initializers_are_inputs=False)
-    if node.proto is None:
-        return writer._node_proto(node)
-    proto = onnx.NodeProto()
-    proto.CopyFrom(node.proto)
-    del proto.input[:]
-    proto.input.extend(tensor.name for tensor in node.inputs)
-    del proto.output[:]
-    proto.output.extend(tensor.name for tensor in node.outputs)
-    return proto

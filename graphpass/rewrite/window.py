@@ -12,8 +12,9 @@ from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 
 from graphpass.ir.nodes import Graph, Node, Tensor
 from graphpass.ir.questions import constant, operator, producer
+from graphpass.ir.writer import node_proto
 from graphpass.rewrite.match import Match
-from graphpass.rewrite.surgery import Built, node_proto
+from graphpass.rewrite.surgery import Built
 
 _MOST_NODES = 64  # of a window with what computes its shapes
 

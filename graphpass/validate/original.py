@@ -17,9 +17,9 @@ from graphpass.validate.baseline import (
     ReferenceCannotRunError,
 )
 from graphpass.validate.distance import identical, leaves, magnitude
-from graphpass.validate.feeds.search import FeedSearch, run_point
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.process.runtime import Level, RunError, Runtime, Session
+from graphpass.validate.search import FeedSearch, run_point
 
 
 class Original:

@@ -251,7 +251,7 @@ def test_a_candidate_that_hangs_or_bursts_is_one_sentence() -> None:
 def test_an_expensive_model_runs_on_its_first_feed_only_as_users_run_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("graphpass.validate.feeds.search._CHEAP_COST", 0)
+    monkeypatch.setattr("graphpass.validate.search._CHEAP_COST", 0)
     feeds = [c.feed for c in check(convnet(), convnet(folded=True)).comparisons]
     assert feeds[-1] == "normal, N=1, H=64, W=64, default optimization"
     assert feeds[:-1] and not any("normal" in feed for feed in feeds[:-1])
@@ -268,7 +268,7 @@ def dense(text: str = "y = Gemm (x, w)") -> onnx.ModelProto:
 
 @pytest.fixture
 def all_is_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphpass.validate.feeds.search._CHEAP_COST", 0)
+    monkeypatch.setattr("graphpass.validate.search._CHEAP_COST", 0)
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_what_is_no_batch_is_run_feed_by_feed(text: str) -> None:
 def test_what_differs_only_on_the_first_feed_is_found_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("graphpass.validate.feeds.search._CHEAP_COST", 0)
+    monkeypatch.setattr("graphpass.validate.search._CHEAP_COST", 0)
     original = "g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"
     # twice as much, but only of batches of one
     wrong = """g (float[N,4] x) => (float[N,4] y) {
