@@ -4,7 +4,7 @@ from .clean_up import CleanUp
 from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
 from .gemm_to_conv import GemmToConv
-from .score_map.steps import (
+from .score_map import (
     ClassActivationMap,
     DropSoftmax,
     FreeBatch,

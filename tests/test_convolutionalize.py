@@ -11,9 +11,9 @@ import pytest
 
 from graphpass.cli import run
 from graphpass.dense.convolutionalize import DenseReport, convolutionalize
-from graphpass.dense.image_input import trace_image
 from graphpass.dense.oracle import Oracle
 from graphpass.errors import DifferenceError, GraphpassError, ModelError, UsageError
+from graphpass.follow.image_input import trace_image
 from graphpass.ir.model import Model
 from graphpass.rewrite.driver import apply
 from graphpass.rewrite.registry import make

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphpass.dense.geometry import Line, Window
-from graphpass.dense.image_input import trace_image
-from graphpass.dense.trace import trace
+from graphpass.follow.geometry import Line, Window
+from graphpass.follow.image_input import trace_image
+from graphpass.follow.trace import trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import Graph
 from graphpass.testing import graph, session

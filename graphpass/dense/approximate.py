@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from graphpass.dense.axes import Spatial
 from graphpass.dense.extract import cut
-from graphpass.dense.geometry import windows_of
 from graphpass.dense.heatmap import image_input
-from graphpass.dense.image_input import trace_image
 from graphpass.dense.picture import Preprocessing, read_inputs
-from graphpass.dense.trace import Trace
 from graphpass.errors import ModelError, RuntimeUnavailableError, UsageError
+from graphpass.follow.geometry import windows_of
+from graphpass.follow.image_axes import Spatial
+from graphpass.follow.image_input import trace_image
+from graphpass.follow.traced import Trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import Node, Tensor, attribute, constant, operator
 from graphpass.ir.weight import Array

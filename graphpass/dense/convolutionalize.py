@@ -14,7 +14,6 @@ from typing import Literal
 
 import onnx
 
-from graphpass.dense.image_input import images, native_size, trace_image
 from graphpass.dense.map_geometry import (
     HEAD,
     NATIVE,
@@ -29,8 +28,10 @@ from graphpass.dense.map_geometry import (
     write_metadata,
 )
 from graphpass.dense.oracle import Checked, Oracle, Probe
-from graphpass.dense.trace import LAYOUTS, FixedResolutionError, Trace
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
+from graphpass.follow.image_input import images, native_size, trace_image
+from graphpass.follow.trace import LAYOUTS, FixedResolutionError
+from graphpass.follow.traced import Trace
 from graphpass.ir.model import Model
 from graphpass.rewrite.driver import apply
 from graphpass.rewrite.registry import make

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.dense.image_input import images
 from graphpass.dense.map_geometry import NATIVE, OFFSET, STRIDE, WINDOW
 from graphpass.dense.picture import ImageInput, Preprocessing, read_picture
-from graphpass.dense.trace import LAYOUTS
 from graphpass.errors import ModelError, OutputError, RuntimeUnavailableError, UsageError
+from graphpass.follow.image_input import images
+from graphpass.follow.trace import LAYOUTS
 from graphpass.ir.model import Model
 from graphpass.ir.questions import Tensor
 from graphpass.ir.weight import Array

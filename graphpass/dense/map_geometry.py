@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from graphpass.dense.geometry import Line, Window
-from graphpass.dense.trace import Trace, trace
 from graphpass.errors import ModelError
+from graphpass.follow.geometry import Line, Window
+from graphpass.follow.trace import trace
+from graphpass.follow.traced import Trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import RefusedError, Tensor, operator
 

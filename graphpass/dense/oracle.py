@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphpass.dense.image_input import trace_image
-from graphpass.dense.trace import LAYOUTS, Collapse, Trace
 from graphpass.dense.trunk_and_heads import (
     Head,
     cut_heads,
@@ -27,6 +25,9 @@ from graphpass.dense.trunk_and_heads import (
     start_of,
 )
 from graphpass.errors import ModelError
+from graphpass.follow.image_input import trace_image
+from graphpass.follow.trace import LAYOUTS
+from graphpass.follow.traced import Collapse, Trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import operator
 from graphpass.ir.weight import Array

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from graphpass.dense.axes import Spatial
 from graphpass.dense.extract import cut
-from graphpass.dense.trace import Collapse, Trace
 from graphpass.errors import ModelError
+from graphpass.follow.image_axes import Spatial
+from graphpass.follow.traced import Collapse, Trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import Tensor, operator
 from graphpass.rewrite.driver import apply

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from graphpass import Node, Tensor, attribute, axes_of, constant, label, operator, opset, require
-from graphpass.dense.axes import SYMBOLIC_SIZE, Spatial, size_of, target_sizes
-from graphpass.dense.geometry import windows_of
-from graphpass.dense.trace import Trace
+from graphpass.follow.geometry import windows_of
+from graphpass.follow.image_axes import Spatial, size_of, target_sizes
+from graphpass.follow.traced import Trace
 from graphpass.ir.weight import Array
 from graphpass.rewrite.edit import Editor
 
+SOFTMAXES = ("Softmax", "LogSoftmax")
 TO_NHWC = (0, 2, 3, 1)
 TO_NCHW = (0, 3, 1, 2)
 _SOFTMAX_BY_AXIS = 13
@@ -114,7 +115,7 @@ class Lifter:
         op = operator(node)
         if op in ("Shape", "Size"):
             return
-        if self.linear and op in ("Softmax", "LogSoftmax"):
+        if self.linear and op in SOFTMAXES:
             return
         handler = _HANDLERS.get(op)
         require(
@@ -143,7 +144,7 @@ class Lifter:
         return first
 
     def shape_after(self, node: Node, first: Lifted) -> list[int]:
-        """Return the sizes of a view's output; a symbolic batch is `SYMBOLIC_SIZE`."""
+        """Return the sizes of a view's output; a symbolic batch has a large stand-in."""
         shape = node.outputs[0].shape
         if shape is not None and all(isinstance(size, int) for size in shape[1:]):
             return [size_of(axis) for axis in shape]
@@ -389,4 +390,4 @@ _HANDLERS: Mapping[str, Handler] = {
     "Transpose": _transpose,
 }
 
-__all__ = ["SYMBOLIC_SIZE", "TO_NCHW", "TO_NHWC", "Lifted", "Lifter", "cellwise_softmax"]
+__all__ = ["SOFTMAXES", "TO_NCHW", "TO_NHWC", "Lifted", "Lifter", "cellwise_softmax"]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphpass.dense.geometry import Line
+from graphpass.follow.geometry import Line
 
 # Stands in for a symbolic batch: a prime that no product of sizes meets by accident.
 SYMBOLIC_SIZE = 7919

@@ -1,17 +1,18 @@
 """What operators make of height and width: for each, the axes of its outputs.
 
-Each function gets the tracer, the node and the axes of its inputs. It raises `AxisError` where
+Each function gets the visit, the node and the axes of its inputs. It raises `AxisError` where
 the operator ties the network to one resolution; the text goes on after the node's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from graphpass.dense.axes import (
+from graphpass.follow.geometry import Window, windows_of
+from graphpass.follow.image_axes import (
     Axes,
     AxisError,
     Merged,
@@ -24,7 +25,7 @@ from graphpass.dense.axes import (
     sizes_of,
     target_sizes,
 )
-from graphpass.dense.geometry import Window, windows_of
+from graphpass.follow.traced import Trace, Visit
 from graphpass.ir.questions import (
     Node,
     attribute,
@@ -36,20 +37,17 @@ from graphpass.ir.questions import (
     require,
 )
 
-if TYPE_CHECKING:
-    from graphpass.dense.trace import Trace, Tracer
-
 _SOFTMAX_BY_AXIS = 13  # before this opset Softmax flattens everything from its axis on
 _OPEN_END = 1 << 30  # the end of a Slice that means "to the end"
 
-Handler = Callable[["Tracer", Node, list[Axes]], Sequence[Axes]]
+Handler = Callable[[Visit, Node, list[Axes]], Sequence[Axes]]
 
 
-def _same(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _same(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [inputs[0]] * len(node.outputs)
 
 
-def _elementwise(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _elementwise(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     try:
         return [broadcast(inputs)]
     except AxisError as error:
@@ -74,21 +72,21 @@ def _map_axes(node: Node, axes: Axes) -> tuple[Spatial, Spatial]:
     return height_width  # type: ignore[return-value]
 
 
-def _conv(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
-    channels = tracer.found.axes_of(node.inputs[1])
+def _conv(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    channels = visit.found.axes_of(node.inputs[1])
     if channels is None or sees_pixels(channels):
         raise AxisError("has a kernel that is computed from the image")
-    if _is_dense(tracer, node, inputs[0], channels):
+    if _is_dense(visit, node, inputs[0], channels):
         return [(inputs[0][0], channels[0], 1, 1)]
     return [(inputs[0][0], channels[0], *_slide(node, _map_axes(node, inputs[0])))]
 
 
-def _is_dense(tracer: Tracer, node: Node, axes: Axes, weight: Axes) -> bool:
+def _is_dense(visit: Visit, node: Node, axes: Axes, weight: Axes) -> bool:
     """Whether a Conv is a dense layer over a map that does not lie as [N, C, H, W]."""
     if len(axes) != 4 or all(isinstance(axis, Spatial) for axis in axes[2:]):
         return False
-    if tracer.native is not None:
-        return id(node) in tracer.pools
+    if visit.native is not None:
+        return id(node) in visit.pools
     whole = sizes_of(axes[1:]) == sizes_of(weight[1:])
     return whole and all(window.padding(1) == (0, 0) for window in windows_of(node))
 
@@ -98,13 +96,13 @@ def _slide(node: Node, axes: tuple[Spatial, Spatial]) -> list[Spatial]:
     return [Spatial(a.dim, a.line.through(w)) for a, w in zip(axes, windows, strict=True)]
 
 
-def _pool(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _pool(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = _map_axes(node, inputs[0])
     full = all(
         window.covers(axis.line.size) for axis, window in zip(axes, windows_of(node), strict=True)
     )
-    if tracer.native is not None:
-        whole = id(node) in tracer.pools
+    if visit.native is not None:
+        whole = id(node) in visit.pools
     else:
         whole = full and operator(node) == "AveragePool"
     if whole:
@@ -112,19 +110,19 @@ def _pool(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [(*inputs[0][:2], *_slide(node, axes))] * len(node.outputs)
 
 
-def _global_pool(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _global_pool(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     _map_axes(node, inputs[0])
     return [(*inputs[0][:2], 1, 1)]
 
 
-def _reduce(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _reduce(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     given = axes_of(node)
     rank = len(inputs[0])
     axes = {a % rank for a in given} if given is not None else set(range(rank))
     return _reduced(node, inputs[0], axes)
 
 
-def _arg(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _arg(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return _reduced(node, inputs[0], {attribute(node, "axis") % len(inputs[0])})
 
 
@@ -138,23 +136,23 @@ def _reduced(node: Node, axes: Axes, over: set[int]) -> Sequence[Axes]:
     return [tuple(1 if i in over else a for i, a in enumerate(axes) if keep or i not in over)]
 
 
-def _transpose(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _transpose(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     perm = attribute(node, "perm") or range(len(axes))[::-1]
     return [tuple(axes[i] for i in perm)]
 
 
-def _reshape(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _reshape(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
-    if tracer.native is not None:
-        return [_as_natively(tracer.native, node, axes)]
-    shape = tracer.integers(node, 1, "shape")
+    if visit.native is not None:
+        return [_as_natively(visit.native, node, axes)]
+    shape = visit.integers(node, 1, "shape")
     if shape is None:
         raise AxisError("has no shape")
     target = target_sizes(axes, shape, bool(attribute(node, "allowzero") or 0))
     made = regroup(axes, target)
     if any(isinstance(axis, Spatial) for axis in made):
-        tracer.found.reshapes.append(node)
+        visit.found.reshapes.append(node)
     return [made]
 
 
@@ -167,7 +165,7 @@ def _as_natively(native: Trace, node: Node, axes: Axes) -> Axes:
     return tuple(spatial[axis.dim] if isinstance(axis, Spatial) else axis for axis in made)
 
 
-def _flatten(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _flatten(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     at = attribute(node, "axis")
     at = at + len(axes) if at < 0 else at
@@ -179,7 +177,7 @@ def _flatten(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [regroup(axes, [int(np.prod(sizes[:at])), int(np.prod(sizes[at:]))])]
 
 
-def _squeeze(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _squeeze(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     given = axes_of(node)
     if given is None:
@@ -193,7 +191,7 @@ def _squeeze(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [tuple(a for i, a in enumerate(axes) if i not in over)]
 
 
-def _unsqueeze(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _unsqueeze(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     given = axes_of(node) or []
     rank = len(inputs[0]) + len(given)
     places = {a % rank for a in given}
@@ -201,7 +199,7 @@ def _unsqueeze(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]
     return [tuple(1 if i in places else next(rest) for i in range(rank))]
 
 
-def _concat(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _concat(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     rank = len(inputs[0])
     at = attribute(node, "axis") % rank
     column = [axes[at] for axes in inputs]
@@ -216,7 +214,7 @@ def _concat(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [tuple(joined)]
 
 
-def _split(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _split(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     at = attribute(node, "axis") % len(axes)
     if is_spatial(axes[at]):
@@ -226,7 +224,7 @@ def _split(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [tuple(shape[at] if i == at else a for i, a in enumerate(axes)) for shape in shapes]
 
 
-def _gather(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _gather(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes, indices = inputs[0], inputs[1]
     at = attribute(node, "axis") % len(axes)
     if is_spatial(axes[at]):
@@ -234,11 +232,11 @@ def _gather(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [(*axes[:at], *indices, *axes[at + 1 :])]
 
 
-def _slice(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
-    starts = tracer.integers(node, 1, "starts") or []
-    ends = tracer.integers(node, 2, "ends") or []
-    over = tracer.integers(node, 3, "axes") or list(range(len(starts)))
-    steps = tracer.integers(node, 4, "steps") or [1] * len(starts)
+def _slice(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    starts = visit.integers(node, 1, "starts") or []
+    ends = visit.integers(node, 2, "ends") or []
+    over = visit.integers(node, 3, "axes") or list(range(len(starts)))
+    steps = visit.integers(node, 4, "steps") or [1] * len(starts)
     axes = list(inputs[0])
     computed = len(node.inputs) > 2 and constant(node.inputs[2]) is None
     for place, start, end, step in zip(over, starts, ends, steps, strict=True):
@@ -264,10 +262,10 @@ def _sliced(axis: Any, start: int, end: int, step: int, computed: bool) -> Any:
     return Spatial(axis.dim, axis.line.taken(first, step, len(positions)))
 
 
-def _pad(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _pad(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = list(inputs[0])
-    pads = tracer.integers(node, 1, "pads") or []
-    over = tracer.integers(node, 3, "axes") or list(range(len(axes)))
+    pads = visit.integers(node, 1, "pads") or []
+    over = visit.integers(node, 3, "axes") or list(range(len(axes)))
     for index, place in enumerate(over):
         begin, end = pads[index], pads[len(over) + index]
         axis = axes[place]
@@ -280,10 +278,10 @@ def _pad(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [tuple(axes)]
 
 
-def _softmax(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _softmax(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     at = attribute(node, "axis") % len(axes)
-    natively = axes if tracer.native is None else tracer.native.axes.get(id(node.inputs[0]), ())
+    natively = axes if visit.native is None else visit.native.axes.get(id(node.inputs[0]), ())
     flattens = opset(node) < _SOFTMAX_BY_AXIS and operator(node) != "LpNormalization"
     over = natively[at:] if flattens else natively[at : at + 1]
     if any(isinstance(a, Merged) or (is_spatial(a) and size_of(a) != 1) for a in over):
@@ -291,24 +289,24 @@ def _softmax(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [axes]
 
 
-def _topk(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _topk(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = list(inputs[0])
     at = attribute(node, "axis") % len(axes)
     if is_spatial(axes[at]):
         raise AxisError("sorts pixels")
-    count = tracer.integers(node, 1, "k")
+    count = visit.integers(node, 1, "k")
     axes[at] = count[0] if count else None
     return [tuple(axes)] * 2
 
 
-def _layer_norm(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _layer_norm(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     if sees_pixels(axes[attribute(node, "axis") % len(axes) :]):
         raise AxisError("normalizes over height and width with a weight per pixel")
     return [axes] * len(node.outputs)
 
 
-def _matmul(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _matmul(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     left, right = inputs
     if sees_pixels(right):
         raise AxisError("multiplies with a matrix of pixels")
@@ -317,8 +315,8 @@ def _matmul(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [(*left[:-1], right[-1])]
 
 
-def _expand(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
-    shape = tracer.integers(node, 1, "shape") or []
+def _expand(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    shape = visit.integers(node, 1, "shape") or []
     plain = tuple(1 if value == 1 else value for value in shape)
     padded = (1,) * (len(plain) - len(inputs[0])) + inputs[0]
     sizes = sizes_of(padded)
@@ -333,14 +331,14 @@ def _expand(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     ]
 
 
-def _resize(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _resize(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
     if sizes is not None and constant(sizes) is not None:
         raise AxisError("resizes the map to a constant size")
     raise AxisError("resizes the map, whose cells then have no common stride")
 
 
-def _recurrent(tracer: Tracer, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+def _recurrent(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     raise AxisError("is a recurrent layer over pixels")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from graphpass.dense.trace import LAYOUTS, FixedResolutionError, Trace, trace
 from graphpass.errors import ModelError
+from graphpass.follow.trace import LAYOUTS, FixedResolutionError, trace
+from graphpass.follow.traced import Trace
 from graphpass.ir.questions import Graph, Tensor
 
 IMAGE_RANK = 4
@@ -67,3 +68,16 @@ def trace_native(graph: Graph, image: Tensor) -> Trace:
             "was made for (--native HxW)"
         )
     raise ModelError(f"no convolution or pooling reads '{image.name}': it is no image")
+
+
+def traced(graph: Graph) -> Trace | None:
+    """Follow the image of a main graph; None where there is none, or it may have any size.
+
+    Raises FixedResolutionError as `trace_image` does.
+    """
+    if graph.parent is not None or graph.is_function:
+        return None
+    try:
+        return trace_image(graph)
+    except ModelError:
+        return None

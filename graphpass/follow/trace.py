@@ -7,12 +7,12 @@ context inside the trunk, as in squeeze-and-excitation, whose result returns to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from graphpass.dense.axes import (
+from graphpass.follow.geometry import Line
+from graphpass.follow.image_axes import (
     Axes,
     AxisError,
     Merged,
@@ -22,25 +22,22 @@ from graphpass.dense.axes import (
     size_of,
     sizes_of,
 )
-from graphpass.dense.geometry import Line
-from graphpass.dense.shape_values import SHAPE_ARITHMETIC
-from graphpass.dense.spatial import HANDLERS, SLIDING
+from graphpass.follow.image_operators import HANDLERS, SLIDING
+from graphpass.follow.shape_values import SHAPE_ARITHMETIC
+from graphpass.follow.traced import Collapse, Trace, Visit
 from graphpass.ir.questions import (
     Graph,
     Node,
     RefusedError,
     Tensor,
     attribute,
-    constant,
     label,
     operator,
     require,
 )
-from graphpass.ir.weight import Array
 
 LAYOUTS = {"NCHW": (2, 3), "NHWC": (1, 2)}
 _FLATTENS = ("Flatten", "Reshape", "Squeeze")
-_SMALL_VALUE = 64  # constants up to this many elements may be part of a computed shape
 
 
 class FixedResolutionError(RefusedError):
@@ -49,78 +46,6 @@ class FixedResolutionError(RefusedError):
     def __init__(self, reason: str, progress: int) -> None:
         super().__init__(reason)
         self.progress = progress
-
-
-@dataclass(frozen=True)
-class Collapse:
-    """Where height and width vanish, read from `source`, which still has them.
-
-    `kind` is "pool", "flatten", or "dense": a Conv whose kernel is the whole map, whichever way
-    the map lies in memory.
-    """
-
-    node: Node
-    source: Tensor
-    kind: str
-
-
-@dataclass
-class Trace:
-    """What came of following an image of `size` (height, width) pixels through `graph`."""
-
-    graph: Graph
-    image: Tensor
-    layout: str
-    size: tuple[int, int]
-    axes: dict[int, Axes] = field(default_factory=dict)
-    values: dict[int, Array] = field(default_factory=dict)
-    collapses: list[Collapse] = field(default_factory=list)
-    reshapes: list[Node] = field(default_factory=list)
-    trunk_pools: frozenset[int] = frozenset()
-    windows: list[Node] = field(default_factory=list)
-
-    def axes_of(self, tensor: Tensor) -> Axes | None:
-        """Return the axes of `tensor`; None where its rank is unknown."""
-        if id(tensor) in self.axes:
-            return self.axes[id(tensor)]
-        weight = constant(tensor)
-        if weight is not None:
-            return tuple(weight.shape)
-        return None if tensor.shape is None else tuple(tensor.shape)
-
-    def value(self, tensor: Tensor) -> Array | None:
-        """Return the value of a small tensor that is constant or computed from shapes."""
-        if id(tensor) in self.values:
-            return self.values[id(tensor)]
-        weight = constant(tensor)
-        if weight is None or weight.size > _SMALL_VALUE or weight.dtype.kind not in "iufb":
-            return None
-        return weight.array()
-
-    def lines(self, tensor: Tensor) -> tuple[Line, Line]:
-        """Return height and width of a feature map."""
-        found = {a.dim: a.line for a in self.axes[id(tensor)] if isinstance(a, Spatial)}
-        return found[0], found[1]
-
-    def map_size(self, tensor: Tensor) -> tuple[int, int]:
-        """Return the cells of a feature map in height and width."""
-        height, width = self.lines(tensor)
-        return height.size, width.size
-
-    def is_map(self, tensor: Tensor) -> bool:
-        """Whether `tensor` has both height and width, each on an axis of its own."""
-        dims = [a.dim for a in self.axes.get(id(tensor), ()) if isinstance(a, Spatial)]
-        return sorted(dims) == [0, 1]
-
-    @property
-    def touches_weights(self) -> bool:
-        """Whether a convolution or pooling slides over the image, as it does in one layout only."""
-        return bool(self.windows)
-
-    @property
-    def heads(self) -> list[Collapse]:
-        """Where height and width vanish for good."""
-        return [c for c in self.collapses if id(c.node) not in self.trunk_pools]
 
 
 def trace(
@@ -146,15 +71,15 @@ def trace(
 
 
 class Tracer:
-    """Works out a `Trace`, node by node; what an operator does is said in `spatial`."""
+    """Works out a `Trace`, node by node; what an operator does is said in `image_operators`."""
 
     def __init__(self, found: Trace, native: Trace | None, sliding: bool) -> None:
         self.found = found
         self.native = native
-        self.pools: set[int] = set()
+        self.visit = Visit(found, native)
         if native is not None:
             whole = native.trunk_pools if sliding else {id(c.node) for c in native.collapses}
-            self.pools.update(whole)
+            self.visit.pools.update(whole)
         height, width = LAYOUTS[found.layout]
         axes: list[Any] = list(found.image.shape or ())
         axes[height] = Spatial(0, Line.image(found.size[0]))
@@ -190,7 +115,7 @@ class Tracer:
         require(handler is not None, f"{label(node)} is not known to work at any resolution")
         assert handler is not None
         known = [() if axes is None else axes for axes in inputs]
-        outputs = handler(self, node, known)
+        outputs = handler(self.visit, node, known)
         if op in SLIDING:
             self.found.windows.append(node)
         source = node.inputs[seen.index(True)]
@@ -242,21 +167,6 @@ class Tracer:
         return False
 
     # ---------------------------------------------------------------------- computed shapes
-
-    def integers(self, node: Node, index: int, name: str) -> list[int] | None:
-        """Return an attribute, or the input `index` that replaced it in later opsets."""
-        listed = node.attrs.get(name)
-        if listed is not None:
-            return [int(v) for v in listed] if isinstance(listed, (list, tuple)) else [int(listed)]
-        if len(node.inputs) <= index or node.inputs[index].name == "":
-            return None
-        value = self.found.value(node.inputs[index])
-        require(
-            value is not None,
-            f"{label(node)} computes its {name} from the image in a way not understood",
-        )
-        assert value is not None
-        return [int(v) for v in value.reshape(-1)]
 
     def _evaluate(self, node: Node) -> None:
         op = operator(node)

@@ -1,0 +1,161 @@
+"""`free-resolution`: height and width of the image vary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphpass import Graph, Node, Pass, Tensor, attribute, label, operator, opset, require
+from graphpass.follow.image_axes import AxisError, Spatial, size_of, target_sizes
+from graphpass.follow.image_input import traced
+from graphpass.follow.trace import LAYOUTS, trace
+from graphpass.follow.traced import Trace
+from graphpass.rewrite.edit import Editor
+
+from .lift import SOFTMAXES, cellwise_softmax
+from .pool_to_global import make_global
+
+_LARGER = (1, 7, 32, 45, 96)  # pixels more: sizes at which maps are compared
+
+
+@dataclass(frozen=True)
+class FreeResolution(Pass):
+    """A network of sliding windows computes the same at every resolution.
+
+    Height and width of the input become symbolic; Reshapes that name them compute them instead;
+    pooling over the whole map inside the trunk (squeeze-and-excitation) is global at every size;
+    Softmax works on the channels alone. Refused, with the node, where something else ties the
+    network to its resolution.
+    """
+
+    name: ClassVar[str] = "free-resolution"
+    changes_interface: ClassVar[bool] = True
+
+    def run(self, graph: Graph) -> list[str]:
+        """Free the trunk and declare height and width symbolic."""
+        native = traced(graph)
+        if native is None:
+            return []
+
+        def at(larger: int) -> Trace:
+            size = (native.size[0] + larger, native.size[1] + larger)
+            return trace(graph, native.image, native.layout, size, native, sliding=True)
+
+        found = at(0)
+        _require_free_head(found)
+        others = [at(larger) for larger in _LARGER]
+        done: list[str] = []
+        with Editor(graph) as edit:
+            done += _free_pools(found, edit)
+            done += _free_reshapes(native, others[-1], edit)
+            done += _free_softmax(found, edit)
+        _declare(graph, found, others)
+        return [*done, f"height and width of '{found.image.name}' vary"]
+
+
+def _require_free_head(found: Trace) -> None:
+    for collapse in found.collapses:
+        pooled = collapse.kind == "pool"
+        height, width = found.map_size(collapse.source)
+        require(
+            pooled,
+            f"{label(collapse.node)} flattens a map of {height}x{width}: there is a weight for "
+            "each of its pixels, and one answer for a larger image has no weights for the rest",
+        )
+
+
+def _free_pools(found: Trace, edit: Editor) -> list[str]:
+    pools = [
+        c.node
+        for c in found.collapses
+        if operator(c.node) == "AveragePool" and id(c.node) in found.trunk_pools
+    ]
+    make_global(edit, pools)
+    return [f"{label(pool)} inside the trunk is global" for pool in pools]
+
+
+def _free_reshapes(found: Trace, other: Trace, edit: Editor) -> list[str]:
+    done = []
+    for node in found.reshapes:
+        wanted = [size_of(axis) for axis in other.axes[id(node.outputs[0])]]
+        if _resolved(other, node) != wanted:
+            shape = _computed_shape(found, edit, node)
+            replaced = edit.one("Reshape", [node.inputs[0], shape], like=node, allowzero=None)
+            edit.replace(node.outputs[0], replaced)
+            done.append(f"{label(node)} computes height and width")
+    return done
+
+
+def _resolved(other: Trace, node: Node) -> list[int] | None:
+    """Return the sizes that the Reshape, as it is, makes of a larger image; None where it fails."""
+    shape = other.value(node.inputs[1]) if len(node.inputs) > 1 else None
+    if shape is None:
+        return None
+    zero_is_size = bool(attribute(node, "allowzero") or 0)
+    try:
+        return target_sizes(
+            other.axes[id(node.inputs[0])], shape.reshape(-1).tolist(), zero_is_size
+        )
+    except AxisError:
+        return None
+
+
+def _computed_shape(found: Trace, edit: Editor, node: Node) -> Tensor:
+    """Return the Reshape's target: constants and, for height and width, parts of Shape(x)."""
+    source, target = found.axes[id(node.inputs[0])], found.axes[id(node.outputs[0])]
+    place = {axis.dim: i for i, axis in enumerate(source) if isinstance(axis, Spatial)}
+    runs: list[tuple[bool, list[int]]] = []
+    for axis in target:
+        plain = isinstance(axis, int)
+        if not plain:
+            known = isinstance(axis, Spatial) and axis.dim in place
+            require(known or axis == source[0], f"{label(node)} merges height or width")
+        value = (
+            axis if isinstance(axis, int) else place[axis.dim] if isinstance(axis, Spatial) else 0
+        )
+        if not runs or runs[-1][0] != plain:
+            runs.append((plain, []))
+        runs[-1][1].append(value)
+    shape = edit.one("Shape", [node.inputs[0]])
+    parts: list[Any] = [
+        values if plain else edit.one("Gather", [shape, values], axis=0)
+        for plain, values in ((plain, np.array(run, np.int64)) for plain, run in runs)
+    ]
+    return edit.one("Concat", parts, axis=0)
+
+
+def _free_softmax(found: Trace, edit: Editor) -> list[str]:
+    """Before opset 13 Softmax flattens: over one cell that is the same, over a map it is not."""
+    done = []
+    for node in found.graph.nodes:
+        flattens = operator(node) in (*SOFTMAXES, "Hardmax") and opset(node) < 13
+        if flattens and found.is_map(node.inputs[0]) and attribute(node, "axis") in (1, -3):
+            edit.replace(node.outputs[0], cellwise_softmax(edit, node, node.inputs[0]))
+            done.append(f"{label(node)} works on the channels")
+    return done
+
+
+def _declare(graph: Graph, found: Trace, others: list[Trace]) -> None:
+    """Give height and width names, shared where the sizes are equal at every resolution."""
+    shape = list(found.image.shape or ())
+    for place, name in zip(LAYOUTS[found.layout], ("height", "width"), strict=True):
+        shape[place] = name
+    found.image.shape = shape
+    names: dict[tuple[int, ...], str] = {}
+    for output in graph.outputs:
+        if output.shape is None or not found.is_map(output):
+            continue
+        declared = list(output.shape)
+        for index, axis in enumerate(found.axes[id(output)]):
+            if isinstance(axis, Spatial):
+                sizes = (axis.dim, *(size_of(t.axes[id(output)][index]) for t in others))
+                declared[index] = names.setdefault(sizes, _size_name(axis.dim, names))
+        output.shape = declared
+
+
+def _size_name(dim: int, names: dict[tuple[int, ...], str]) -> str:
+    base = ("map_height", "map_width")[dim]
+    count = sum(name.startswith(base) for name in names.values())
+    return f"{base}_{count + 1}" if count else base

@@ -1,0 +1,72 @@
+"""`unflatten-head`: every answer of the head gets its place on the map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphpass import Graph, Pass, Tensor, require
+from graphpass.follow.image_input import traced
+from graphpass.follow.traced import Trace
+from graphpass.rewrite.edit import Editor
+
+from .lift import TO_NHWC, Lifted, Lifter
+
+
+@dataclass(frozen=True)
+class UnflattenHead(Pass):
+    """Flatten(f(x)) gives [N,C], one answer; f(x) is the map [N,C,h,w] of the same answers.
+
+    What works on the classes after the Flatten (Softmax, ArgMax, TopK, …) moves to the channels
+    of the map. A network that reads NHWC gives its map as [N,h,w,C].
+    """
+
+    name: ClassVar[str] = "unflatten-head"
+    changes_interface: ClassVar[bool] = True
+
+    def run(self, graph: Graph) -> list[str]:
+        """Lift the head; the outputs get height and width."""
+        found = traced(graph)
+        if found is None or not found.heads:
+            return []
+        with Editor(graph) as edit:
+            lifted = Lifter(found, edit).run()
+            maps = {id(out): lifted[id(out)] for out in graph.outputs if id(out) in lifted}
+            require(maps, "no output of the network comes from its head")
+            _put_out(graph, found, edit, maps)
+        for output in graph.outputs:
+            if id(output) in maps:
+                output.shape = _shape_of(output, maps[id(output)], found.layout)
+        return [f"'{output.name}' is a map" for output in graph.outputs if id(output) in maps]
+
+
+def _put_out(graph: Graph, found: Trace, edit: Editor, maps: dict[int, Lifted]) -> None:
+    for output in graph.outputs:
+        if id(output) not in maps:
+            continue
+        lifted = maps[id(output)]
+        cells = lifted.cells
+        if found.layout == "NHWC":
+            cells = edit.permuted(cells, TO_NHWC)
+        if lifted.channel is None:
+            axis = 3 if found.layout == "NHWC" else 1
+            cells = _squeezed(edit, graph, cells, axis)
+        if cells is not output:
+            edit.replace(output, cells)
+
+
+def _squeezed(edit: Editor, graph: Graph, tensor: Tensor, axis: int) -> Tensor:
+    if graph.opsets.get("", 0) >= 13:
+        return edit.one("Squeeze", [tensor, np.array([axis], np.int64)])
+    return edit.one("Squeeze", [tensor], axes=[axis])
+
+
+def _shape_of(output: Tensor, lifted: Lifted, layout: str) -> list[Any]:
+    batch = output.shape[0] if output.shape else None
+    if lifted.channel is None:
+        return [batch, 1, 1]
+    shape = output.shape
+    count = shape[lifted.channel] if shape and len(shape) > lifted.channel else None
+    return [batch, 1, 1, count] if layout == "NHWC" else [batch, count, 1, 1]
