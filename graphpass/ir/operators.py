@@ -1,0 +1,311 @@
+"""What is known of operators: one table, which rules, the engine and the validators ask.
+
+What a trait says holds for every opset from the row's `since` on, and is tested against ONNX
+Runtime. Where an attribute, an input or an output decides, as alpha does whether LeakyRelu is
+monotone, one of the functions below says how it is for a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import lru_cache
+from typing import Final
+
+from graphpass.ir.questions import (
+    STANDARD_DOMAINS,
+    Node,
+    RefusedError,
+    attribute,
+    constant,
+    dtype,
+    operator,
+    opset,
+    schema,
+)
+
+
+class Trait(Flag):
+    """What an operator may be; "data" are the inputs that are no parameters (`Operator.data`)."""
+
+    # how elements of the outputs come from those of the inputs
+    ELEMENTWISE = auto()  # from the one at the same place of the first input alone
+    BROADCASTING = auto()  # from those at the same place of all inputs, as numpy broadcasts them
+    REDUCTION = auto()  # one from all along some axes
+    ALONG_AXIS = auto()  # from all along an axis, which stays
+    MOVEMENT = auto()  # each is an element of the data, moved or repeated, or fills a gap
+    VIEW = auto()  # all elements stay, in their order: only the shape is another
+    SLIDING = auto()  # from a window that slides over the axes from 2 on
+    CONTRACTION = auto()  # sums of products of the elements of two inputs
+    NORMALIZATION = auto()  # scaled and shifted by statistics
+    RECURRENT = auto()  # step by step along a sequence
+    SIZES_ONLY = auto()  # from the sizes of the input, not its elements
+    SOURCE = auto()  # made of nothing, or of parameters
+    RANDOM = auto()  # another one in each run
+    CONTROL = auto()  # what its bodies compute
+    QUANTIZING = auto()  # into or out of integers, by scale and zero point
+    SAMPLING = auto()  # from elements near a place that is computed
+    # what may be relied on, for all data at once
+    PICKS = auto()  # each element is one of the data, or a zero: nothing is rounded
+    ON_MAGNITUDES = auto()  # f(|x|, |w|) bounds |f(x, w)|, and, times roundoff, its rounding
+    TAME = auto()  # its result is about as large as its data, and moves no more than they do
+    BOUNDED = auto()  # its result is at most about 1 larger than its data, and moves no more
+    HOMOGENEOUS = auto()  # f(a·x) = a·f(x) for a > 0
+    MONOTONE = auto()  # no element of the output falls where one of the data rises
+    KEEPS_ZERO = auto()  # zeros make zeros
+    KEEPS_NAN = auto()  # what is computed from NaN is NaN
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A row: what holds of an operator from opset `since` on.
+
+    `data`: how many inputs are data, not parameters such as axes, shapes, bounds, weights; None:
+    all. `positive`: attributes that must not be negative for HOMOGENEOUS and MONOTONE to hold.
+    """
+
+    name: str
+    traits: Trait
+    domain: str = ""
+    since: int = 1
+    data: int | None = 1
+    positive: tuple[str, ...] = ()
+
+
+def _row(
+    names: str,
+    traits: Trait,
+    since: int = 1,
+    data: int | None = 1,
+    positive: str = "",
+    domain: str = "",
+) -> list[Operator]:
+    split = tuple(positive.split())
+    return [Operator(name, traits, domain, since, data, split) for name in names.split()]
+
+
+_E, _B, _R = Trait.ELEMENTWISE, Trait.BROADCASTING, Trait.REDUCTION
+_H, _UP, _0, _NAN = Trait.HOMOGENEOUS, Trait.MONOTONE, Trait.KEEPS_ZERO, Trait.KEEPS_NAN
+_MOVE = Trait.MOVEMENT | Trait.PICKS | Trait.ON_MAGNITUDES | _H | _UP | _0 | _NAN
+_VIEW = _MOVE | Trait.VIEW
+_SLIDING_SUM = Trait.SLIDING | Trait.CONTRACTION | Trait.ON_MAGNITUDES
+_TAME, _BOUNDED, _PICKS = Trait.TAME, Trait.BOUNDED, Trait.PICKS
+_MAGNITUDES = Trait.ON_MAGNITUDES
+
+_ROWS: tuple[Operator, ...] = (
+    # one element from one
+    *_row("Identity", _E | _VIEW),
+    *_row("Dropout", _E | _MOVE | _TAME | Trait.RANDOM),
+    *_row("Relu", _E | _H | _UP | _0 | _NAN | _TAME | _PICKS),
+    *_row("LeakyRelu", _E | _H | _UP | _0 | _NAN | _TAME, positive="alpha"),
+    *_row("Abs", _E | _H | _0 | _NAN | _TAME),
+    *_row("Neg", _E | _H | _0 | _NAN | _TAME),
+    *_row("Sign", _E | _UP | _0),
+    *_row("Ceil Floor Round", _E | _UP | _0 | _NAN | _BOUNDED),
+    *_row("Asinh Atan Sinh", _E | _UP | _0 | _NAN),
+    *_row("Erf", _E | _UP | _0 | _NAN),
+    *_row("Asin Atanh Sqrt", _E | _UP | _0 | _NAN),
+    *_row("Tanh Softsign", _E | _UP | _0 | _NAN | _TAME),
+    *_row("Elu Selu Celu", _E | _UP | _0 | _NAN | _TAME, positive="alpha gamma"),
+    *_row("ThresholdedRelu", _E | _UP | _0 | _TAME, positive="alpha"),
+    *_row("Clip", _E | _UP | _0 | _NAN | _TAME),
+    *_row("HardSwish Swish Gelu Mish", _E | _0 | _NAN | _TAME),
+    *_row("Sin Tan", _E | _0 | _NAN),
+    *_row("Shrink", _E | _0),
+    *_row("Exp Log Acosh", _E | _UP | _NAN),
+    *_row("Sigmoid Softplus", _E | _UP | _NAN | _BOUNDED),
+    *_row("HardSigmoid", _E | _UP | _NAN | _BOUNDED, positive="alpha"),
+    *_row("Acos Cos Cosh Reciprocal", _E | _NAN),
+    *_row("Cast CastLike", _E | _0 | _NAN | _MAGNITUDES),
+    *_row("IsInf IsNaN Not BitwiseNot", _E),
+    # one element from several
+    *_row("Add", _B | _H | _UP | _0 | _NAN | _MAGNITUDES, since=7, data=None),
+    *_row("Sub", _B | _H | _0 | _NAN, since=7, data=None),
+    *_row("Mul", _B | _0 | _NAN | _MAGNITUDES, since=7, data=None),
+    *_row("Div", _B | _NAN, since=7, data=None),
+    *_row("Pow", _B, since=7, data=None),
+    *_row("PRelu", _B | _0 | _NAN, since=7),
+    *_row("Sum Mean", _B | _H | _UP | _0 | _NAN | _MAGNITUDES, since=8, data=None),
+    *_row("Max", _B | _H | _UP | _0 | _NAN | _PICKS | _MAGNITUDES, since=8, data=None),
+    *_row("Min", _B | _H | _UP | _0 | _NAN | _PICKS, since=8, data=None),
+    *_row("Where", _B | Trait.MOVEMENT | _PICKS, since=9, data=None),
+    *_row("Mod", _B, since=10, data=None),
+    *_row("And Or Xor Equal Greater Less", _B, since=7, data=None),
+    *_row("GreaterOrEqual LessOrEqual", _B, since=12, data=None),
+    *_row("BitShift", _B, since=11, data=None),
+    *_row("BitwiseAnd BitwiseOr BitwiseXor", _B, since=18, data=None),
+    # all along some axes
+    *_row("ReduceSum ReduceMean", _R | _H | _UP | _0 | _NAN | _MAGNITUDES),
+    *_row("ReduceMax", _R | _H | _UP | _0 | _PICKS | _MAGNITUDES),
+    *_row("ReduceMin", _R | _H | _UP | _0 | _PICKS),
+    *_row("ReduceL1 ReduceL2", _R | _H | _0 | _NAN),
+    *_row("ReduceProd ReduceSumSquare", _R | _0 | _NAN),
+    *_row("ReduceLogSum ReduceLogSumExp", _R | _UP | _NAN),
+    *_row("GlobalAveragePool", _R | _H | _UP | _0 | _NAN | _MAGNITUDES),
+    *_row("GlobalMaxPool", _R | _H | _UP | _0 | _PICKS | _MAGNITUDES),
+    *_row("GlobalLpPool", _R | _H | _0 | _NAN),
+    *_row("ArgMax ArgMin", _R),
+    *_row("Softmax LogSoftmax", Trait.ALONG_AXIS | _NAN | _BOUNDED),
+    *_row("Hardmax", Trait.ALONG_AXIS | _BOUNDED),
+    *_row("LpNormalization", Trait.ALONG_AXIS | _0 | _NAN),
+    *_row("CumSum", Trait.ALONG_AXIS | _H | _UP | _0),
+    *_row("CumProd", Trait.ALONG_AXIS | _0),
+    *_row("TopK", Trait.ALONG_AXIS | _PICKS | _H | _0),
+    # elements that move, are repeated or dropped
+    *_row("Reshape Flatten Squeeze Unsqueeze", _VIEW),
+    *_row("Transpose Expand Tile Slice Split Gather GatherElements GatherND", _MOVE),
+    *_row("Concat", _MOVE, data=None),
+    *_row("DepthToSpace SpaceToDepth ReverseSequence Compress Trilu CenterCropPad", _MOVE),
+    *_row("Pad", Trait.MOVEMENT | _MAGNITUDES | _UP | _NAN),
+    *_row("ScatterElements ScatterND TensorScatter", Trait.MOVEMENT, data=None),
+    *_row("Upsample Resize GridSample RoiAlign MaxRoiPool MaxUnpool", Trait.SAMPLING),
+    # windows
+    *_row("Conv ConvTranspose", _SLIDING_SUM, data=2),
+    *_row("DeformConv", Trait.SLIDING | Trait.CONTRACTION, data=2),
+    *_row("ConvInteger QLinearConv", Trait.SLIDING | Trait.CONTRACTION | Trait.QUANTIZING, data=2),
+    *_row("CausalConvWithState", Trait.SLIDING | Trait.CONTRACTION | Trait.RECURRENT),
+    *_row("AveragePool", Trait.SLIDING | _H | _UP | _0 | _NAN | _MAGNITUDES),
+    *_row("MaxPool", Trait.SLIDING | _H | _UP | _0 | _PICKS | _MAGNITUDES),
+    *_row("LpPool", Trait.SLIDING | _H | _0 | _NAN),
+    # sums of products
+    *_row("Gemm MatMul", Trait.CONTRACTION | _MAGNITUDES, data=2),
+    *_row("Einsum", Trait.CONTRACTION, data=None),
+    *_row("MatMulInteger QLinearMatMul", Trait.CONTRACTION | Trait.QUANTIZING, data=2),
+    *_row("Attention LinearAttention", Trait.CONTRACTION, data=3),
+    # statistics
+    *_row("BatchNormalization InstanceNormalization GroupNormalization", Trait.NORMALIZATION),
+    *_row("LayerNormalization RMSNormalization", Trait.NORMALIZATION),
+    *_row("MeanVarianceNormalization LRN", Trait.NORMALIZATION),
+    # integers and back
+    *_row("QuantizeLinear DequantizeLinear DynamicQuantizeLinear", Trait.QUANTIZING),
+    # step by step
+    *_row("LSTM GRU RNN", Trait.RECURRENT),
+    # of sizes, of nothing
+    *_row("Shape Size", Trait.SIZES_ONLY),
+    *_row("EyeLike", Trait.SIZES_ONLY),
+    *_row("Constant ConstantOfShape Range", Trait.SOURCE, data=0),
+    *_row("BlackmanWindow HammingWindow HannWindow MelWeightMatrix", Trait.SOURCE, data=0),
+    *_row("RandomNormal RandomUniform", Trait.SOURCE | Trait.RANDOM, data=0),
+    *_row("RandomNormalLike RandomUniformLike", Trait.SIZES_ONLY | Trait.RANDOM),
+    *_row("Bernoulli", _E | Trait.RANDOM),
+    *_row("Multinomial", Trait.RANDOM),
+    # bodies
+    *_row("If Loop Scan SequenceMap", Trait.CONTROL, data=None),
+    # other domains
+    *_row("Binarizer", _E, domain="ai.onnx.ml"),
+    *_row("LabelEncoder", _E, domain="ai.onnx.ml"),
+    *_row("Gelu FastGelu QuickGelu", _E | _0 | _NAN | _TAME, domain="com.microsoft"),
+)
+
+# what is known to be known to nobody: sequences, images, text, losses, and what mixes freely
+UNCLASSIFIED: Final = frozenset(
+    """AffineGrid BitCast Col2Im ConcatFromSequence DFT Det ImageDecoder NegativeLogLikelihoodLoss
+    NonMaxSuppression NonZero OneHot Optional OptionalGetElement OptionalHasElement RegexFullMatch
+    RotaryEmbedding STFT Scatter SequenceAt SequenceConstruct SequenceEmpty SequenceErase
+    SequenceInsert SequenceLength SoftmaxCrossEntropyLoss SplitToSequence StringConcat
+    StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique""".split()
+)
+
+_TABLE: Final = {(row.domain, row.name): row for row in _ROWS}
+
+
+def row(op: str, domain: str = "", version: int | None = None) -> Operator | None:
+    """Return what is known of an operator in an opset (None: the newest); None: nothing."""
+    found = _TABLE.get(("" if domain in STANDARD_DOMAINS else domain, op))
+    return found if found is not None and (version is None or version >= found.since) else None
+
+
+@lru_cache
+def named(*choices: Trait) -> tuple[str, ...]:
+    """Return the standard operators that have all traits of one of `choices`, for a pattern.
+
+    Some have them only as of an opset, or with some attributes: ask `has` about the node.
+    """
+    return tuple(
+        found.name
+        for found in _ROWS
+        if not found.domain and any(choice in found.traits for choice in choices)
+    )
+
+
+def of_node(node: Node) -> Operator | None:
+    """Return what is known of a node's operator in its model's opset; None: nothing."""
+    return (
+        row(node.op, node.domain or "", opset(node)) if "function::" not in operator(node) else None
+    )
+
+
+def has(node: Node, traits: Trait) -> bool:
+    """Whether `node`, with the attributes, inputs and outputs that it has, has all of `traits`.
+
+    False where the operator is unknown, or what decides is a parameter of its function.
+    """
+    found = of_node(node)
+    if found is None or traits not in found.traits:
+        return False
+    try:
+        return not traits & _lacks(node, found)
+    except RefusedError:
+        return False
+
+
+def _lacks(node: Node, found: Operator) -> Trait:
+    """Return the traits of the row that this node has not."""
+    op = found.name
+    lacks = Trait(0)
+    if any((attribute(node, name) or 0) < 0 for name in found.positive):
+        lacks |= _H | _UP | _0
+    if Trait.RANDOM in found.traits and op == "Dropout":
+        lacks |= ~Trait.RANDOM if is_training(node) else Trait.RANDOM
+    elif op in ("Cast", "CastLike") and not _makes_floats(node):
+        lacks |= _NAN | _MAGNITUDES
+    elif op in ("ScatterElements", "ScatterND") and attribute(node, "reduction") not in (
+        None,
+        "none",
+    ):
+        lacks |= Trait.MOVEMENT
+    return lacks
+
+
+def _makes_floats(node: Node) -> bool:
+    kind = dtype(node.outputs[0])
+    return kind is not None and kind.kind not in "iub"
+
+
+def _spans_zero(clip: Node) -> bool:
+    for name, place, sign in (("min", 1, 1), ("max", 2, -1)):
+        bound = clip.attrs.get(name)
+        if bound is None and len(clip.inputs) > place and clip.inputs[place].name:
+            weight = constant(clip.inputs[place])
+            if weight is None:
+                return False
+            bound = weight.array().reshape(-1)[0]
+        if bound is not None and not sign * bound <= 0:
+            return False
+    return True
+
+
+def is_training(node: Node) -> bool:
+    """Whether `node` is in training, or may be: it drops at random or uses the batch's statistics.
+
+    Seen by attributes (`is_test`, `training_mode`), by an input that says so or is computed, and
+    by the statistics that a BatchNormalization gives out before opset 14. Raises `RefusedError`
+    where an attribute is a parameter of the function around it.
+    """
+    op, version = operator(node), opset(node)
+    if op not in ("BatchNormalization", "Dropout"):
+        return False
+    if version < 7:
+        return not attribute(node, "is_test")
+    if op == "BatchNormalization":
+        return bool(attribute(node, "training_mode")) or any(t.name for t in node.outputs[1:])
+    switch = node.inputs[2] if version >= 12 and len(node.inputs) > 2 else None
+    if switch is None or switch.name == "":
+        return False
+    value = constant(switch)
+    return value is None or bool(value.array().any())
+
+
+def is_random(node: Node) -> bool:
+    """Whether two runs of `node` may differ: by what is known, or because it is not known."""
+    return schema(node) is None or has(node, Trait.RANDOM)
