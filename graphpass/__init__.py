@@ -49,15 +49,17 @@ if TYPE_CHECKING:
     from graphpass.rewrite.pattern import optional as optional
     from graphpass.rewrite.rule import Pass as Pass
     from graphpass.rewrite.rule import Rule as Rule
-    from graphpass.run.api import Result as Result
-    from graphpass.run.api import compare as compare
-    from graphpass.run.api import optimize as optimize
+    from graphpass.run.comparison import compare as compare
+    from graphpass.run.optimization import optimize as optimize
+    from graphpass.run.result import Result as Result
 
 __version__ = "0.1.0"
 
 # where each name lives: importing graphpass must not cost onnx and numpy before they are needed
 _HOMES = {
-    "graphpass.run.api": ("Result", "compare", "optimize"),
+    "graphpass.run.comparison": ("compare",),
+    "graphpass.run.optimization": ("optimize",),
+    "graphpass.run.result": ("Result",),
     "graphpass.dense.convolutionalize": ("DenseReport", "DenseResult", "convolutionalize"),
     "graphpass.errors": ("GraphpassError",),
     "graphpass.ir.questions": (

@@ -1,4 +1,4 @@
-"""The command line, thin over `graphpass.run.api`; slow imports happen in commands.
+"""The command line, thin over `graphpass.run`; slow imports happen in commands.
 
 Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable model;
 4 ONNX Runtime cannot run it, so that nothing could be validated; 5 the output could not be
@@ -207,13 +207,15 @@ def optimize(
     if target is None and external_data == "always":
         raise UsageError("a model on standard output has no file beside it for its weights")
     _get_ready(runs_models=options["validate"])
-    from graphpass.run import api
+    from graphpass.run import optimization
 
     source = sys.stdin.buffer.read() if model == "-" else _place(model)
     try:
         with _progress(quiet) as progress:
             options["sha256"] = bool(reports)  # nobody else would see it
-            result = api.optimize(source, which(passes, pipeline), progress=progress, **options)
+            result = optimization.optimize(
+                source, which(passes, pipeline), progress=progress, **options
+            )
             with result:
                 if target is None:
                     result.write(sys.stdout.buffer)
@@ -363,7 +365,7 @@ def compare(
     and tolerances are those of its run; what is given on the command line goes before.
     """
     _get_ready(runs_models=True)
-    from graphpass.run import api
+    from graphpass.run import comparison
 
     if report is not None:
         from graphpass.run import recorded as recheck
@@ -373,7 +375,7 @@ def compare(
 
     with _progress(quiet) as progress:
         progress("comparing", 0.1)
-        check = api.compare(_place(original), _place(candidate), **options)
+        check = comparison.compare(_place(original), _place(candidate), **options)
     if check.status == "not comparable":
         return _fail(f"nothing can be compared: {check.reason}", 4)
     if not quiet:

@@ -22,7 +22,7 @@ import pytest
 from graphpass.cli import run
 from graphpass.report.data import Check
 from graphpass.rewrite import registry
-from graphpass.run import api
+from graphpass.run import optimization
 from graphpass.run.judge import Judge
 from graphpass.testing import graph
 
@@ -48,7 +48,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "pass_types", lambda: KINDS)
     pipelines = {"default": ("tidy", "negate"), "conv-only": ("tidy",)}
     monkeypatch.setattr(registry, "PIPELINES", pipelines)
-    monkeypatch.setattr(api, "PIPELINES", pipelines)
+    monkeypatch.setattr(optimization, "PIPELINES", pipelines)
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def test_a_bug_is_one_sentence_and_a_traceback_only_on_request(
     def broken(*arguments: Any, **options: Any) -> None:
         raise KeyError("oops\nand more")
 
-    monkeypatch.setattr(api, "optimize", broken)
+    monkeypatch.setattr(optimization, "optimize", broken)
     failed(graphpass("optimize", model), 70, "this is a bug in graphpass (KeyError")
     monkeypatch.setenv("GRAPHPASS_DEBUG", "1")
     with pytest.raises(KeyError):

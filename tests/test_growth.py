@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphpass.rewrite import registry
-from graphpass.run import api
+from graphpass.run import optimization
 
 _SMALL, _LARGE = 200, 800
 
@@ -119,7 +119,7 @@ def calls(path: Path) -> int:
 
     sys.setprofile(counted)
     try:
-        with api.optimize(path, validate=False) as result:
+        with optimization.optimize(path, validate=False) as result:
             result.save(path.with_name("out.onnx"))
     finally:
         sys.setprofile(None)
@@ -144,7 +144,7 @@ def test_calls_grow_with_the_model(make: Callable[[int], bytes], tmp_path: Path)
 def test_a_long_chain_takes_no_recursion(make: Callable[[int], bytes], tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(make(3000))
-    with api.optimize(path, validate=False) as result:
+    with optimization.optimize(path, validate=False) as result:
         assert not result.report.faulty
 
 
@@ -165,7 +165,7 @@ def test_weights_that_are_written_in_a_few_bytes_stay_so(tmp_path: Path) -> None
         del value.type.tensor_type.shape.dim[:]
         for size in sizes:
             value.type.tensor_type.shape.dim.add(dim_value=size)
-    with api.optimize(model, validate=False) as result:
+    with optimization.optimize(model, validate=False) as result:
         written = result.save(tmp_path / "out.onnx")
     assert written.model.size_bytes <= len(content) + 100
     reasons = [refusal.reason for entry in result.report.passes for refusal in entry.refusals]

@@ -95,7 +95,7 @@ VALIDATION = options(
 
 
 def which(passes: str | None, pipeline: str | None) -> str:
-    """Return what to run, as `api.optimize` takes it. Raises `UsageError`."""
+    """Return what to run, as `graphpass.optimize` takes it. Raises `UsageError`."""
     if passes is not None and pipeline is not None:
         raise UsageError("give either --passes or --pipeline")
     if pipeline is not None:

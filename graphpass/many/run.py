@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,19 @@ from graphpass.many.task import Outcome, Task, make
 from graphpass.many.watch import Watch
 from graphpass.report.data import plain
 from graphpass.rewrite.registry import without
-from graphpass.run.api import Result, optimize
+from graphpass.run.optimization import optimize
+from graphpass.run.result import Result
 from graphpass.storage import remote
+from graphpass.validate.options import ValidationOptions
 from graphpass.validate.process.runtime import available_cpus
 
 _SAVING = set(inspect.signature(Result.save).parameters) - {"self", "path"}
 # defaults are spelled out, so that a record knows them for the same as what is given
-_DEFAULTS = {
+_DEFAULTS = asdict(ValidationOptions()) | {
     name: parameter.default
     for function in (optimize, Result.save)
     for name, parameter in inspect.signature(function).parameters.items()
-    if name not in ("self", "path", "model", "progress", "sha256")
+    if name not in ("self", "path", "model", "progress", "sha256", "validation")
 }
 
 

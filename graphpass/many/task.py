@@ -105,7 +105,7 @@ def clean_up(task: Task) -> None:
 
 
 def _run(task: Task, tell: Tell) -> Outcome:
-    from graphpass.run import api
+    from graphpass.run import optimization
     from graphpass.validate.process import forked
 
     source, target = task["source"], _target(task)
@@ -120,7 +120,7 @@ def _run(task: Task, tell: Tell) -> Outcome:
             return Outcome(task["model"], target, "skipped", report=done)
         if options.get("validate", True):
             forked.start()
-        result = stack.enter_context(api.optimize(model, progress=tell, **options))
+        result = stack.enter_context(optimization.optimize(model, progress=tell, **options))
         result.save(target, **task["saving"])
         report = result.report.to_dict()
         record.write(wanted, report)

@@ -10,22 +10,14 @@ from typing import Any
 from graphpass.errors import DifferenceError, UsageError
 from graphpass.report.data import SCHEMA_VERSION, input_files
 from graphpass.storage.wire import read_skeleton
+from graphpass.validate.options import ValidationArguments
 
-# settings of a run that `api.compare` takes as well
-_SETTINGS = (
-    "providers",
-    "seed",
-    "bind",
-    "rtol",
-    "atol",
-    "time_limit_s",
-    "memory_limit_mib",
-    "freeze_initializers",
-)
+# settings of a run that `graphpass.compare` takes as well
+_SETTINGS = (*ValidationArguments.__annotations__, "freeze_initializers")
 
 
 def settings(report: Path, original: Path, candidate: Path) -> dict[str, Any]:
-    """Return the arguments for `api.compare` that a report recorded, its files verified first.
+    """Return the arguments for `graphpass.compare` in a report, its files verified first.
 
     Raises `UsageError` where `report` is none, `DifferenceError` where a file is another than
     the one in it, by SHA-256; external data is looked at as well.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from graphpass.validate.process.channel import Array
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,28 @@ class ValidationOptions:
     memory_limit_mib: int | None = None
     factor: float = 10.0
     threads: int | None = None
+
+    @classmethod
+    def of(cls, **given: Unpack[ValidationArguments]) -> ValidationOptions:
+        """Return the options that the arguments of a public function say."""
+        arguments: dict[str, Any] = dict(given)
+        inputs = given.get("inputs")
+        arguments["inputs"] = Path(inputs) if isinstance(inputs, (str, os.PathLike)) else inputs
+        arguments["providers"] = tuple(dict.fromkeys(given.get("providers", cls.providers)))
+        arguments["bind"] = dict(given.get("bind") or {})
+        return cls(**arguments)
+
+
+class ValidationArguments(TypedDict, total=False):
+    """The fields of `ValidationOptions` as public functions take them."""
+
+    providers: Sequence[str]
+    seed: int
+    bind: Mapping[str, int] | None
+    inputs: str | os.PathLike[str] | Mapping[str, Array] | None
+    rtol: float | None
+    atol: float | None
+    time_limit_s: float | None
+    memory_limit_mib: int | None
+    factor: float
+    threads: int | None

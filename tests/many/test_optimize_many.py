@@ -28,7 +28,7 @@ from graphpass.many.report import SCHEMA_PATH, ManyReport, junit, markdown
 from graphpass.many.task import Task, make
 from graphpass.many.watch import Watch
 from graphpass.report import data as single
-from graphpass.run import api
+from graphpass.run import optimization
 
 from .models import ENDLESS, SLOW, digits, loop, processes, small, tree
 
@@ -250,7 +250,7 @@ def test_a_bug_is_one_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def broken(*arguments: Any, **options: Any) -> None:
         raise KeyError("oops")
 
-    monkeypatch.setattr(api, "optimize", broken)
+    monkeypatch.setattr(optimization, "optimize", broken)
     task = task_of(small(tmp_path / "a.onnx"))
     (outcome,) = local.inline([task], lambda model, text, done: None)
     assert outcome.exit_code == 70 and "this is a bug in graphpass (KeyError" in outcome.message

@@ -1,0 +1,236 @@
+"""`graphpass.optimize`: what the command line does, as a function."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from graphpass.errors import DifferenceError
+from graphpass.ir.model import Model
+from graphpass.report.data import (
+    DenseNode,
+    FileFacts,
+    PassReport,
+    Report,
+    bytes_facts,
+    environment,
+    input_files,
+    model_facts,
+    nodes_of,
+    operator_name,
+)
+from graphpass.rewrite.registry import PIPELINES, without
+from graphpass.rewrite.rule import Pass
+from graphpass.run.judge import Judge
+from graphpass.run.pipeline import MAX_ROUNDS, Pipeline, Progress
+from graphpass.run.result import Result
+from graphpass.validate.baseline import ReferenceCannotRunError
+from graphpass.validate.options import ValidationArguments, ValidationOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Source = Model | onnx.ModelProto | bytes | str | os.PathLike[str]
+Passes = str | Pass | Sequence[str | Pass] | None
+
+# Operators that mix features as a convolution does, but are none.
+_DENSE = frozenset(
+    "Gemm MatMul MatMulInteger QLinearMatMul Einsum LSTM GRU RNN Attention "
+    "com.microsoft::FusedMatMul com.microsoft::FusedGemm com.microsoft::QGemm "
+    "com.microsoft::MatMulNBits com.microsoft::Attention com.microsoft::MultiHeadAttention".split()
+)
+
+
+def optimize(
+    model: Source,
+    passes: Passes = None,
+    *,
+    skip: Sequence[str] = (),
+    validate: bool = True,
+    strict: bool = False,
+    max_rewrites: int | None = None,
+    freeze_initializers: bool = False,
+    allow_external: Sequence[str | os.PathLike[str]] = (),
+    latency: bool = False,
+    sha256: bool = True,
+    progress: Progress | None = None,
+    **validation: Unpack[ValidationArguments],
+) -> Result:
+    """Run passes over a model and check the result of each against the original.
+
+    Args:
+        model: a file or URL, the bytes of one, a ModelProto (which stays as it is) or a `Model`.
+        passes: the name of a pipeline, a list such as `"clean-up,fold-batchnorm"`, `Pass`
+            objects, or None for the default pipeline.
+        skip: names of passes to leave out.
+        validate: False to leave ONNX Runtime out of it.
+        strict: raise where something would otherwise be undone.
+        max_rewrites: stop after so many rewrites.
+        freeze_initializers: inputs that have a default are inputs no more, but constants.
+        allow_external: folders outside of the model's own that its data may lie in.
+        latency: also measure how long the model takes before and after.
+        sha256: False to leave that of the files out of the report: all of them are read for it.
+        progress: is told what is being done and how much is done (0 to 1).
+        **validation: how to check: the fields of `ValidationOptions`, such as providers, inputs,
+            bind, rtol, atol, seed, time_limit_s, memory_limit_mib and threads.
+
+    Raises:
+        UsageError: passes, inputs or bindings that do not exist or do not fit the model.
+        ModelError: there is no usable model.
+        RuntimeUnavailableError: ONNX Runtime can run neither the original nor any rewrite on
+            its own; with `strict`, the original.
+        DifferenceError: `strict`, and a rewrite or pass is wrong.
+    """
+    start = time.perf_counter()
+    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    steps = without(passes, skip)
+    tell = progress or (lambda text, done: None)
+    tell("reading", 0.0)
+    loaded = Model.load(model, allow_external=[Path(folder) for folder in allow_external])
+    facts = model_facts(loaded.proto, _files(model, loaded, sha256))
+    frozen = loaded.freeze_initializers() if freeze_initializers else []
+    options = ValidationOptions.of(**validation)
+    report = Report(
+        settings={
+            "pipeline": _pipeline_name(passes),
+            "passes": [_spelled(step) for step in steps],
+            **_settings(options),
+            "validate": validate,
+            "strict": strict,
+            "max_rewrites": max_rewrites,
+            "freeze_initializers": freeze_initializers,
+        },
+        input=facts,
+        output=facts,
+        validated=validate,
+        started_at=started_at,
+        load_s=time.perf_counter() - start,
+    )
+    with contextlib.ExitStack() as stack:
+        judge = stack.enter_context(Judge(loaded.proto, options, validate=validate))
+        report.environment = environment(judge.threads)
+        tell("running the original", 0.02)
+        _prepare(judge, strict)
+        pipeline = Pipeline(
+            loaded,
+            judge,
+            steps,
+            strict=strict,
+            max_rewrites=max_rewrites,
+            progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
+        )
+        _run(pipeline, report)
+        if frozen:
+            report.warnings.append(_of_frozen(frozen))
+        if latency and len(pipeline.stages) > 1:
+            tell("measuring latency", 0.85)
+            _measure(report, judge, pipeline.stages)
+        stack.pop_all()  # the result goes on using the judge
+    report.total_s = time.perf_counter() - start
+    return Result(loaded, report, judge, sha256, tell)
+
+
+def _prepare(judge: Judge, strict: bool) -> None:
+    """Run the original; where it does not run, each rewrite has to answer for itself."""
+    try:
+        judge.prepare()
+    except ReferenceCannotRunError as error:
+        if strict:
+            raise
+        judge.do_without_reference(str(error))
+
+
+def _run(pipeline: Pipeline, report: Report) -> None:
+    """Run the passes and note what came of it, also where `strict` stops them."""
+    try:
+        pipeline.run()
+    except DifferenceError as error:
+        error.report = report
+        raise
+    finally:
+        model = pipeline.model
+        model.sync()
+        report.passes = pipeline.reports
+        report.rounds = pipeline.rounds
+        report.output = model_facts(model.proto)
+        report.not_convolutional = _dense_nodes(model.proto, pipeline.reports)
+        report.warnings = _warnings(pipeline)
+
+
+def _pipeline_name(passes: Passes) -> str | None:
+    if passes is None:
+        return "default"
+    return passes if isinstance(passes, str) and passes in PIPELINES else None
+
+
+def _spelled(step: Pass) -> str:
+    """Write a pass as `--passes` takes it."""
+    options = ";".join(f"{key}={value}" for key, value in asdict(step).items())
+    return f"{step.name}{{{options}}}" if options else step.name
+
+
+def _settings(options: ValidationOptions) -> dict[str, Any]:
+    given = {name: getattr(options, name) for name in ValidationOptions.__dataclass_fields__}
+    if isinstance(options.inputs, Mapping):
+        given["inputs"] = sorted(options.inputs)
+    del given["threads"]  # the environment has the number that was used
+    return given
+
+
+def _files(source: Source, loaded: Model, sha256: bool) -> list[FileFacts]:
+    if isinstance(source, bytes):
+        return [bytes_facts(source)]
+    if isinstance(source, (str, os.PathLike)):
+        return input_files(loaded.proto, loaded.source or Path(source), sha256=sha256)
+    return []
+
+
+def _dense_nodes(proto: onnx.ModelProto, passes: Sequence[PassReport]) -> list[DenseNode]:
+    reasons = {refusal.node: refusal.reason for entry in passes for refusal in entry.refusals}
+    found = []
+    for node in nodes_of(proto):
+        name = operator_name(node)
+        if name in _DENSE:
+            where = f"'{node.name}'" if node.name else f"of '{node.output[0]}'"
+            label = f"{node.op_type} {where}"
+            found.append(DenseNode(label, name, reasons.get(label, "no pass takes this form")))
+    return found
+
+
+def _warnings(pipeline: Pipeline) -> list[str]:
+    found = []
+    if not pipeline.settled:
+        found.append(f"the passes still made work for each other after {MAX_ROUNDS} rounds")
+    if pipeline.judge.not_run:
+        found.append(f"each rewrite was run on its own, not the model: {pipeline.judge.not_run}")
+    checks = [entry.check for entry in pipeline.reports if entry.check is not None]
+    if random := {name for check in checks for name in check.random_outputs}:
+        names = ", ".join(f"'{name}'" for name in sorted(random))
+        found.append(f"not compared, since they differ between two runs of the original: {names}")
+    return found
+
+
+def _of_frozen(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return f"what had a default is no input any more, as was asked: {len(names)} of them, {shown}"
+
+
+def _measure(report: Report, judge: Judge, stages: list[tuple[str, onnx.ModelProto]]) -> None:
+    """Time the result against the original; where it is slower, find the pass that did it."""
+    report.latency = judge.latency(stages[0][1], stages[-1][1])
+    if not report.slower:
+        return
+    worst = 1.0
+    for (_, before), (name, after) in itertools.pairwise(stages):
+        step = judge.latency(before, after)
+        if step is not None and step.slower and step.ratio > worst:
+            worst, report.slower_because_of = step.ratio, name
