@@ -240,7 +240,10 @@ class AheadOfConv(Rule):
         change = change_of(affine, term, seen, f"the input of {label(conv)}")
         require_not_widened(affine, x, term, seen)
         if change.shifts:
-            require(conv.op == "Conv", f"{label(conv)} spreads a shift unevenly near its edges")
+            require(
+                conv.op == "Conv",
+                f"near its edges {label(conv)} adds up fewer weights, so that no one bias fits",
+            )
             require(
                 pads_nothing(conv, weight.shape, conv.inputs[0]),
                 f"{label(conv)} pads with zeros, which the shift of {label(affine)} does not reach",

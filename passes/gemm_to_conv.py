@@ -149,7 +149,9 @@ def _merging_view(layer: Node) -> Node | None:
         else:
             return None
     # layers that were converted end in a Flatten: so long a chain is one of refused layers
-    require(False, f"it is too far to where the rows of '{layer.inputs[0].name}' come from")
+    require(
+        False, f"too many layers lie between '{layer.inputs[0].name}' and the nearest feature map"
+    )
     return None
 
 

@@ -106,7 +106,7 @@ class Visit:
         value = self.found.value(node.inputs[index])
         require(
             value is not None,
-            f"{label(node)} computes its {name} from the image in a way not understood",
+            f"the {name} of {label(node)} depend on the image, and how could not be worked out",
         )
         assert value is not None
         return [int(v) for v in value.reshape(-1)]

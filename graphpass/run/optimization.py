@@ -209,7 +209,9 @@ def _dense_nodes(proto: onnx.ModelProto, passes: Sequence[PassReport]) -> list[D
 def _warnings(pipeline: Pipeline) -> list[str]:
     found = []
     if not pipeline.settled:
-        found.append(f"the passes still made work for each other after {MAX_ROUNDS} rounds")
+        found.append(
+            f"after {MAX_ROUNDS} rounds the passes still found something to rewrite: run it again"
+        )
     if pipeline.judge.not_run:
         found.append(f"each rewrite was run on its own, not the model: {pipeline.judge.not_run}")
     checks = [entry.check for entry in pipeline.reports if entry.check is not None]
@@ -221,7 +223,7 @@ def _warnings(pipeline: Pipeline) -> list[str]:
 
 def _of_frozen(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
-    return f"what had a default is no input any more, as was asked: {len(names)} of them, {shown}"
+    return f"{len(names)} inputs that have a default are constants now, as was asked: {shown}"
 
 
 def _measure(report: Report, judge: Judge, stages: list[tuple[str, onnx.ModelProto]]) -> None:

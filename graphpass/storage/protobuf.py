@@ -73,7 +73,9 @@ class FileSource:
         """See Source. All that is read together must fit a protobuf message."""
         self._budget_bytes -= end - start
         if self._budget_bytes < 0:
-            raise MalformedError("more than 2 GiB of it are not the weights of tensors")
+            raise MalformedError(
+                "without its weights it is larger than the 2 GiB that protobuf can read"
+            )
         data = os.pread(self._descriptor, end - start, start)
         while len(data) < end - start:  # pread returns at most 2 GiB - 4 KiB
             more = os.pread(self._descriptor, end - start - len(data), start + len(data))

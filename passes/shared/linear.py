@@ -132,7 +132,7 @@ def _along_groups(node: Node, weight: Weight, values: Array) -> Array:
 
 def require_numbers(weight: Weight) -> None:
     """Refuse a weight that a factor cannot be multiplied into: integers, or nothing at all."""
-    require(weight.dtype in FLOAT_TYPES, f"'{weight.name}' holds {weight.dtype}")
+    require(weight.dtype in FLOAT_TYPES, f"'{weight.name}' is {weight.dtype}, not floating point")
     require(weight.size > 0, f"'{weight.name}' is empty")
 
 
