@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 
 from graphpass import (
     Node,
@@ -30,6 +29,7 @@ from graphpass import (
     require,
     static_dim,
 )
+from graphpass.ir.questions import cast_type
 
 from .shared.constants import ConstantToInitializer, FoldConstants
 from .shared.reshapes import DropReshape, FixReshape, MergeReshapes
@@ -86,7 +86,7 @@ class DropCast(Rule):
     pattern = Op(("Cast", "CastLike"), any_("x"), ..., bind="node")
 
     def rewrite(self, node: Node, x: Tensor) -> Any:
-        kind = _cast_to(node)
+        kind = cast_type(node)
         return x if kind is not None and kind == dtype(x) else None
 
 
@@ -96,7 +96,7 @@ class MergeCasts(Rule):
     pattern = Op("Cast", Op("Cast", any_("x"), bind="inner", shared=True), bind="outer")
 
     def rewrite(self, outer: Node, inner: Node, x: Tensor) -> Any:
-        source, wide, final = dtype(x), _cast_to(inner), _cast_to(outer)
+        source, wide, final = dtype(x), cast_type(inner), cast_type(outer)
         if source is None or str(wide) not in _WIDER.get(str(source), ()):
             return None
         if final == source:
@@ -104,17 +104,6 @@ class MergeCasts(Rule):
         if _stays(inner) or str(final) not in (*_WIDER, "int64", "float64"):
             return None
         return Op("Cast", x, **outer.attrs)
-
-
-def _cast_to(node: Node) -> np.dtype[Any] | None:
-    if operator(node) == "CastLike":
-        return dtype(node.inputs[1])
-    target = attribute(node, "to")
-    if isinstance(target, str):  # before opset 6
-        target = onnx.TensorProto.DataType.Value(target)
-    if target not in onnx.TensorProto.DataType.values():
-        return None
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(target))
 
 
 def _stays(node: Node) -> bool:

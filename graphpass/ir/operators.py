@@ -17,8 +17,8 @@ from graphpass.ir.questions import (
     Node,
     RefusedError,
     attribute,
+    cast_type,
     constant,
-    dtype,
     operator,
     opset,
     schema,
@@ -230,9 +230,9 @@ def named(*choices: Trait) -> tuple[str, ...]:
 
 def of_node(node: Node) -> Operator | None:
     """Return what is known of a node's operator in its model's opset; None: nothing."""
-    return (
-        row(node.op, node.domain or "", opset(node)) if "function::" not in operator(node) else None
-    )
+    if operator(node).startswith("function::"):
+        return None
+    return row(node.op, node.domain or "", opset(node))
 
 
 def has(node: Node, traits: Trait) -> bool:
@@ -259,16 +259,15 @@ def _lacks(node: Node, found: Operator) -> Trait:
         lacks |= ~Trait.RANDOM if is_training(node) else Trait.RANDOM
     elif op in ("Cast", "CastLike") and not _makes_floats(node):
         lacks |= _NAN | _MAGNITUDES
-    elif op in ("ScatterElements", "ScatterND") and attribute(node, "reduction") not in (
-        None,
-        "none",
-    ):
+    elif op == "Clip" and not _spans_zero(node):
+        lacks |= _0 | _TAME
+    elif op.startswith("Scatter") and attribute(node, "reduction") not in (None, "none"):
         lacks |= Trait.MOVEMENT
     return lacks
 
 
 def _makes_floats(node: Node) -> bool:
-    kind = dtype(node.outputs[0])
+    kind = cast_type(node)
     return kind is not None and kind.kind not in "iub"
 
 

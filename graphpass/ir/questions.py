@@ -172,6 +172,18 @@ def dtype(tensor: Tensor) -> np.dtype[Any] | None:
     return None if found is None else np.dtype(found)
 
 
+def cast_type(node: Node) -> np.dtype[Any] | None:
+    """Return the element type that a Cast or CastLike makes; None if it is not known."""
+    if node.op == "CastLike":
+        return dtype(node.inputs[1])
+    target = attribute(node, "to")
+    if isinstance(target, str):  # before opset 6
+        target = onnx.TensorProto.DataType.Value(target)
+    if target not in onnx.TensorProto.DataType.values():
+        return None
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(target))
+
+
 def is_overridable(tensor: Tensor) -> bool:
     """Whether `tensor` is an initializer that the caller may override at run time."""
     if isinstance(tensor, gs.Constant):
@@ -335,6 +347,7 @@ __all__ = [
     "Variable",
     "attribute",
     "axes_of",
+    "cast_type",
     "constant",
     "dims",
     "dtype",
