@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphpass.commands.options import Finite
 from graphpass.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _preprocessing(command: Any) -> Any:
     for option in (
         click.option(
             "--scale",
-            type=float,
+            type=Finite(),
             help="Factor on the pixels (0 to 255).  [default: 1/255, 1 for an input of bytes]",
         ),
         click.option(
