@@ -2,8 +2,8 @@
 
 Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable model;
 4 ONNX Runtime cannot run it, so that nothing could be validated; 5 the output could not be
-written; 70 a bug; 71 the process that did it died twice; 129, 130, 143 ended by HUP, INT, TERM.
-Of many models, the highest of theirs.
+written; 70 a bug; 71 the process that did it died twice; 130 interrupted. Of many models, the
+highest of theirs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,16 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass import interrupt
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.many import MANY
-from graphpass.commands.options import FREEZE, MOST_THREADS, PASSES, VALIDATION, which
+from graphpass.commands.options import FREEZE, PASSES, VALIDATION, which
 from graphpass.commands.proof import bisect
 from graphpass.errors import (
     BUG_EXIT_CODE,
     DifferenceError,
     GraphpassError,
-    ModelError,
     OutputError,
     RuntimeUnavailableError,
     UsageError,
@@ -52,16 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # nor has the garbage collector anything to find in what passes build, or when all ends
     gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
-    interrupt.end_on_signals(*interrupt.ENDING_SIGNALS)
-    _without_standard_output[:] = sorted({1, 2} & interrupt.with_standard_streams())
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-    code = run(arguments)
-    sys.exit(_flushed(code))
-
-
-_without_standard_output: list[int] = []  # descriptors that were closed when we began
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -70,8 +61,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = commands.main(arguments, prog_name="graphpass", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", _INTERRUPTED_EXIT_CODE)
-    except SystemExit as error:  # a signal, or click about a pipe that nobody reads any more
-        return error.code if isinstance(error.code, int) and error.code else 1
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -82,45 +71,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("GRAPHPASS_DEBUG"):
             raise
-        return _fail(*_unforeseen(error))
+        return _fail(bug(error), BUG_EXIT_CODE)
     return code if isinstance(code, int) else 0
 
 
-def _unforeseen(error: Exception) -> tuple[str, int]:
-    """Return a sentence and an exit code for what the system, or a bug, came up with."""
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return f"the system refuses: {error.strerror or error}{where}", OutputError.exit_code
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for this model", ModelError.exit_code
-    if isinstance(error, RecursionError):
-        return "the model is nested too deeply", ModelError.exit_code
-    return bug(error), BUG_EXIT_CODE
-
-
 def _fail(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody can be told where stderr is full or closed
-        click.echo(f"graphpass: {message}", err=True)
-    return code
-
-
-def _flushed(code: int) -> int:
-    """Return the exit code once all is written that was printed, another where that fails."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            code = code or 1
-        except OSError as error:
-            if not code:
-                code = _fail(f"cannot print: {error.strerror or error}", OutputError.exit_code)
-        else:
-            continue
-        # or the interpreter tries again when it ends, and has its own words for it
-        with contextlib.suppress(OSError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
+    click.echo(f"graphpass: {message}", err=True)
     return code
 
 
@@ -131,13 +87,9 @@ def commands() -> None:
 
     Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable
     model; 4 ONNX Runtime cannot run the model, so that nothing could be validated; 5 the output
-    could not be written; 70 this is a bug; 129, 130, 143 ended by the signal HUP, INT, TERM. Of
-    many models (--out-dir), the highest of theirs; 71 where the process that did one died twice.
+    could not be written. Of many models (--out-dir), the highest of theirs; 71 where the process
+    that did one died twice.
     """
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise UsageError("the folder that graphpass was started in is gone") from None
 
 
 def _reports(
@@ -198,7 +150,7 @@ def _reports(
 @click.option("--no-latency", is_flag=True, help="Do not measure how long the model takes.")
 @click.option(
     "--threads",
-    type=click.IntRange(min=1, max=MOST_THREADS),
+    type=click.IntRange(min=1),
     metavar="N",
     help="Of ONNX Runtime.  [default: all CPUs, or their share; 1 on a cluster]",
 )
@@ -309,8 +261,6 @@ def _target(model: str, output: str | None, in_place: bool) -> Path | str | None
     if in_place and model == "-":
         raise UsageError("standard input cannot be replaced in place")
     if output == "-" or (output is None and model == "-"):
-        if 1 in _without_standard_output:
-            raise OutputError("cannot write the model: standard output is closed")
         if sys.stdout.isatty():
             raise UsageError("a model is not written to a terminal: give -o FILE")
         return None

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import psutil
 import pytest
 
 from graphpass.cli import run
@@ -360,9 +359,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TOY_CLI, "optimize", str(path), "--in-place"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     before = path.read_bytes()
-    while not psutil.Process(running.pid).children():  # what runs the model
-        time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(2.0)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=20)
     assert running.returncode == 130

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass.commands.options import Finite
 from graphpass.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def _preprocessing(command: Any) -> Any:
     for option in (
         click.option(
             "--scale",
-            type=Finite(),
+            type=float,
             help="Factor on the pixels (0 to 255).  [default: 1/255, 1 for an input of bytes]",
         ),
         click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graphpass.commands.options import PASSES, VALIDATION, Finite, which
+from graphpass.commands.options import PASSES, VALIDATION, which
 
 
 @click.command()
@@ -19,7 +19,7 @@ from graphpass.commands.options import PASSES, VALIDATION, Finite, which
 )
 @click.option(
     "--tolerance",
-    type=Finite(min=0),
+    type=float,
     help="Without --check: how far an output may be off, of its largest magnitude (as --rtol).",
 )
 @click.option(

@@ -113,9 +113,6 @@ class Result(Closing):
             f"the old data file {left} was left: another model may need it"
             for left in written.superseded
         )
-        self.report.warnings.extend(
-            f"{path} was left alone: graphpass did not put it there" for path in written.left_alone
-        )
 
     def write(self, stream: IO[bytes]) -> int:
         """Write the model as one file to a stream, checked first; return its size in bytes.

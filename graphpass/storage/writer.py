@@ -47,13 +47,11 @@ class WrittenFiles:
 
     `superseded` is the data file of the model that was overwritten, where it could not be removed
     safely because another model, or a file of that name that is not ours, may need it.
-    `left_alone`: what lay where temporary files go and is not ours.
     """
 
     model: WrittenFile
     data: WrittenFile | None = None
     superseded: tuple[Path, ...] = ()
-    left_alone: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[WrittenFile, ...]:
@@ -147,8 +145,7 @@ class StagedModel(Closing):
             self.path.rename(self._destination)
             sync(folder)
             kept = tuple(path for path in old if not remove_unused(path))
-            left = tuple(self._claim.left)
-            return WrittenFiles(WrittenFile(self._destination, size), data, kept, left)
+            return WrittenFiles(WrittenFile(self._destination, size), data, kept)
 
     def close(self) -> None:
         """Remove what is not committed. May be called again."""

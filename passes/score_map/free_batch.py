@@ -1,53 +1,113 @@
-"""`free-batch`: the batch of the image varies."""
+"""`free-batch`: a network that treats the rows of its batch one by one takes any number of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
+import onnx
 
-from graphpass import Graph, Node, Pass, attribute, integers, operator, static_dim
+from graphpass import Graph, Pass, Tensor
 from graphpass.follow.image_input import images
+from graphpass.ir.inference import infer_shapes
+from graphpass.ir.reader import value_type
 from graphpass.rewrite.edit import Editor
+
+from .batch_rows import Batch, Changes, Rows
+from .batch_walk import follow
 
 
 @dataclass(frozen=True)
 class FreeBatch(Pass):
     """A network that treats images one by one takes any number of them.
 
-    The batch of the image and of the outputs becomes symbolic; a Reshape to a shape that begins
-    with the fixed batch takes the batch as it comes.
+    The batch is followed through every node. What names its size takes it as it comes, and a
+    constant state is repeated for each row. Refused, with the node, is what mixes rows, moves the
+    batch to where something sums over it, or is not known to keep them apart.
     """
 
     name: ClassVar[str] = "free-batch"
     changes_interface: ClassVar[bool] = True
 
     def run(self, graph: Graph) -> list[str]:
-        """Declare the batch symbolic."""
-        if graph.parent is not None or graph.is_function or len(images(graph)) != 1:
+        """Prove that rows do not meet, let nothing fix their number, declare the batch symbolic."""
+        if graph.parent is not None or graph.is_function:
             return []
-        (image,) = images(graph)
-        batch = image.shape[0] if image.shape else None
-        if not isinstance(batch, int):
+        inputs = _batched(graph)
+        if not inputs:
+            return []
+        size = inputs[0].shape[0]
+        count = size if isinstance(size, int) else 1
+        name = size if isinstance(size, str) else _fresh(graph)
+        batch = Batch(graph, inputs[0], count, name, _shapes(graph, inputs, count))
+        batch.rows.update({id(tensor): Rows(0) for tensor in inputs})
+        follow(batch)
+        outputs = [tensor for tensor in graph.outputs if id(tensor) in batch.rows]
+        if not isinstance(size, int) and not batch.changes and _say_so(outputs, batch):
             return []
         with Editor(graph) as edit:
-            for node in list(graph.nodes):
-                shape = integers(node.inputs[1]) if _fixes_batch(node, batch) else None
-                if shape is not None:
-                    free = np.array([0, *shape[1:]], np.int64)
-                    edit.replace(
-                        node.outputs[0], edit.one("Reshape", [node.inputs[0], free], like=node)
-                    )
-        for tensor in (image, *graph.outputs):
-            if tensor.shape and tensor.shape[0] == batch:
-                tensor.shape = ["N", *tensor.shape[1:]]
-        return [f"the batch of '{image.name}' varies"]
+            changes = Changes(batch, edit)
+            for change, _ in batch.changes:
+                change(changes)
+        for tensor in (*inputs, *outputs):
+            if tensor.shape is not None:
+                axis = batch.rows[id(tensor)].axis
+                tensor.shape = [*tensor.shape[:axis], name, *tensor.shape[axis + 1 :]]
+        listed = ", ".join(f"'{tensor.name}'" for tensor in inputs)
+        return [*(note for _, note in batch.changes), f"the batch of {listed} varies"]
 
 
-def _fixes_batch(node: Node, batch: int) -> bool:
-    """Whether a Reshape names the batch, and has it where its input has it: 0 says the same."""
-    if operator(node) != "Reshape" or attribute(node, "allowzero") or len(node.inputs) < 2:
-        return False
-    shape = integers(node.inputs[1])
-    return shape is not None and shape[:1] == [batch] == [static_dim(node.inputs[0], 0)]
+def _batched(graph: Graph) -> list[Tensor]:
+    """Return the inputs whose first axis is the batch: that of the image, or of the first input."""
+    held = {tensor.name for tensor in graph.proto.initializer}
+    free = [t for t in graph.inputs if t.shape and len(t.shape) > 1 and t.name not in held]
+    first = images(graph)
+    if not free:
+        return []
+    size = (first if len(first) == 1 else free)[0].shape[0]
+    return [tensor for tensor in free if tensor.shape[0] == size]
+
+
+def _fresh(graph: Graph) -> str:
+    """Return a name for the batch that no other axis has."""
+    taken = {dim for t in (*graph.inputs, *graph.outputs) for dim in t.shape or ()}
+    return next(name for name in _names() if name not in taken)
+
+
+def _names() -> Iterator[str]:
+    yield from ("N", "batch")
+    count = 0
+    while True:
+        count += 1
+        yield f"batch_{count}"
+
+
+def _say_so(outputs: list[Tensor], batch: Batch) -> bool:
+    """Whether the outputs declare already that their batch varies."""
+    return all(
+        tensor.shape is None or not isinstance(tensor.shape[batch.rows[id(tensor)].axis], int)
+        for tensor in outputs
+    )
+
+
+def _shapes(graph: Graph, inputs: list[Tensor], count: int) -> dict[str, Any]:
+    """Return the shape of every tensor where the batch has `count` rows."""
+    model = onnx.ModelProto(ir_version=onnx.IR_VERSION)
+    model.graph.CopyFrom(graph.proto)
+    model.opset_import.extend(
+        onnx.OperatorSetIdProto(domain=domain, version=version)
+        for domain, version in graph.opsets.items()
+    )
+    names = {tensor.name for tensor in inputs}
+    sizes = {tensor.shape[0] for tensor in inputs}
+    for value in model.graph.input:
+        if value.name in names:
+            value.type.tensor_type.shape.dim[0].dim_value = count
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in sizes:
+                dim.dim_value = count
+    inferred = infer_shapes(model).graph
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    return {value.name: value_type(value.type)[1] for value in values}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from graphpass import (
@@ -72,8 +72,14 @@ def quotient(whole: Size, part: Size) -> Size | None:
     return Size(whole.factor // part.factor, tuple(sorted(left.elements())))
 
 
-def reshaped(node: Node, shape: list[Size] | None) -> list[Size] | None:
-    """Return what `node`, one of RESHAPES, makes of `shape`; None where that cannot be told."""
+SizesOf = Callable[[Tensor], "list[Size] | None"]
+
+
+def reshaped(node: Node, shape: list[Size] | None, sizes_of: SizesOf = sizes) -> list[Size] | None:
+    """Return what `node`, one of RESHAPES, makes of `shape`; None where that cannot be told.
+
+    `sizes_of`: the sizes that tensors are taken to have, in this and the functions below.
+    """
     if shape is None or any(size.factor == 0 for size in shape):
         return None  # where there are no elements, sizes do not follow from each other
     op = operator(node)
@@ -82,7 +88,7 @@ def reshaped(node: Node, shape: list[Size] | None) -> list[Size] | None:
         axis += len(shape) if axis < 0 else 0
         return [product(shape[:axis]), product(shape[axis:])]
     if op == "Reshape":
-        return _reshape(node, shape)
+        return _reshape(node, shape, sizes_of)
     marks = moved(node, list(range(len(shape))))
     if marks is None and op == "Squeeze" and axes_of(node) is None:
         if any(size.names for size in shape):
@@ -105,16 +111,16 @@ def moved(node: Node, marks: list[int | None]) -> list[int | None] | None:
     return [None if axis in new else next(old) for axis in range(count)]
 
 
-def target_of(node: Node) -> list[Size] | None:
+def target_of(node: Node, sizes_of: SizesOf = sizes) -> list[Size] | None:
     """Return the shape that a Reshape asks for, with its -1 and zeros as they are."""
     listed = attribute(node, "shape")  # before opset 5
     if listed is not None:
         return [Size(size) for size in listed]
-    return values(node.inputs[1]) if len(node.inputs) > 1 else None
+    return values(node.inputs[1], sizes_of) if len(node.inputs) > 1 else None
 
 
-def _reshape(node: Node, shape: list[Size]) -> list[Size] | None:
-    target = target_of(node)
+def _reshape(node: Node, shape: list[Size], sizes_of: SizesOf) -> list[Size] | None:
+    target = target_of(node, sizes_of)
     if target is None:
         return None
     result = []
@@ -153,7 +159,7 @@ def as_target(target: list[Size], shape: list[Size] | None) -> list[int] | None:
     return result
 
 
-def values(tensor: Tensor, depth: int = 0) -> list[Size] | None:
+def values(tensor: Tensor, sizes_of: SizesOf = sizes, depth: int = 0) -> list[Size] | None:
     """Return the elements of a scalar or vector of integers in terms of sizes; None if it is none.
 
     Follows Shape, Gather, Slice, Concat, arithmetic and what only passes integers on. An element
@@ -169,7 +175,7 @@ def values(tensor: Tensor, depth: int = 0) -> list[Size] | None:
         return None
     kind = dtype(tensor)
     node = producer(tensor) if kind is not None and kind.kind == "i" else None
-    found = None if node is None else _followed(node, depth + 1)
+    found = None if node is None else _followed(node, sizes_of, depth + 1)
     if found is not None:
         return found
     shape = static_shape(tensor)
@@ -179,14 +185,14 @@ def values(tensor: Tensor, depth: int = 0) -> list[Size] | None:
     return [Size(1, (f"?{id(tensor)}[{index}]",)) for index in range(length)]
 
 
-def _followed(node: Node, depth: int) -> list[Size] | None:
+def _followed(node: Node, sizes_of: SizesOf, depth: int) -> list[Size] | None:
     op = operator(node)
     if op == "Shape":
-        shape = sizes(node.inputs[0])
+        shape = sizes_of(node.inputs[0])
         return None if shape is None else shape[attribute(node, "start") : attribute(node, "end")]
     if op not in _FOLLOWED:
         return None
-    sources = [values(source, depth) for source in node.inputs[: _FOLLOWED[op]]]
+    sources = [values(source, sizes_of, depth) for source in node.inputs[: _FOLLOWED[op]]]
     if any(source is None for source in sources):
         return None
     parts = [source for source in sources if source is not None]

@@ -1,0 +1,420 @@
+"""The batch varies where that is proven: rows of any number equal the single runs of the original.
+
+Each kind of network must be freed, and then is run with 1, 2, 3 and 5 rows beside the original,
+or be refused with the node that is in the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from graphpass.rewrite.registry import make
+from graphpass.testing import apply_to, check_refused, check_untouched, graph, session
+
+ROWS = (1, 2, 3, 5)
+CONV = "c = Conv<pads=[1,1,1,1]>(x, k) r = Relu(c)"  # [1,3,6,6] -> r [1,4,6,6]
+SHAPE = "s = Shape(x) b = Gather<axis=0>(s, first)"
+CONSTANTS: dict[str, Any] = {
+    "k": (4, 3, 3, 3),
+    "w": (144, 5),
+    "first": np.array([0]),
+    "zero": np.array(0),
+}
+
+# kind: (nodes after CONV, output, constants, what is said of the change; "" for none)
+FREED: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "Reshape to a constant shape": (
+        "y = Reshape(r, t)",
+        "float[1,144] y",
+        {"t": np.array([1, -1])},
+        "Reshape of 'y' takes the batch as it comes",
+    ),
+    "Reshape to a concatenated shape": (
+        "t = Concat<axis=0>(one, rest) y = Reshape(r, t)",
+        "float[1,144] y",
+        {"one": np.array([1]), "rest": np.array([144])},
+        "Reshape of 'y' takes the batch as it comes",
+    ),
+    "Reshape to a computed shape": (
+        f"{SHAPE} t = Concat<axis=0>(b, rest) y = Reshape(r, t)",
+        "float[1,144] y",
+        {"rest": np.array([-1])},
+        "",
+    ),
+    "Reshape by -1 that stands for another axis": (
+        "v = Reshape(r, t) m = Softmax<axis=1>(v) y = Reshape(m, u)",
+        "float[1,4,6,6] y",
+        {"t": np.array([4, -1]), "u": np.array([1, 4, 6, 6])},
+        "Reshape of 'v' takes the batch as it comes",
+    ),
+    "Flatten of everything": (
+        "v = Flatten<axis=0>(r) y = Gemm(v, w)",
+        "float[1,5] y",
+        {},
+        "Flatten of 'v' takes the batch as it comes",
+    ),
+    "windows as a batch": (
+        "v = Reshape(r, t) u = Transpose<perm=[0,2,4,1,3,5]>(v) q = Reshape(u, a)"
+        " m = Softmax<axis=-1>(q) z = Reshape(m, back) y = Transpose<perm=[0,3,1,4,2,5]>(z)",
+        "float[1,4,2,3,2,3] y",
+        {
+            "t": np.array([1, 4, 2, 3, 2, 3]),
+            "a": np.array([4, 4, 9]),
+            "back": np.array([1, 2, 2, 4, 3, 3]),
+        },
+        "Reshape of 'z' takes the batch as it comes",
+    ),
+    "a token beside the rows": (
+        "v = Reshape(r, t) u = Concat<axis=1>(cls, v) y = ReduceMean<axes=[1]>(u)",
+        "float[1,1,36] y",
+        {"t": np.array([0, 4, 36]), "cls": (1, 1, 36)},
+        "'cls' is repeated for each row at Concat of 'u'",
+    ),
+    "states of an LSTM": (
+        "v = Reshape(r, t) u = Transpose<perm=[2,0,1]>(v)"
+        " o, h, e = LSTM<hidden_size=3>(u, W, R, , , h0, c0) y = Squeeze(h, zero1)",
+        "float[1,3] y",
+        {
+            "t": np.array([1, 4, 36]),
+            "W": (1, 12, 4),
+            "R": (1, 12, 3),
+            "h0": (1, 1, 3),
+            "c0": (1, 1, 3),
+            "zero1": np.array([0]),
+        },
+        "'h0' is repeated for each row at LSTM of 'o'",
+    ),
+    "Resize by sizes": (
+        "y = Resize<mode='nearest'>(r, , , t)".replace("'", '"'),
+        "float[1,4,12,9] y",
+        {"t": np.array([1, 4, 12, 9])},
+        "Resize of 'y' computes the size of the batch",
+    ),
+    "maximum of everything": (
+        "m = ReduceMax(r) y = Div(r, m)",
+        "float[1,4,6,6] y",
+        {},
+        "ReduceMax of 'm' leaves the batch out of what it reduces over",
+    ),
+    "mean over the batch alone": ("y = ReduceMean<axes=[0]>(r)", "float[1,4,6,6] y", {}, ""),
+    "the first image": (
+        "y = Slice(r, first, one, first)",
+        "float[1,4,6,6] y",
+        {"one": np.array([1])},
+        "Slice of 'y' takes every row",
+    ),
+    "a constant expanded to the batch": (
+        f"{SHAPE} t = Concat<axis=0>(b, rest) e = Expand(bias, t) y = Add(r, e)",
+        "float[1,4,6,6] y",
+        {"rest": np.array([4, 1, 1]), "bias": (1, 4, 1, 1)},
+        "",
+    ),
+    "zeros as many as the batch": (
+        f"{SHAPE} t = Concat<axis=0>(b, rest) e = ConstantOfShape(t) y = Concat<axis=1>(r, e)",
+        "float[1,6,6,6] y",
+        {"rest": np.array([2, 6, 6])},
+        "",
+    ),
+    "attention": (
+        "v = Reshape(r, t) u = Transpose<perm=[0,2,1]>(v) a = MatMul(v, u)"
+        " p = Softmax<axis=-1>(a) z = MatMul(p, v) y = LayerNormalization<axis=-1>(z, g)",
+        "float[1,4,36] y",
+        {"t": np.array([1, 4, 36]), "g": (36,)},
+        "Reshape of 'v' takes the batch as it comes",
+    ),
+    "sequence first": (
+        "v = Reshape(r, t) u = Transpose<perm=[2,0,1]>(v) a = MatMul(u, m)"
+        " p = Transpose<perm=[1,0,2]>(a) y = ReduceMax<axes=[1], keepdims=0>(p)",
+        "float[1,5] y",
+        {"t": np.array([1, 4, 36]), "m": (4, 5)},
+        "Reshape of 'v' takes the batch as it comes",
+    ),
+    "an output without a batch": (
+        "temperature = Identity(scale) y = Mul(r, scale)",
+        "float[1,4,6,6] y, float[1] temperature",
+        {"scale": (1,)},
+        "",
+    ),
+}
+
+# kind: (nodes after CONV, output, constants, opset, why not)
+REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
+    "sum over the batch": (
+        "y = ReduceSum<keepdims=0>(r, first)",
+        "float[4,6,6] y",
+        {},
+        17,
+        "ReduceSum of 'y' reduces over axis 0 of 'r', where the rows of a batch lie",
+    ),
+    "Softmax over the batch": (
+        "y = Softmax<axis=0>(r)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "Softmax of 'y' normalizes over axis 0 of 'r'",
+    ),
+    "running sum over the batch": (
+        "y = CumSum(r, zero)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "CumSum of 'y' sums up along axis 0 of 'r'",
+    ),
+    "images side by side": (
+        "s = Sigmoid(r) t = Concat<axis=0>(r, s) y = ReduceMean<axes=[0]>(t)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "Concat of 't' joins its inputs along axis 0",
+    ),
+    "the first of the images": (
+        "t = Gather<axis=0>(r, zero) y = Unsqueeze(t, first)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "Gather of 't' picks from axis 0 of 'r'",
+    ),
+    "a batch that is squeezed": (
+        "p = GlobalAveragePool(r) q = Squeeze(p) z = Softmax<axis=0>(q) y = Unsqueeze(z, first)",
+        "float[1,4] y",
+        {},
+        17,
+        "Squeeze of 'q' drops every axis of size 1, the batch too",
+    ),
+    "the axis of the batch squeezed": (
+        "q = Squeeze(r, first) y = Unsqueeze(q, first)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "Squeeze of 'q' drops the axis along which the batch lies",
+    ),
+    "the batch as columns of a Gemm": (
+        "v = Flatten(r) t = Transpose<perm=[1,0]>(v) g = Gemm(t, m) y = ReduceMean<axes=[0]>(g)",
+        "float[1,5] y",
+        {"m": (1, 5)},
+        17,
+        "Gemm of 'g' sums over axis 1 of 't', where the rows of a batch lie",
+    ),
+    "the batch multiplied with itself": (
+        "v = Flatten(r) t = Transpose<perm=[1,0]>(v) y = MatMul(v, t)",
+        "float[1,1] y",
+        {},
+        17,
+        "MatMul of 'y' reads the batch on different axes of its inputs",
+    ),
+    "the largest of the batch": (
+        "v, i = TopK<axis=0>(r, one) y = Identity(v)",
+        "float[1,4,6,6] y",
+        {"one": np.array([1])},
+        17,
+        "TopK of 'v' compares along axis 0 of 'r'",
+    ),
+    "a BatchNormalization in training": (
+        "y = BatchNormalization<training_mode=1>(r, g, g, g, g)",
+        "float[1,4,6,6] y",
+        {"g": np.ones(4, np.float32)},
+        17,
+        "BatchNormalization of 'y' has statistics of axis 0 of 'r'",
+    ),
+    "sums that Einsum takes over the batch": (
+        'y = Einsum<equation="nchw->chw">(r)',
+        "float[4,6,6] y",
+        {},
+        17,
+        "Einsum of 'y' sums over axis 0 of 'r'",
+    ),
+    "what is not zero": (
+        "n = NonZero(r) y = Cast<to=1>(n)",
+        "float[4,M] y",
+        {},
+        17,
+        "NonZero of 'n' is not known to treat the rows of a batch one by one",
+    ),
+    "as many numbers as images": (
+        f"{SHAPE} n = Squeeze(b, first) i = Range(zero, n, one) f = Cast<to=1>(i)"
+        " u = Unsqueeze(f, rest) y = Add(r, u)",
+        "float[1,4,6,6] y",
+        {"one": np.array(1), "rest": np.array([1, 2, 3])},
+        17,
+        "Range of 'i' computes with the size of the batch",
+    ),
+    "divided by the number of images": (
+        f"{SHAPE} f = Cast<to=1>(b) y = Div(r, f)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "Div of 'y' computes with the size of the batch",
+    ),
+    "an operator of somebody else": (
+        "y = somebody.Mystery(r)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "Mystery of 'y' is not known to treat the rows of a batch one by one",
+    ),
+    "an If that reads the images": (
+        "y = If(yes) <then_branch = a () => (float[1,4,6,6] p) { p = Relu(r) },"
+        " else_branch = b () => (float[1,4,6,6] q) { q = Neg(r) }>",
+        "float[1,4,6,6] y",
+        {"yes": np.array(True)},
+        17,
+        "If of 'y' reads 'r', which depends on the batch, in a body of its own",
+    ),
+    "indices through the whole batch": (
+        "v, i = MaxPool<kernel_shape=[2,2]>(r) y = Cast<to=1>(i)",
+        "float[1,4,5,5] y",
+        {},
+        17,
+        "MaxPool of 'v' gives indices that count through the whole batch",
+    ),
+    "a weight with rows of its own": (
+        "v = Flatten(r) y = Add(v, rows)",
+        "float[3,144] y",
+        {"rows": (3, 144)},
+        17,
+        "Add of 'y' takes axis 0 of 'rows', which does not depend on the batch",
+    ),
+    "channels and batch exchanged": (
+        "t = Transpose<perm=[1,0,2,3]>(r) y = InstanceNormalization(t, g, g)",
+        "float[4,1,6,6] y",
+        {"g": np.ones(1, np.float32)},
+        17,
+        "InstanceNormalization of 'y' takes axis 0 of 'g'",
+    ),
+    "a scale of the whole batch": (
+        "q, s, z = DynamicQuantizeLinear(r) y = DequantizeLinear(q, s, z)",
+        "float[1,4,6,6] y",
+        {},
+        17,
+        "DynamicQuantizeLinear of 'q' is not known to treat the rows of a batch one by one",
+    ),
+    "no axis for the batch": (
+        "y = Reshape(r, t)",
+        "float[144] y",
+        {"t": np.array([-1])},
+        17,
+        "the output 'y' has no axis for the batch alone",
+    ),
+    "the size of the batch as an answer": (
+        f"{SHAPE} y = Cast<to=1>(b)",
+        "float[1] y",
+        {},
+        17,
+        "the output 'y' is computed from the size of the batch",
+    ),
+}
+
+
+def network(
+    nodes: str, outputs: str, constants: dict[str, Any], opset: int = 17, batch: str = "1"
+) -> onnx.ModelProto:
+    text = f"(float[{batch},3,6,6] x) => ({outputs}) {{ {CONV} {nodes} }}"
+    used = {name: value for name, value in CONSTANTS.items() if name not in constants}
+    domains = {"somebody": 1} if "somebody" in nodes else None
+    return graph(text, opset=opset, domains=domains, **used, **constants)
+
+
+def differences(original: onnx.ModelProto, freed: onnx.ModelProto) -> list[str]:
+    """Run the freed network with several rows; say which outputs are not the single runs'."""
+    one, many = session(original), session(freed)
+    images = np.random.default_rng(0).normal(size=(max(ROWS), 3, 6, 6)).astype(np.float32)
+    singles = [one.run(None, {"x": images[row : row + 1]}) for row in range(max(ROWS))]
+    wrong = []
+    for rows in ROWS:
+        found = many.run(None, {"x": images[:rows]})
+        for index, value in enumerate(many.get_outputs()):
+            free = [axis for axis, size in enumerate(value.shape) if not isinstance(size, int)]
+            answers = [single[index] for single in singles[:rows]]
+            expected = np.concatenate(answers, free[0]) if free else answers[0]
+            near = expected.shape == found[index].shape and np.allclose(
+                found[index], expected, rtol=1e-4, atol=1e-5
+            )
+            if not near:
+                wrong.append(f"'{value.name}' with {rows} rows")
+    return wrong
+
+
+@pytest.mark.parametrize("kind", FREED)
+def test_what_keeps_rows_apart_is_freed(kind: str) -> None:
+    nodes, outputs, constants, note = FREED[kind]
+    original = network(nodes, outputs, constants)
+    freed, applied = apply_to(make("free-batch"), original)
+    assert note in [*applied.notes, ""], applied.notes
+    assert applied.notes[-1:] == ["the batch of 'x' varies"], applied.refusals
+    onnx.checker.check_model(freed, full_check=True)
+    assert freed.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    assert not differences(original, freed)
+    check_untouched(make("free-batch"), freed)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_mixes_rows_is_refused(kind: str) -> None:
+    nodes, outputs, constants, opset, reason = REFUSED[kind]
+    check_refused(make("free-batch"), network(nodes, outputs, constants, opset), reason)
+
+
+def test_softmax_that_flattened_works_on_each_row() -> None:
+    nodes = "v = Flatten(r) y = Softmax<axis=0>(v)"
+    original = network(nodes, "float[1,144] y", {}, opset=11)
+    freed, _ = apply_to(make("free-batch"), original)
+    assert not differences(original, freed)
+
+
+def test_an_output_without_a_batch_keeps_its_shape() -> None:
+    nodes, outputs, constants, _ = FREED["an output without a batch"]
+    freed, _ = apply_to(make("free-batch"), network(nodes, outputs, constants))
+    shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+              for v in freed.graph.output]  # fmt: skip
+    assert shapes == [["N", 4, 6, 6], [1]]
+
+
+@pytest.mark.parametrize("kind", ["Reshape to a constant shape", "states of an LSTM"])
+def test_a_symbolic_batch_that_is_fixed_inside_is_freed(kind: str) -> None:
+    nodes, outputs, constants, _ = FREED[kind]
+    symbolic = outputs.replace("[1,", "[B,")
+    freed, applied = apply_to(make("free-batch"), network(nodes, symbolic, constants, batch="B"))
+    assert applied.notes
+    assert freed.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "B"
+    assert not differences(network(nodes, outputs, constants), freed)
+
+
+def test_a_batch_that_varies_already_is_left_alone() -> None:
+    check_untouched(make("free-batch"), network("y = Relu(r)", "float[B,4,6,6] y", {}, batch="B"))
+
+
+def test_a_batch_of_four_varies_where_rows_are_alike() -> None:
+    nodes = "v = Reshape(r, t) u = Concat<axis=1>(cls, v) y = Reshape(u, flat)"
+    cls = np.broadcast_to(np.arange(36, dtype=np.float32), (4, 1, 36)).copy()
+    constants = {"t": np.array([4, 4, 36]), "flat": np.array([4, 180]), "cls": cls}
+    original = network(nodes, "float[4,180] y", constants, batch="4")
+    freed, _ = apply_to(make("free-batch"), original)
+    images = np.random.default_rng(0).normal(size=(4, 3, 6, 6)).astype(np.float32)
+    (expected,) = session(original).run(None, {"x": images})
+    for rows in (1, 3, 4):
+        (found,) = session(freed).run(None, {"x": images[:rows]})
+        np.testing.assert_allclose(found, expected[:rows], rtol=1e-5)
+    cls[2] += 1
+    check_refused(
+        make("free-batch"),
+        network(nodes, "float[4,180] y", {**constants, "cls": cls}, batch="4"),
+        "Concat of 'u' reads 'cls', which has other values for each row",
+    )
+
+
+def test_several_inputs_are_freed_together() -> None:
+    text = """(float[1,3,6,6] x, float[1,4] z, float[2] other) => (float[1,4,6,6] y) {
+        c = Conv<pads=[1,1,1,1]>(x, k) u = Unsqueeze(z, last) y = Add(c, u)
+    }"""
+    model = graph(text, k=(4, 3, 3, 3), last=np.array([2, 3]))
+    freed, applied = apply_to(make("free-batch"), model)
+    assert applied.notes == ["the batch of 'x', 'z' varies"]
+    inputs = {
+        "x": np.ones((3, 3, 6, 6), np.float32),
+        "z": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "other": np.ones(2, np.float32),
+    }
+    assert session(freed).run(None, inputs)[0].shape == (3, 4, 6, 6)
