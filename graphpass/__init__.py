@@ -5,7 +5,7 @@
     result.save("model.opt.onnx")
 
 What a pass author needs is here as well: `Rule`, `Pass`, `Op`, `any_`, `const`, `optional`,
-`either`, `require` and the questions about nodes and tensors.
+`either`, `each`, `siblings`, `require`, `needed` and the questions about nodes and tensors.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from graphpass.ir.questions import integers as integers
     from graphpass.ir.questions import is_output as is_output
     from graphpass.ir.questions import label as label
+    from graphpass.ir.questions import needed as needed
     from graphpass.ir.questions import operator as operator
     from graphpass.ir.questions import opset as opset
     from graphpass.ir.questions import producer as producer
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
     from graphpass.rewrite.pattern import Op as Op
     from graphpass.rewrite.pattern import any_ as any_
     from graphpass.rewrite.pattern import const as const
+    from graphpass.rewrite.pattern import each as each
     from graphpass.rewrite.pattern import either as either
     from graphpass.rewrite.pattern import optional as optional
+    from graphpass.rewrite.pattern import siblings as siblings
     from graphpass.rewrite.rule import Pass as Pass
     from graphpass.rewrite.rule import Rule as Rule
     from graphpass.run.comparison import compare as compare
@@ -70,6 +73,7 @@ _HOMES = {
         "integers",
         "is_output",
         "label",
+        "needed",
         "operator",
         "opset",
         "producer",
@@ -83,7 +87,7 @@ _HOMES = {
     "graphpass.many.report": ("ManyReport",),
     "graphpass.many.run": ("optimize_many",),
     "graphpass.ir.model": ("Model",),
-    "graphpass.rewrite.pattern": ("Op", "any_", "const", "either", "optional"),
+    "graphpass.rewrite.pattern": ("Op", "any_", "const", "each", "either", "optional", "siblings"),
     "graphpass.rewrite.rule": ("Pass", "Rule"),
     "graphpass.ir.weight": ("Weight",),
 }

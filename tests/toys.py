@@ -105,6 +105,25 @@ class Endless(Pass):
     rules = (Forever(),)
 
 
+class Wander(Rule):
+    """Relu(x) = Elu(x) = Relu(x), one step each time that the pass begins anew."""
+
+    pattern = Op(("Relu", "Elu"), any_("x"), bind="node")
+
+    def rewrite(self, node: Node, x: Any) -> Any:
+        if node.proto is None:  # made just now
+            return None
+        return Op("Elu" if node.op == "Relu" else "Relu", x)
+
+
+@dataclass(frozen=True)
+class Restless(Pass):
+    """Finds something to do each time."""
+
+    name = "restless"
+    rules = (Wander(),)
+
+
 class NoKernel(Rule):
     """Relu(x) = LRN(x), which ONNX Runtime has no float64 kernel for."""
 

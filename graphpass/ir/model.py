@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +156,11 @@ class Model:
             writer.write(self._graph)
             for function in self._functions:
                 writer.write(function)
+        for scope in (self._graph, *self._functions):
+            owner = scope.proto if scope.is_function else self._proto
+            _import(owner, scope.opsets)
+            # what a function uses, the model has to import as well
+            _import(self._proto, scope.opsets)
         self._is_written = True
 
     def adopt(self) -> None:
@@ -320,6 +325,14 @@ def _needed(node: Node) -> Iterator[Variable | Constant]:
             yield from scope.outputs
             for inner in scope.nodes:
                 yield from inner.inputs
+
+
+def _import(owner: onnx.ModelProto | onnx.FunctionProto, opsets: Mapping[str, int]) -> None:
+    """Import the operator sets that `owner` does not import yet."""
+    held = {entry.domain for entry in owner.opset_import}
+    for domain, version in opsets.items():
+        if domain not in held and not (domain in ("", "ai.onnx") and held & {"", "ai.onnx"}):
+            owner.opset_import.add(domain=domain, version=version)
 
 
 def _spellings(domain: str, name: str) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -14,6 +14,8 @@ from graphpass.ir.nodes import Constant, Graph, Node, Tensor, Variable, weight_i
 from graphpass.ir.weight import Array, Weight
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+
+Value = TypeVar("Value")
 
 _MOST_VIEWS = 16  # one on the other; clean-up leaves no more than two or three
 _EXPANDED_BYTES = 1 << 16  # a bias may be written as Expand; a whole network must not come of it
@@ -53,6 +55,13 @@ def require(condition: object, reason: str) -> None:
     """Refuse the rewrite with `reason`, one sentence, unless `condition` holds."""
     if not condition:
         raise RefusedError(reason)
+
+
+def needed(value: Value | None, reason: str) -> Value:
+    """Return `value`; refuse the rewrite with `reason` where it is None."""
+    if value is None:
+        raise RefusedError(reason)
+    return value
 
 
 def label(node: Node) -> str:
@@ -108,11 +117,11 @@ def _default(op: str, version: int, domain: str, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def attribute(node: Node, name: str) -> Any:
+def attribute(node: Node, name: str, default: Any = None) -> Any:
     """Return an attribute, or the default that its schema has in the model's own opset.
 
-    None where it is neither given nor has a default. Raises `RefusedError` where its value is a
-    parameter of the function around it.
+    `default` where it is neither given nor has a default there. Raises `RefusedError` where its
+    value is a parameter of the function around it.
     """
     value = node.attrs.get(name)
     if isinstance(value, gs.Node.AttributeRef):
@@ -120,8 +129,10 @@ def attribute(node: Node, name: str) -> Any:
     if value is not None:
         return value
     domain = "" if (node.domain or "") in STANDARD_DOMAINS else node.domain
-    default = _default(node.op, opset(node), domain, name)
-    return list(default) if isinstance(default, (list, tuple)) else default
+    known = _default(node.op, opset(node), domain, name)
+    if known is None:
+        return default
+    return list(known) if isinstance(known, (list, tuple)) else known
 
 
 def producer(tensor: Tensor) -> Node | None:
@@ -355,6 +366,7 @@ __all__ = [
     "is_output",
     "is_overridable",
     "label",
+    "needed",
     "operator",
     "opset",
     "producer",

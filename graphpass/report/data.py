@@ -221,6 +221,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         named.pop("window", None)  # models, not data
+        named.pop("further", None)
         if hasattr(value, "needed_tolerance"):
             named["needed_tolerance"] = value.needed_tolerance
         return plain(named)

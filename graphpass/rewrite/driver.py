@@ -6,23 +6,28 @@ only the nodes near it back on the list, so that the work grows with nodes plus 
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from graphpass.errors import GraphpassError, RuleError
 from graphpass.ir.model import Model, collection_paused
 from graphpass.ir.nodes import Constant, Graph, Node
 from graphpass.ir.questions import RefusedError, is_output, is_unread, label, operator, producer
-from graphpass.rewrite.match import Match, match
-from graphpass.rewrite.pattern import Op, either, optional
+from graphpass.rewrite.form import ANY_OPERATOR, operators
+from graphpass.rewrite.match import Match, computing, match
+from graphpass.rewrite.pattern import Op, Pattern, either
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.surgery import Built, Surgeon
+from graphpass.rewrite.term import read
 from graphpass.rewrite.window import Window, WindowVerdict, capture
 
-_WIDE = (
-    64  # a tensor with more readers than this is shared by accident: they are not looked at again
-)
+# A tensor with more readers than this is shared by accident: they are not looked at again.
+_WIDE = 64
+# How often a pass may begin anew, since what it did made a shape known or another rule pay.
+_MOST_ROUNDS = 32
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Rewrite:
     """One rule applied at one place. `site` names the tensor that was computed anew.
 
     `window`: its nodes before and after, until they were checked; `proof`: what came of that.
+    `further`: the windows of what else it computes anew, where it replaces several nodes.
     """
 
     number: int
@@ -40,6 +46,12 @@ class Rewrite:
     after: tuple[str, ...]
     window: Window | None = None
     proof: WindowVerdict | None = None
+    further: tuple[Window | None, ...] = ()
+
+    @property
+    def windows(self) -> tuple[Window | None, ...]:
+        """All windows: one for each tensor that is computed anew."""
+        return (self.window, *self.further)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -61,11 +73,37 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A place where a rule failed with an exception; it was left as it is, and is not tried again.
+
+    `rewrite`: what it was about to do, nothing after; `reason`: the exception and where it arose.
+    """
+
+    rewrite: Rewrite
+    reason: str
+
+
+class SpoiltError(RuleError):
+    """A rule failed half-way through a change: the model is of no use until it is restored."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(described(failure))
+        self.failure = failure
+
+
+def described(failure: Failure) -> str:
+    """Say in one sentence which rule failed where."""
+    rewrite = failure.rewrite
+    return f"rule {rewrite.rule} failed at {rewrite.before[0]}: {failure.reason}"
+
+
 @dataclass
 class Applied:
-    """What a pass did to a model."""
+    """What a pass did to a model, and where one of its rules failed."""
 
     rewrites: list[Rewrite] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -90,7 +128,8 @@ def apply(
 
     `limit`: stop after so many rewrites. `quarantine`: (rule, site) pairs to leave alone.
     `windows`: keep each rewrite's nodes before and after as two small models. Raises `RuleError`
-    where a rule fails with an exception of its own or never comes to an end.
+    where a rule never comes to an end, `SpoiltError` where one fails half-way through a change;
+    one that fails before it has changed anything costs its site alone (see `Applied.failures`).
     """
     applied = Applied()
     if "run" in type(step).__dict__:
@@ -101,8 +140,15 @@ def apply(
                 where = scope.name or "the graph"
                 applied.refusals.append(Refusal(step.name, where, str(refusal)))
         model.adopt()
-    done, noted = -1, len(applied.refusals)
+    done, noted, rounds = -1, len(applied.refusals), 0
     while (step.rules or step.sweeps) and len(applied.rewrites) > done:
+        rounds += 1
+        if rounds > _MOST_ROUNDS:
+            last = applied.rewrites[-1]
+            raise RuleError(
+                f"it does not settle: begun anew {_MOST_ROUNDS} times, rule {last.rule} still"
+                f" changes '{last.site}'"
+            )
         if done >= 0:
             # a rewrite may have made a shape known that lets another rule fit, or far away one pay
             model.reread()
@@ -133,7 +179,7 @@ class _Run:
         self.model = model
         self.applied = applied
         self.limit = limit
-        self.quarantine = quarantine
+        self.quarantine = quarantine | {failure.rewrite.key for failure in applied.failures}
         self.windows = windows
         self.first_number = first_number
         self.progress = progress or (lambda: None)
@@ -144,7 +190,7 @@ class _Run:
         self.by_root: dict[str, list[Rule]] = {}
         self._index({operator(node) for scope in self.scopes for node in scope.nodes})
         self.sweeps = step.sweeps
-        self.depth = max((_depth(rule.pattern) for rule in step.rules), default=0)
+        self.depth = max((rule.form.depth for rule in step.rules), default=0)
         self.surgeon = Surgeon(model.store, lambda: model.names, model.proto.ir_version)
         self.waiting: deque[Node] = deque()
         self.queued: set[int] = set()
@@ -157,7 +203,7 @@ class _Run:
         self.present |= operators
         self.by_root = {}
         for rule in self.rules:
-            if _may_occur(rule.pattern, self.present):
+            if _may_occur(rule.form.root, self.present):
                 for root in rule.roots:
                     self.by_root.setdefault(root, []).append(rule)
 
@@ -212,43 +258,84 @@ class _Run:
         return self.limit is not None and len(self.applied.rewrites) >= self.limit
 
     def _visit(self, node: Node) -> None:
-        for rule in self.by_root.get(operator(node), ()):
+        for rule in (*self.by_root.get(operator(node), ()), *self.by_root.get(ANY_OPERATOR, ())):
             if self.refused:
                 self.refused.pop((id(node), rule.name), None)
-            if self.quarantine and (rule.name, node.outputs[0].name) in self.quarantine:
+            if self.quarantine and (rule.name, _site(node)) in self.quarantine:
                 continue
-            found = match(rule.pattern, node)
-            if found is not None and self._try(rule, found):
+            found = self._match(rule, node)
+            if isinstance(found, Node):
+                self._queue([found])
+            elif found is not None and self._try(rule, found):
                 return
+
+    def _match(self, rule: Rule, node: Node) -> Match | Node | None:
+        try:
+            return match(rule.form, node)
+        except (GraphpassError, MemoryError):
+            raise
+        except Exception as error:
+            self._note_failure(rule, [node], error)
+            return None
 
     def _try(self, rule: Rule, found: Match) -> bool:
         if found.blockers:
             return self._refuse(rule, found, found.blockers[0])
         try:
-            term = rule.rewrite(**found.bound)
-            if term is None:
+            built = self._built(rule, found)
+            if built is None:
                 return False
-            built = self.surgeon.build(found, term)
-            self._commit(rule, found, built)
+            windows = capture(found, built) if self.windows else []
         except RefusedError as refusal:
             return self._refuse(rule, found, str(refusal))
+        except RuleError as error:
+            return self._note_failure(rule, found.nodes, error)
         except (GraphpassError, MemoryError):  # weights that cannot be read are no rule's fault
             raise
         except Exception as error:
-            raise RuleError(
-                f"rule {rule.name} failed at {label(found.root)}: {type(error).__name__}: {error}"
-            ) from error
+            return self._note_failure(rule, found.nodes, error)
+        place = _site(found.root), tuple(label(node) for node in found.nodes)
+        try:
+            self._commit(rule, found, built, windows)
+        except RefusedError as refusal:
+            return self._refuse(rule, found, str(refusal))
+        except (GraphpassError, MemoryError):
+            raise
+        except Exception as error:
+            raise SpoiltError(_failure(rule, *place, error)) from error
         return True
+
+    def _built(self, rule: Rule, found: Match) -> Built | None:
+        """Return the nodes of what the rule makes of a match; None where that is nothing."""
+        value = rule.rewrite(**found.bound)
+        if value is None:
+            return None
+        form = rule.form
+        terms = read(
+            value, None if form.of is None and not form.all_outputs else len(found.results)
+        )
+        if form.all_outputs and None in terms:
+            raise RuleError("None among its terms: give the output itself where it stays")
+        if all(term is None or term is r for term, r in zip(terms, found.results, strict=True)):
+            return None
+        return self.surgeon.build(found, terms)
+
+    def _note_failure(self, rule: Rule, nodes: list[Node], error: Exception) -> bool:
+        failure = _failure(rule, _site(nodes[0]), tuple(label(node) for node in nodes), error)
+        self.applied.failures.append(failure)
+        self.quarantine |= {failure.rewrite.key}
+        return False
 
     def _refuse(self, rule: Rule, found: Match, reason: str) -> bool:
         refusal = Refusal(rule.name, label(found.root), reason)
         self.refused[id(found.root), rule.name] = (found.root, refusal)
         return False
 
-    def _commit(self, rule: Rule, found: Match, built: Built) -> None:
-        site = found.root.outputs[0].name
-        before = tuple(label(node) for node in found.nodes)
-        window = capture(found, built) if self.windows else None
+    def _commit(self, rule: Rule, found: Match, built: Built, windows: list[Window | None]) -> None:
+        site = _site(found.root)
+        pairs = zip(found.results, built.results, strict=True)
+        changed = [result for result, made in pairs if made is not None and made is not result]
+        before = tuple(label(node) for node in computing(changed, found.nodes))
         around = [tensor for node in found.nodes for tensor in node.inputs]
         again = self.surgeon.commit(found, built)
         self._index({operator(node) for node in built.nodes})
@@ -260,7 +347,8 @@ class _Run:
                 site,
                 before,
                 tuple(label(node) for node in built.nodes),
-                window,
+                windows[0] if windows else None,
+                further=tuple(windows[1:]),
             )
         )
         self._queue_near(again)
@@ -287,33 +375,43 @@ class _Run:
 
     def _queue(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if operator(node) not in self.roots or id(node) in self.queued:
+            if id(node) in self.queued or self.roots.isdisjoint((operator(node), ANY_OPERATOR)):
                 continue
             if not self.surgeon.is_dead(node):
                 self.queued.add(id(node))
                 self.waiting.append(node)
 
 
-def _may_occur(pattern: object, present: set[str]) -> bool:
+def _site(node: Node) -> str:
+    return str(node.outputs[0].name)
+
+
+def _failure(rule: Rule, site: str, before: tuple[str, ...], error: Exception) -> Failure:
+    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+    if not isinstance(error, RuleError):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what += f" (in {last.name}, {Path(last.filename).name} line {last.lineno})"
+    return Failure(Rewrite(0, rule.name, rule.law, site, before, ()), what)
+
+
+def _may_occur(pattern: Pattern, present: set[str]) -> bool:
     """Whether a graph of these operators can hold `pattern`."""
     if isinstance(pattern, either):
         return any(_may_occur(part, present) for part in pattern.alternatives)
     if isinstance(pattern, Op):
-        prefix = f"{pattern.domain}::" if pattern.domain else ""
-        return any(f"{prefix}{op}" in present for op in pattern.ops) and all(
-            _may_occur(part, present) for part in pattern.inputs
-        )
+        if pattern.ops and present.isdisjoint(operators(pattern)):
+            return False
+        return all(_may_occur(part, present) for part in pattern.parts)
     return True
 
 
-def _depth(pattern: object) -> int:
-    if isinstance(pattern, optional):
-        return _depth(pattern.part)
-    if isinstance(pattern, either):
-        return max(_depth(part) for part in pattern.alternatives)
-    if isinstance(pattern, Op):
-        return 1 + max((_depth(part) for part in pattern.inputs), default=0)
-    return 0
-
-
-__all__ = ["Applied", "Graph", "Refusal", "Rewrite", "apply"]
+__all__ = [
+    "Applied",
+    "Failure",
+    "Graph",
+    "Refusal",
+    "Rewrite",
+    "SpoiltError",
+    "apply",
+    "described",
+]

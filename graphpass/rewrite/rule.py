@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from graphpass.errors import RuleError
 from graphpass.ir.nodes import Graph
-from graphpass.rewrite.pattern import Op, either
+from graphpass.rewrite.form import Form, read
+from graphpass.rewrite.pattern import Op, either, siblings
 
-Term = Any  # an Op, a tensor that the pattern bound, a Weight or an array
+Term = Any  # what `graphpass.rewrite.term` reads: an Op, a tensor, a Weight, an array, or several
 
 
 class Rule:
@@ -22,17 +23,22 @@ class Rule:
     A rule keeps no state. A rule with options is a frozen dataclass.
     """
 
-    pattern: ClassVar[Op | either]
+    pattern: ClassVar[Op | either | siblings]
+    form: ClassVar[Form]  # the pattern as it was read
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if not isinstance(getattr(cls, "pattern", None), (Op, either)):
+        if getattr(cls, "pattern", None) is None:
             raise RuleError(f"rule {cls.__name__} needs a `pattern`: an Op or either(Op, …)")
         if "rewrite" not in cls.__dict__:
             raise RuleError(f"rule {cls.__name__} needs a `rewrite` method")
         if not (cls.__dict__.get("__doc__") or "").strip():
             raise RuleError(f"rule {cls.__name__} needs a docstring whose first line is its law")
-        names = list(dict.fromkeys(cls.pattern.names()))
+        try:
+            cls.form = read(cls.pattern)
+        except RuleError as error:
+            raise RuleError(f"rule {cls.__name__}: {error}") from None
+        names = cls.form.names
         parameters = list(inspect.signature(cls.rewrite).parameters)[1:]
         if sorted(names) != sorted(parameters):
             raise TypeError(
@@ -57,14 +63,8 @@ class Rule:
 
     @property
     def roots(self) -> frozenset[str]:
-        """The operators that the pattern can begin at."""
-        return frozenset(_roots(self.pattern))
-
-
-def _roots(pattern: Op | either) -> list[str]:
-    if isinstance(pattern, either):
-        return [op for part in pattern.alternatives for op in _roots(part)]  # type: ignore[arg-type]
-    return [f"{pattern.domain}::{op}" if pattern.domain else op for op in pattern.ops]
+        """The operators that the pattern can begin at; "*" where that is any."""
+        return self.form.roots
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphpass.ir.model import sorted_nodes
 from graphpass.ir.nodes import Constant, Graph, Node, Shape, Tensor, Variable
 from graphpass.ir.questions import (
+    STANDARD_DOMAINS,
     RefusedError,
     constant,
     has_effects,
@@ -28,10 +30,11 @@ from graphpass.ir.reader import value_type
 from graphpass.ir.weight import Array, Weight
 from graphpass.ir.writer import node_proto
 from graphpass.rewrite.match import Match
-from graphpass.rewrite.pattern import Op
+from graphpass.rewrite.term import Made, Operand, Term
 from graphpass.storage.spool import chunks
 
 _PART_BYTES = 1 << 24  # of a computed weight, looked at in one piece
+_MOST_ABOVE = 4096  # nodes looked at above several that become one
 _SMALL_ELEMENTS = 256  # constants up to this size are shown to shape inference
 
 Content = tuple[int, str, tuple[int, ...], bytes]  # graph, type, shape and what tells the data
@@ -39,12 +42,30 @@ Content = tuple[int, str, tuple[int, ...], bytes]  # graph, type, shape and what
 
 @dataclass
 class Built:
-    """A term made into nodes, not yet in the graph."""
+    """Terms made into nodes, not yet in the graph.
+
+    `results`: the tensor that is to be each result of the match, an output of one of `nodes` or
+    one that is there already; None where a result stays as it is computed.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
-    contents: list[Content] = field(default_factory=list)  # of those constants, in their order
-    result: Tensor | None = None  # where the term is no operator
+    contents: dict[Content, Constant] = field(default_factory=dict)  # of operands among them
+    results: list[Tensor | None] = field(default_factory=list)
+    imports: dict[str, int] = field(default_factory=dict)  # domains to import, by version
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How `result` comes to be what `made` is.
+
+    "own": an output of a new node takes the name; "relink": its readers read `made`; "rename":
+    the node that computes `made` computes it under the name of `result`; "identity": a copy.
+    """
+
+    result: Tensor
+    made: Tensor
+    how: str
 
 
 class Surgeon:
@@ -61,6 +82,7 @@ class Surgeon:
         self._names = names
         self._ir_version = ir_version
         self._spliced: dict[int, list[Node]] = {}
+        self._unsorted: set[int] = set()  # graphs where what was made may stand too early
         self._dead: dict[int, Node] = {}
         self._dead_constants: dict[int, Constant] = {}
         self._touched: dict[int, Graph] = {}
@@ -71,68 +93,12 @@ class Surgeon:
 
     # ------------------------------------------------------------------ a term becomes nodes
 
-    def build(self, found: Match, term: Any) -> Built:
-        """Make the nodes of `term`; the graph is not touched."""
-        root, graph = found.root, found.root.graph
-        output = root.outputs[0]
-        built = Built()
-        if isinstance(term, gs.Tensor):
-            built.result = term
-            return built
-        if not isinstance(term, Op):
-            if isinstance(term, Weight) and term.origin is not None:
-                built.result = term.origin
-                return built
-            if not is_output(output) and graph.holds_initializers:
-                # the tensor goes, so that its name is free
-                built.result = Constant(output.name, self._stored(term, output.name))
-                built.constants.append(built.result)
-                return built
-            weight = self._stored(term, self.fresh(output.name))
-            term = Op("Constant", value=Constant(weight.name, weight))
-        heirs = _names_left(found)
-        name = self._root_name(found, term, heirs)
-        self._node(graph, term, Variable(output.name), name, heirs, built)
-        return built
+    def build(self, found: Match, terms: Sequence[Operand | None]) -> Built:
+        """Make the nodes of `terms`, one for each result; the graph is not touched."""
+        return _Building(self, found, terms).done()
 
-    def _node(
-        self,
-        graph: Graph,
-        term: Op,
-        output: Variable,
-        name: str,
-        heirs: dict[str, list[str]],
-        built: Built,
-    ) -> None:
-        op = term.ops[0]
-        operands: list[Tensor] = []
-        for index, part in enumerate(term.inputs):
-            if part is None:
-                operands.append(Variable(""))
-            elif isinstance(part, Op):
-                base = f"{output.name}.{part.ops[0].lower()}"
-                inner = Variable(self.fresh(base))
-                left = heirs.get(part.ops[0])
-                inner_name = left.pop(0) if left else self.fresh(base) if name else ""
-                self._node(graph, part, inner, inner_name, heirs, built)
-                operands.append(inner)
-            elif isinstance(part, gs.Tensor):
-                operands.append(part)
-            else:
-                role = _operand_name(name or output.name, op, index)
-                operands.append(self._operand(graph, part, role, built))
-        while operands and operands[-1].name == "":
-            operands.pop()
-        attrs = {key: value for key, value in term.attributes.items() if value is not None}
-        node = Node(op, name, attrs, domain=term.domain, graph=graph)
-        # linked on one side only: until it is committed, no tensor may see a new reader
-        list.extend(node.inputs, operands)
-        list.append(node.outputs, output)
-        list.append(output.inputs, node)
-        self._infer(node)
-        built.nodes.append(node)
-
-    def _operand(self, graph: Graph, value: Weight | Array, base: str, built: Built) -> Tensor:
+    def operand(self, graph: Graph, value: Weight | Array, base: str, built: Built) -> Tensor:
+        """Return the constant that `value` is to be: one that is there, or a new one."""
         if isinstance(value, Weight) and value.origin is not None:
             origin: Tensor = value.origin
             return origin
@@ -144,11 +110,11 @@ class Surgeon:
             and _holds(known.weight, value)
         ):
             return known
-        weight = self._stored(value, self.fresh(base))
+        weight = self.stored(value, self.fresh(base))
         constant_tensor = Constant(weight.name, weight)
         if graph.holds_initializers:
             built.constants.append(constant_tensor)
-            built.contents.append(content)
+            built.contents[content] = constant_tensor
             return constant_tensor
         node = Node("Constant", "", {"value": constant_tensor}, graph=graph)
         output = Variable(weight.name, weight.dtype, list(weight.shape))
@@ -157,18 +123,11 @@ class Surgeon:
         built.nodes.append(node)
         return output
 
-    def _stored(self, value: Weight | Array, name: str) -> Weight:
+    def stored(self, value: Weight | Array, name: str) -> Weight:
+        """Put a value where it costs no memory."""
         if isinstance(value, Weight) and value.tensor is not None:
             return Weight.of(value.tensor, name)
         return Weight.of(self._store(np.asarray(value), name), name)
-
-    def _root_name(self, found: Match, term: Op, heirs: dict[str, list[str]]) -> str:
-        op, root = term.ops[0], found.root
-        if heirs.get(op):
-            return heirs[op].pop(0)
-        if root.name and any(part.ops[0] == root.op for part in _inner(term)):
-            return self.fresh(f"{root.name}.{op.lower()}")
-        return str(root.name)
 
     def fresh(self, base: str) -> str:
         """Return a name near `base` that nothing in the model has."""
@@ -180,9 +139,8 @@ class Surgeon:
         names.add(name)
         return name
 
-    def _infer(self, node: Node) -> None:
-        """Fill in dtype and shape of the node's output as far as ONNX can tell."""
-        output = node.outputs[0]
+    def infer(self, node: Node) -> None:
+        """Fill in dtype and shape of the node's outputs as far as ONNX can tell."""
         found = schema(node)
         if found is None:
             return
@@ -208,90 +166,133 @@ class Surgeon:
             )
         except (onnx.shape_inference.InferenceError, RuntimeError, KeyError, ValueError):
             return
-        if output.name in inferred:
-            output.dtype, output.shape = value_type(inferred[output.name])
+        for output in node.outputs:
+            if output.name in inferred:
+                output.dtype, output.shape = value_type(inferred[output.name])
 
     # --------------------------------------------------------------- the nodes take their place
 
     def commit(self, found: Match, built: Built) -> list[Node]:
         """Put `built` in the place of the matched nodes; return the nodes whose turn comes again.
 
-        Raises `RefusedError` where an output of the graph would have to take another name, or is
-        declared to have another shape than it has.
+        Raises `RefusedError` where an output of the graph would have to take another name, is
+        declared to have another shape than it has, or where what is made would need itself.
         """
-        root, graph = found.root, found.root.graph
-        made = built.nodes[-1].outputs[0] if built.result is None else built.result
-        is_stale = self._contradicts_declared(root.outputs[0], made)
-        name = root.outputs[0].name
-        again = self._replace(root, built) if built.result is None else self._forward(root, built)
-        self._touched[id(graph)] = graph
-        if is_stale:
-            graph.stale.add(name)
-        return again
-
-    def _replace(self, root: Node, built: Built) -> list[Node]:
-        """The root's outputs become those of the last node that was built."""
-        graph: Graph = root.graph
-        last = built.nodes[-1]
-        old_inputs = list(root.inputs)
-        outputs = list(root.outputs)
-        count = len(outputs) if last.op == root.op else 1
-        taken = outputs[:count]
-        taken[0].shape = _sharpened(taken[0].shape, last.outputs[0].shape)
-        if taken[0].dtype is None:
-            taken[0].dtype = last.outputs[0].dtype
-        list.clear(last.outputs)
-        _unlink(root)
-        for tensor in taken:
-            last.outputs.append(tensor)
+        graph: Graph = found.root.graph
+        places = self._places(found, built)  # and all else that may refuse, before any change
+        stale = [p.result.name for p in places if self._contradicts_declared(p.result, p.made)]
+        if len(found.roots) > 1:
+            _require_apart(found, built)
+        going = _going(found, built)
         for node in built.nodes:
             for tensor in node.inputs:
                 list.append(tensor.outputs, node)
+        graph.opsets.update(built.imports)
         graph.initializers.extend(built.constants)
-        self._made.update(zip(built.contents, built.constants, strict=True))
-        self._spliced[id(root)] = built.nodes
-        self._dead[id(root)] = root
-        self._release(old_inputs)
-        return list(built.nodes)
-
-    def _forward(self, root: Node, built: Built) -> list[Node]:
-        """The root's output *is* `result`: let its readers read that."""
-        result, output = built.result, root.outputs[0]
-        assert result is not None
-        graph: Graph = root.graph
-        source = producer(result)
-        if not is_output(output):
-            self._check_visible(result, output, graph)
-            graph.initializers.extend(built.constants)
-            again = [*output.outputs, *([source] if source is not None else [])]
-            _relink(output, result)
-        elif source is not None and source.graph is graph and not is_output(result):
-            self._check_visible(output, result, graph)
-            index = next(i for i, tensor in enumerate(source.outputs) if tensor is result)
-            list.clear(output.inputs)
-            list.__setitem__(source.outputs, index, output)
-            list.append(output.inputs, source)
-            list.clear(result.inputs)
-            list.clear(root.outputs)
-            again = [*result.outputs, source]
-            _relink(result, output)
-        elif root.op == "Identity":
-            raise RefusedError(f"'{output.name}' is an output of the graph and keeps its name")
+        self._made.update(built.contents)
+        again = list(built.nodes)
+        for place in places:
+            again.extend(self._put(place, graph, built.nodes, going))
+        if going:
+            self._spliced.setdefault(id(going[0]), []).extend(built.nodes)
         else:
-            identity = Node("Identity", root.name, {}, graph=graph)
-            old_inputs = list(root.inputs)
+            graph.nodes.extend(built.nodes)
+        released: list[Tensor] = []
+        for root in going:
+            released.extend(root.inputs)
             _unlink(root)
-            identity.inputs.append(result)
-            identity.outputs.append(output)
-            self._spliced[id(root)] = [identity]
             self._dead[id(root)] = root
-            self._release(old_inputs)
-            return [identity]
-        old_inputs = list(root.inputs)
-        _unlink(root)
-        self._dead[id(root)] = root
-        self._release(old_inputs)
+        self._release(released)
+        self._touched[id(graph)] = graph
+        if len(found.roots) > 1 or not going:
+            self._unsorted.add(id(graph))
+        graph.stale.update(stale)
         return [node for node in again if id(node) not in self._dead]
+
+    def _places(self, found: Match, built: Built) -> list[_Place]:
+        """Decide for each result how it comes about; nothing is changed yet. May refuse."""
+        graph: Graph = found.root.graph
+        inside = {id(node) for node in built.nodes}
+        now: dict[int, Tensor] = {}  # by tensor: what it will be called by then
+        places = []
+        for result, tensor in zip(found.results, built.results, strict=True):
+            if tensor is None or tensor is result:
+                continue
+            made = now.get(id(tensor), tensor)
+            source = producer(tensor)
+            is_free = id(tensor) not in now
+            if is_free and source is not None and id(source) in inside:
+                how = "own"
+            elif not is_output(result):
+                self._check_visible(made, result, graph)
+                how = "relink"
+            elif (
+                is_free
+                and source is not None
+                and source.graph is graph
+                and not is_output(made)
+                and not any(made is other for other in found.results)
+            ):
+                self._check_visible(result, made, graph)
+                how = "rename"
+            elif producer(result).op == "Identity":  # type: ignore[union-attr]
+                raise RefusedError(f"'{result.name}' is an output of the graph and keeps its name")
+            else:
+                how = "identity"
+            if how in ("own", "rename"):
+                now[id(tensor)] = result
+            places.append(_Place(result, made, how))
+        return places
+
+    def _put(self, place: _Place, graph: Graph, built: list[Node], going: list[Node]) -> list[Node]:
+        """Let one result be what was made; return the nodes near that have to be looked at."""
+        result, made = place.result, place.made
+        root = producer(result)
+        assert root is not None
+        if place.how == "own":
+            self._own(result, made, root, going)
+            return []
+        if place.how == "relink":
+            source = producer(made)
+            again = [*result.outputs, *([source] if source is not None else [])]
+            _relink(result, made)
+            return again
+        _let_go(root, result)
+        if place.how == "rename":
+            source = producer(made)
+            assert source is not None
+            list.clear(result.inputs)
+            list.__setitem__(source.outputs, _index(source.outputs, made), result)
+            list.append(result.inputs, source)
+            list.clear(made.inputs)
+            again = [*made.outputs, source]
+            _relink(made, result)
+            return again
+        name = str(root.name) if len(going) == 1 and not built else self.fresh(str(root.name))
+        identity = Node("Identity", name, {}, graph=graph)
+        identity.inputs.append(made)
+        identity.outputs.append(result)
+        self._spliced.setdefault(id(going[0]), []).append(identity)
+        return [identity]
+
+    @staticmethod
+    def _own(result: Tensor, made: Tensor, root: Node, going: list[Node]) -> None:
+        """A new node computes `result`, and what else the root did if it is of the same kind."""
+        maker = producer(made)
+        assert maker is not None
+        result.shape = _sharpened(result.shape, made.shape)
+        if result.dtype is None:
+            result.dtype = made.dtype
+        place = _index(maker.outputs, made)
+        further = [t for t in root.outputs if t is not result]
+        keeps = maker.op == root.op and len(maker.outputs) == 1 and len(going) == 1
+        _let_go(root, result)
+        list.__setitem__(maker.outputs, place, result)
+        list.append(result.inputs, maker)
+        if keeps:
+            for tensor in further:
+                _let_go(root, tensor)
+                maker.outputs.append(tensor)
 
     @staticmethod
     def _contradicts_declared(old: Tensor, new: Tensor) -> bool:
@@ -374,11 +375,14 @@ class Surgeon:
         for graph in scopes:
             if id(graph) in self._touched:
                 graph.nodes[:] = self._living(graph.nodes)
+                if id(graph) in self._unsorted:
+                    graph.nodes[:] = sorted_nodes(graph.nodes)
             if self._dead_constants:
                 graph.initializers[:] = [
                     c for c in graph.initializers if id(c) not in self._dead_constants
                 ]
         self._spliced.clear()
+        self._unsorted.clear()
         self._dead.clear()
         self._dead_constants.clear()
         self._touched.clear()
@@ -395,8 +399,135 @@ class Surgeon:
         return living
 
 
-def _names_left(found: Match) -> dict[str, list[str]]:
-    """Return the names of the matched nodes that go, by operator: new ones of a kind take them."""
+class _Building:
+    """The terms of one match on their way to nodes."""
+
+    def __init__(self, surgeon: Surgeon, found: Match, terms: Sequence[Operand | None]) -> None:
+        self._surgeon = surgeon
+        self._found = found
+        self._graph: Graph = found.root.graph
+        self._terms = terms
+        self._built = Built()
+        self._nodes: dict[int, Node] = {}  # by term
+        self._wanted: dict[tuple[int, int], Tensor] = {}  # by term and output: the first result
+        pairs = [
+            (result, term)
+            for result, term in zip(found.results, terms, strict=True)
+            if result.name and term is not None
+        ]
+        for result, term in pairs:
+            if isinstance(term, Made):
+                self._wanted.setdefault((id(term.term), term.index), result)
+        self._heirs = _names_left(found, {id(result) for result, _ in pairs})
+
+    def done(self) -> Built:
+        for result, term in zip(self._found.results, self._terms, strict=True):
+            wanted = None if not result.name or term is None else self._result(result, term)
+            self._built.results.append(wanted)
+        return self._built
+
+    def _result(self, result: Tensor, term: Operand) -> Tensor:
+        if isinstance(term, gs.Tensor):
+            held: Tensor = term
+            return held
+        if isinstance(term, Made):
+            return self._output(term, result)
+        if isinstance(term, Weight) and term.origin is not None:
+            origin: Tensor = term.origin
+            return origin
+        surgeon = self._surgeon
+        if not is_output(result) and self._graph.holds_initializers:
+            # the tensor goes, so that its name is free
+            made = Constant(result.name, surgeon.stored(term, result.name))
+            self._built.constants.append(made)
+            return made
+        weight = surgeon.stored(term, surgeon.fresh(result.name))
+        attributes = {"value": Constant(weight.name, weight)}
+        return self._output(Made(Term("Constant", "", None, (), attributes, 1)), result)
+
+    def _output(self, made: Made, result: Tensor) -> Tensor:
+        """Return the output of a term that is to be a result."""
+        term = made.term
+        if id(term) not in self._nodes:
+            self._node(term, result.name, self._root_name(term, result), made.index)
+        output: Tensor = self._nodes[id(term)].outputs[made.index]
+        return output
+
+    def _node(self, term: Term, base: str, name: str, named: int = 0) -> Node:
+        """Make the node of a term; `base`: what its output number `named` is called."""
+        outputs = []
+        for index in range(term.outputs):
+            result = self._wanted.get((id(term), index))
+            if result is not None:
+                outputs.append(Variable(result.name))
+            elif index == named:
+                outputs.append(Variable(base))
+            else:
+                outputs.append(Variable(self._surgeon.fresh(f"{base}.{index}")))
+        role = outputs[named].name
+        operands: list[Tensor] = []
+        for index, part in enumerate(term.operands):
+            if part is None:
+                operands.append(Variable(""))
+            elif isinstance(part, Made):
+                operands.append(self._inner(part, role, name))
+            elif isinstance(part, gs.Tensor):
+                operands.append(part)
+            else:
+                operand = _operand_name(name or role, term.op, index)
+                operands.append(self._surgeon.operand(self._graph, part, operand, self._built))
+        while operands and operands[-1].name == "":
+            operands.pop()
+        node = Node(term.op, name, dict(term.attributes), domain=term.domain, graph=self._graph)
+        # linked on one side only: until it is committed, no tensor may see a new reader
+        list.extend(node.inputs, operands)
+        for output in outputs:
+            list.append(node.outputs, output)
+            list.append(output.inputs, node)
+        self._built.imports.update(_imports(node, term.version))
+        self._surgeon.infer(node)
+        self._built.nodes.append(node)
+        self._nodes[id(term)] = node
+        return node
+
+    def _inner(self, part: Made, role: str, name: str) -> Tensor:
+        term = part.term
+        if id(term) not in self._nodes:
+            base = f"{role}.{term.op.lower()}"
+            fresh = self._surgeon.fresh(base)
+            left = self._heirs.get(term.op)
+            inner = left.pop(0) if left else self._surgeon.fresh(base) if name else ""
+            self._node(term, fresh, inner, part.index)
+        output: Tensor = self._nodes[id(term)].outputs[part.index]
+        return output
+
+    def _root_name(self, term: Term, result: Tensor) -> str:
+        root = producer(result)
+        assert root is not None
+        if self._heirs.get(term.op):
+            return self._heirs[term.op].pop(0)
+        if root.name and (
+            len(self._found.roots) > 1 or any(part.op == root.op for part in term.below)
+        ):
+            return self._surgeon.fresh(f"{root.name}.{term.op.lower()}")
+        return str(root.name)
+
+
+def _going(found: Match, built: Built) -> list[Node]:
+    """Return the roots all of whose results are computed anew."""
+    kept = {
+        id(result)
+        for result, made in zip(found.results, built.results, strict=True)
+        if result.name and (made is None or made is result)
+    }
+    return [root for root in found.roots if not any(id(t) in kept for t in root.outputs)]
+
+
+def _names_left(found: Match, replaced: set[int]) -> dict[str, list[str]]:
+    """Return the names of the matched nodes that go, by operator: new ones of a kind take them.
+
+    `replaced`: the results that are computed anew.
+    """
     gone: set[int] = set()
     left: dict[str, list[str]] = {}
     for node in found.nodes:  # a node comes after its readers
@@ -404,7 +535,10 @@ def _names_left(found: Match) -> dict[str, list[str]]:
         stays = any(is_output(tensor) for tensor in node.outputs) or any(
             id(reader) not in gone for reader in read
         )
-        if id(node) in gone or (node is not found.root and stays):
+        is_root = any(node is root for root in found.roots)
+        if is_root:
+            stays = not any(id(tensor) in replaced for tensor in node.outputs)
+        if id(node) in gone or stays:
             continue
         gone.add(id(node))
         if node.name:
@@ -412,10 +546,71 @@ def _names_left(found: Match) -> dict[str, list[str]]:
     return left
 
 
-def _inner(term: Op) -> list[Op]:
-    """Return the operators below the root of `term`."""
-    direct = [part for part in term.inputs if isinstance(part, Op)]
-    return [op for part in direct for op in (part, *_inner(part))]
+def _require_apart(found: Match, built: Built) -> None:
+    """Refuse where what replaces several nodes would need what one of them computes."""
+    roots = {id(root) for root in found.roots}
+    common = [{id(t) for t in _read(found, root)} for root in found.roots]
+    safe = set.intersection(*common)
+    waiting = [
+        tensor
+        for node in built.nodes
+        for tensor in node.inputs
+        if id(tensor) not in safe and not isinstance(tensor, gs.Constant)
+    ]
+    inside = {id(node) for node in built.nodes}
+    seen: set[int] = set()
+    while waiting:
+        source = producer(waiting.pop())
+        if source is None or id(source) in seen or id(source) in inside:
+            continue
+        if id(source) in roots:
+            raise RefusedError(f"{label(source)} feeds another one of the nodes it would join")
+        if len(seen) == _MOST_ABOVE:
+            raise RefusedError(
+                f"more than {_MOST_ABOVE} nodes lie above {label(found.root)} and those beside it"
+            )
+        seen.add(id(source))
+        waiting.extend(source.inputs)
+        waiting.extend(t for body in source.graph.subgraphs_of(source) for t in _captured_by(body))
+
+
+def _read(found: Match, root: Node) -> Iterator[Tensor]:
+    """Yield what a root and the matched nodes above it read."""
+    matched = {id(node) for node in found.nodes}
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        for tensor in node.inputs:
+            yield tensor
+            source = producer(tensor)
+            if source is not None and id(source) in matched:
+                waiting.append(source)
+
+
+def _captured_by(body: Graph) -> Iterator[Tensor]:
+    return (tensor for scope in body.scopes() for node in scope.nodes for tensor in node.inputs)
+
+
+def _imports(node: Node, wanted: int | None) -> dict[str, int]:
+    """Return the domain of a new node with the version to import, where it is not yet imported."""
+    domain, opsets = node.domain, node.graph.opsets
+    if domain in STANDARD_DOMAINS:
+        return {}
+    held = opsets.get(domain)
+    if held is None:
+        return {domain: _newest(domain) if wanted is None else wanted}
+    if wanted not in (None, held):
+        raise RefusedError(
+            f"{label(node)} is of version {wanted} of {domain}, and the model imports {held}"
+        )
+    return {}
+
+
+@lru_cache(maxsize=64)
+def _newest(domain: str) -> int:
+    """Return the newest version of a domain that ONNX knows; 1 of others, as com.microsoft."""
+    schemas = onnx.defs.get_all_schemas()
+    return max((s.since_version for s in schemas if s.domain == domain), default=1)
 
 
 def _content(value: Weight | Array) -> tuple[str, tuple[int, ...], bytes]:
@@ -451,6 +646,16 @@ def _holds(known: Weight, value: Weight | Array) -> bool:
 def _operand_name(node: str, op: str, index: int) -> str:
     formal = ("x", "weight", "bias") if op.startswith("Conv") else ()
     return f"{node}.{formal[index] if index < len(formal) else index}"
+
+
+def _index(tensors: Sequence[Tensor], tensor: Tensor) -> int:
+    return next(i for i, other in enumerate(tensors) if other is tensor)
+
+
+def _let_go(node: Node, output: Tensor) -> None:
+    """Take from `node` an output, which another one is to compute."""
+    list.__delitem__(node.outputs, _index(node.outputs, output))
+    list.clear(output.inputs)
 
 
 def _unlink(node: Node) -> None:

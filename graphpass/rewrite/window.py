@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 from graphpass.ir.nodes import Graph, Node, Tensor
 from graphpass.ir.questions import constant, operator, producer
 from graphpass.ir.writer import node_proto
-from graphpass.rewrite.match import Match
+from graphpass.rewrite.match import Match, computing
 from graphpass.rewrite.surgery import Built
 
 _MOST_NODES = 64  # of a window with what computes its shapes
@@ -52,32 +52,48 @@ class WindowVerdict:
         return self.status != "differs"
 
 
-def capture(found: Match, built: Built) -> Window | None:
-    """Cut out a rewrite before it is committed; None where a type is unknown."""
-    output = found.root.outputs[0]
+def capture(found: Match, built: Built) -> list[Window | None]:
+    """Cut out a rewrite before it is committed, each result that changes by itself.
+
+    None in the place of one where a type is unknown.
+    """
+    pairs = zip(found.results, built.results, strict=True)
+    return [
+        _window(found, built, result, made)
+        for result, made in pairs
+        if made is not None and made is not result
+    ]
+
+
+def _window(found: Match, built: Built, result: Tensor, made: Tensor) -> Window | None:
     graph: Graph = found.root.graph
-    result = output if built.result is None else built.result
-    read = [tensor for node in (*found.nodes, *built.nodes) for tensor in node.inputs]
-    shapes = _shape_nodes(graph, [*read, result], {id(node) for node in found.nodes})
-    made = {node.op for node in built.nodes}
-    if isinstance(built.result, gs.Constant) or made == {"Constant"}:
-        shapes |= _fixed_nodes(graph, found.root)
-    replaced = list(dict.fromkeys(reversed(found.nodes)))  # a node may have been met twice
-    before = _cut(graph, replaced, output, output, shapes)
+    root = producer(result)
+    assert root is not None
+    # a node may have been met twice
+    replaced = computing([result], list(dict.fromkeys(reversed(found.nodes))))
+    new = computing([made], built.nodes)
+    read = [tensor for node in (*replaced, *new) for tensor in node.inputs]
+    shapes = _shape_nodes(graph, [*read, made], {id(node) for node in found.nodes})
+    if isinstance(made, gs.Constant) or {node.op for node in new} == {"Constant"}:
+        shapes |= _fixed_nodes(graph, root)
+    opsets = {**graph.opsets, **built.imports}
+    before = _cut(graph, replaced, result, result, shapes, opsets)
     # what replaces the match may go on reading tensors from the middle of it
     sources = shapes | {id(node): node for node in found.nodes}
-    if built.result is not None:
-        after = _cut(graph, [], built.result, output, sources)
-    else:
-        after = _cut(graph, built.nodes, built.nodes[-1].outputs[0], output, sources)
+    after = _cut(graph, new, made, result, sources, opsets)
     if before is None or after is None:
         return None
     names = {value.name for value in (*before.graph.input, *after.graph.input)}
-    return Window(before, after, tuple(sorted(names)), output.name)
+    return Window(before, after, tuple(sorted(names)), result.name)
 
 
 def _cut(
-    graph: Graph, nodes: list[Node], output: Tensor, named: Tensor, shapes: dict[int, Node]
+    graph: Graph,
+    nodes: list[Node],
+    output: Tensor,
+    named: Tensor,
+    shapes: dict[int, Node],
+    opsets: Mapping[str, int],
 ) -> onnx.ModelProto | None:
     bare = not nodes  # nothing but a tensor that is there already
     nodes = _with_sources(nodes, [output] if bare else [], shapes)
@@ -98,17 +114,18 @@ def _cut(
             return None
         else:
             proto.input.append(_value_info(tensor, tensor.name))
-    ordered = _ordered(nodes)
-    proto.node.extend(node_proto(node) for node in ordered)
+    for node in _ordered(nodes):
+        proto.node.append(node_proto(node))
+        for index, tensor in enumerate(node.outputs):
+            if tensor is output and not bare:
+                proto.node[-1].output[index] = named.name
     if bare and output.name != named.name:
         proto.node.add(op_type="Identity", input=[output.name], output=[named.name])
-    elif not bare and output is not named:
-        proto.node[-1].output[0] = named.name
     if named.dtype is None:
         return None
     proto.output.append(_value_info(named, named.name))
     model = onnx.ModelProto(ir_version=10, graph=proto)
-    for domain, version in graph.opsets.items():
+    for domain, version in opsets.items():
         model.opset_import.add(domain=domain, version=version)
     return model
 

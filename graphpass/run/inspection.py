@@ -13,7 +13,7 @@ from graphpass.ir.model import Model
 from graphpass.report.advice import advice
 from graphpass.report.data import model_facts, nodes_of, operator_name
 from graphpass.report.render import say
-from graphpass.rewrite.driver import Applied, apply
+from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def about(applied: Applied, names: Sequence[str]) -> Applied:
 
     return Applied(
         [r for r in applied.rewrites if r.site in names or meant(*r.before, *r.after)],
+        [f for f in applied.failures if meant(*f.rewrite.before)],
         [r for r in applied.refusals if meant(r.node, r.reason)],
-        [],
     )
 
 
@@ -101,9 +101,9 @@ def show(console: Console, model: Model, found: Sequence[Inspected], name: str |
     say(console, heading(node), style="bold")
     parts = [(one, about(one.applied, names_of(node))) for one in found]
     for one, part in parts:
-        if part.changed or part.refusals:
+        if part.changed or part.refusals or part.failures:
             _show_pass(console, one, part)
-    if not any(part.changed or part.refusals for _, part in parts):
+    if not any(part.changed or part.refusals or part.failures for _, part in parts):
         names = ", ".join(one.step.name for one in found)
         say(console, f"nothing that {names} look for begins or ends here")
 
@@ -135,6 +135,8 @@ def _show_pass(console: Console, one: Inspected, part: Applied) -> None:
     for rewrite in part.rewrites:
         after = ", ".join(rewrite.after) or "nothing"
         say(console, f"  {rewrite.rule}: {', '.join(rewrite.before)} → {after}")
+    for failure in part.failures:
+        say(console, f"  {described(failure)}")
     for refusal in part.refusals:
         say(console, f"  {refusal.node} stays: {refusal.reason} ({refusal.rule})", style="yellow")
     for said in dict.fromkeys(advice(refusal.reason) for refusal in part.refusals):

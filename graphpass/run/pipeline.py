@@ -20,8 +20,9 @@ import onnx
 from graphpass.errors import DifferenceError, GraphpassError, RuleError, RuntimeUnavailableError
 from graphpass.ir.model import Model
 from graphpass.report.data import Check, PassReport, Quarantined
-from graphpass.rewrite.driver import Applied, Rewrite, apply
+from graphpass.rewrite.driver import Applied, Rewrite, SpoiltError, apply, described
 from graphpass.rewrite.rule import Pass
+from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
 
 # Passes make work for each other: the whole list is run again until a round changes nothing.
@@ -177,7 +178,15 @@ class Pipeline:
     def _apply_and_check(self, state: _State, left: int | None) -> bool:
         caught: Counter[str] = Counter()
         for _ in range(_MAX_ATTEMPTS):
-            applied = self._apply(state, left, windows=self.judge.validates or self.keep_windows)
+            try:
+                applied = self._apply(
+                    state, left, windows=self.judge.validates or self.keep_windows
+                )
+            except SpoiltError as error:
+                failure = error.failure
+                self._leave_out(state, [Quarantined(failure.rewrite, failure.reason)])
+                continue
+            self._note_failures(state, applied)
             state.report.refusals = applied.refusals
             if not applied.rewrites and not self._changed_by_hand(state, applied):
                 state.settled_at = self._version
@@ -204,6 +213,16 @@ class Pipeline:
                 return False
             self._leave_out(state, self._culprits(found, check.reason, applied, caught))
         raise RuleError(f"it is still wrong without {len(state.quarantine)} of its rewrites")
+
+    def _note_failures(self, state: _State, applied: Applied) -> None:
+        """Report the places where a rule failed; the model is as if it had not been tried there."""
+        failed = [Quarantined(entry.rewrite, entry.reason) for entry in applied.failures]
+        state.report.quarantined.extend(failed)
+        state.quarantine.update(entry.rewrite.key for entry in failed)
+        if failed and self.strict:
+            if self._unchecked:  # it may have stumbled on what another pass left behind
+                raise _InDoubtError
+            self._undo(state, described(applied.failures[0]))
 
     def _apply(self, state: _State, limit: int | None, *, windows: bool = False) -> Applied:
         start = time.perf_counter()
@@ -235,10 +254,11 @@ class Pipeline:
         if not self.judge.validates:
             return []
         start = time.perf_counter()
-        verdicts = self.judge.check_windows([rewrite.window for rewrite in applied.rewrites])
+        windows = [window for rewrite in applied.rewrites for window in rewrite.windows]
+        verdicts = iter(self.judge.check_windows(windows))
         applied.rewrites[:] = [
-            dataclasses.replace(rewrite, proof=verdict)
-            for rewrite, verdict in zip(applied.rewrites, verdicts, strict=True)
+            dataclasses.replace(rewrite, proof=_worst([next(verdicts) for _ in rewrite.windows]))
+            for rewrite in applied.rewrites
         ]
         state.report.check_s += time.perf_counter() - start
         wrong = [
@@ -276,7 +296,7 @@ class Pipeline:
         report.outcome = "kept"
         if not self.keep_windows:
             applied.rewrites[:] = [
-                r if r.window is None else dataclasses.replace(r, window=None)
+                r if r.window is None else dataclasses.replace(r, window=None, further=())
                 for r in applied.rewrites
             ]
         report.rewrites.extend(applied.rewrites)
@@ -358,6 +378,12 @@ class Pipeline:
 
     def _rewrites_left(self) -> int | None:
         return None if self.max_rewrites is None else self.max_rewrites - self._rewrites_kept()
+
+
+def _worst(verdicts: Sequence[WindowVerdict]) -> WindowVerdict:
+    """Return the verdict that counts for all: what differs, what was not run, what was farthest."""
+    order = {"differs": 2, "not run": 1}
+    return max(verdicts, key=lambda verdict: (order.get(verdict.status, 0), verdict.ratio))
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -19,8 +19,9 @@ import numpy.typing as npt
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from graphpass.errors import RuleError
 from graphpass.ir.model import Model
-from graphpass.rewrite.driver import Applied, apply
+from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
 
 Array = npt.NDArray[Any]
@@ -72,11 +73,16 @@ def _shown(domain: str, op: str) -> str:
 def apply_to(
     steps: Pass | Sequence[Pass], model: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, Applied]:
-    """Run passes over a copy of `model`; return what came of it and what was done and refused."""
+    """Run passes over a copy of `model`; return what came of it and what was done and refused.
+
+    Raises `RuleError` where a rule fails with an exception: a test has to see it.
+    """
     loaded = Model.load(model)
     total = Applied()
     for step in [steps] if isinstance(steps, Pass) else steps:
         applied = apply(step, loaded)
+        if applied.failures:
+            raise RuleError(described(applied.failures[0]))
         total.rewrites.extend(applied.rewrites)
         total.refusals.extend(applied.refusals)
         total.notes.extend(applied.notes)

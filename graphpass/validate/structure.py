@@ -74,7 +74,10 @@ def _overridable(model: onnx.ModelProto) -> set[str]:
 
 
 def _lost_metadata(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
-    yield from _dict_changes("opset", _opsets(before), _opsets(after))
+    old, new = _opsets(before), _opsets(after)
+    used = {node.domain or "ai.onnx" for node in all_nodes(after)}
+    kept = {key: value for key, value in new.items() if key in old or key not in used}
+    yield from _dict_changes("opset", old, kept)  # a new node may need one that is new
     for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version"):
         one, two = getattr(before, name), getattr(after, name)
         if one != two:

@@ -39,11 +39,11 @@ _MOST_SPATIAL_AXES = 3
 
 def dense(x: Pattern) -> either:
     """Return the pattern of a dense layer on `x`; binds layer, matrix, bias and add."""
-    matmul = Op("MatMul", x, any_("matrix"), bind="layer", shared=True)
+    product = Op("MatMul", x, any_("matrix"), bind="layer", shared=True)
     return either(
         Op("Gemm", x, any_("matrix"), optional(any_("bias")), bind="layer"),
-        Op("Add", matmul, any_("bias"), commutative=True, bind="add"),
-        matmul,
+        Op("Add", product, any_("bias"), commutative=True, bind="add"),
+        Op("MatMul", x, any_("matrix"), bind="layer"),
     )
 
 

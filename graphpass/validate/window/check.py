@@ -96,6 +96,8 @@ def _fed_elements(item: Prepared) -> int:
     if not item.fed.probes:
         return item.elements
     ((shape, _),) = item.fed.inputs
+    if not shape:  # of rank 0, all of it is one element
+        return item.elements
     rows = max(shape[0], item.fed.probes)
     if item.fed.stack_axis is not None:
         rows = 3 * shape[0] + item.fed.probes * (2 if item.fed.is_sampled else 1)
