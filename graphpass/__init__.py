@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from graphpass.ir.weight import Weight as Weight
     from graphpass.many.report import ManyReport as ManyReport
     from graphpass.many.run import optimize_many as optimize_many
+    from graphpass.rewrite.pattern import Beyond as Beyond
     from graphpass.rewrite.pattern import Op as Op
     from graphpass.rewrite.pattern import any_ as any_
     from graphpass.rewrite.pattern import const as const
@@ -87,7 +88,16 @@ _HOMES = {
     "graphpass.many.report": ("ManyReport",),
     "graphpass.many.run": ("optimize_many",),
     "graphpass.ir.model": ("Model",),
-    "graphpass.rewrite.pattern": ("Op", "any_", "const", "each", "either", "optional", "siblings"),
+    "graphpass.rewrite.pattern": (
+        "Beyond",
+        "Op",
+        "any_",
+        "const",
+        "each",
+        "either",
+        "optional",
+        "siblings",
+    ),
     "graphpass.rewrite.rule": ("Pass", "Rule"),
     "graphpass.ir.weight": ("Weight",),
 }

@@ -8,8 +8,6 @@ normalization is covered by the same few laws.
 
 from __future__ import annotations
 
-import numpy as np
-
 from graphpass import (
     Node,
     Op,
@@ -30,7 +28,7 @@ from graphpass import (
     require,
 )
 
-from .shared.affine import FLOAT_TYPES, Affine, rounded
+from .shared.affine import FLOAT_TYPES, Affine
 from .shared.affine_ops import (
     affine_of,
     again,
@@ -40,21 +38,25 @@ from .shared.affine_ops import (
     channels_before,
     through,
 )
-from .shared.channels import Channels, require_not_widened, vector
+from .shared.channels import Channels, require_not_widened
 from .shared.fold_quantized import IntoQuantizedWeight
 from .shared.fused_functions import require_not_the_end_of_a_function
 from .shared.linear import (
     LINEAR,
-    bias_after,
-    bias_ahead,
-    gemm_bias,
     input_channels,
     output_channels,
     pads_nothing,
     require_numbers,
-    scaled_inputs,
-    scaled_outputs,
 )
+from .shared.take_in import (
+    conv_after,
+    conv_ahead,
+    gemm_after,
+    gemm_ahead,
+    matmul_after,
+    matmul_ahead,
+)
+from .shared.through import AheadThrough, IntoSources
 
 _MATMUL = either(
     Op("MatMul", any_("x"), const("weight", quiet=True), bind="matmul"),
@@ -97,10 +99,7 @@ class IntoConv(Rule):
         channels = output_channels(conv, weight.shape)
         seen = channels_after(between, channels, weight)
         change = change_of(affine, term, seen, f"the output of {label(conv)}")
-        held = None if bias is None else vector(bias, channels.size)
-        folded = scaled_outputs(conv, weight, change)
-        new_bias = bias_after(conv, change, held, weight)
-        return again(between, Op(conv.op, x, folded, new_bias, **conv.attrs))
+        return again(between, conv_after(conv, weight, bias, change))
 
 
 class IntoGemm(Rule):
@@ -123,10 +122,7 @@ class IntoGemm(Rule):
         require_numbers(weight)
         seen = channels_after(between, output_channels(gemm, weight.shape), weight)
         change = change_of(affine, term, seen, f"the output of {label(gemm)}")
-        folded = scaled_outputs(gemm, weight, change)
-        held = None if bias is None else bias.astype(np.float64)
-        new_bias = bias_after(gemm, change, gemm_bias(gemm, held), weight)
-        return again(between, Op("Gemm", x, folded, new_bias, **{**gemm.attrs, "beta": None}))
+        return again(between, gemm_after(gemm, weight, bias, change))
 
 
 class IntoMatMul(Rule):
@@ -151,7 +147,7 @@ class IntoMatMul(Rule):
         channels = _matmul_channels(matmul, x, weight)
         seen = channels_after(between, channels, weight)
         change = change_of(affine, term, seen, f"the output of {label(matmul)}")
-        return again(between, _matmul(matmul, x, weight, change, channels))
+        return again(between, matmul_after(matmul, weight, change, channels))
 
 
 class IntoMatMulAdd(Rule):
@@ -184,23 +180,12 @@ class IntoMatMulAdd(Rule):
         inner = arithmetic(total, bias, channels, f"the output of {label(matmul)}")
         seen = channels_after(between, channels, weight)
         outer = change_of(affine, term, seen, f"the output of {label(total)}")
-        return again(between, _matmul(matmul, x, weight, outer.of(inner), channels))
+        return again(between, matmul_after(matmul, weight, outer.of(inner), channels))
 
 
 def _matmul_channels(matmul: Node, x: Tensor, weight: Weight) -> Channels:
     require_numbers(weight)
     return output_channels(matmul, weight.shape, weight_first=matmul.inputs[1] is x)
-
-
-def _matmul(matmul: Node, x: Tensor, weight: Weight, change: Affine, channels: Channels) -> Op:
-    """Return the product whose output is changed, and the sum after it where there is a shift."""
-    first = matmul.inputs[1] is x
-    folded = scaled_outputs(matmul, weight, change, weight_first=first)
-    product = Op("MatMul", folded, x) if first else Op("MatMul", x, folded)
-    if not change.shifts:
-        return product
-    shift = rounded(change.shift, weight.dtype, f"the sum after {label(matmul)}")
-    return Op("Add", product, channels.spread(shift))
 
 
 # ----------------------------------------------------------------- forward: into what comes after
@@ -239,22 +224,9 @@ class AheadOfConv(Rule):
         seen = channels_before(between, channels, weight)
         change = change_of(affine, term, seen, f"the input of {label(conv)}")
         require_not_widened(affine, x, term, seen)
-        if change.shifts:
-            require(
-                conv.op == "Conv",
-                f"near its edges {label(conv)} adds up fewer weights, so that no one bias fits",
-            )
-            require(
-                pads_nothing(conv, weight.shape, conv.inputs[0]),
-                f"{label(conv)} pads with zeros, which the shift of {label(affine)} does not reach",
-            )
+        ahead = conv_ahead(conv, again(between, x), weight, bias, change)
         _require_all_readers(affine, between or conv, seen, change)
-        folded = scaled_inputs(conv, weight, change)
-        if not change.shifts:
-            return Op(conv.op, again(between, x), folded, bias, **conv.attrs)
-        held = None if bias is None else vector(bias, weight.shape[0])
-        new_bias = bias_ahead(conv, change, held, weight)
-        return Op("Conv", again(between, x), folded, new_bias, **conv.attrs)
+        return ahead
 
 
 class AheadOfGemm(Rule):
@@ -286,13 +258,7 @@ class AheadOfGemm(Rule):
         change = change_of(affine, term, seen, f"the input of {label(gemm)}")
         require_not_widened(affine, x, term, seen)
         _require_all_readers(affine, between or gemm, seen, change)
-        folded = scaled_inputs(gemm, weight, change)
-        if not change.shifts:
-            return Op("Gemm", again(between, x), folded, bias, **gemm.attrs)
-        held = None if bias is None else bias.astype(np.float64)
-        new_bias = bias_ahead(gemm, change, gemm_bias(gemm, held), weight)
-        attributes = {**gemm.attrs, "beta": None}
-        return Op("Gemm", again(between, x), folded, new_bias, **attributes)
+        return gemm_ahead(gemm, again(between, x), weight, bias, change)
 
 
 class AheadOfMatMul(Rule):
@@ -323,11 +289,7 @@ class AheadOfMatMul(Rule):
         change = change_of(affine, term, seen, f"the input of {label(matmul)}")
         require_not_widened(affine, x, term, seen)
         _require_all_readers(affine, between or matmul, seen, change)
-        folded = scaled_inputs(matmul, weight, change)
-        product = Op("MatMul", again(between, x), folded)
-        if not change.shifts:
-            return product
-        return Op("Add", product, bias_ahead(matmul, change, None, weight))
+        return matmul_ahead(matmul, again(between, x), weight, change)
 
 
 def _is_bias(affine: Node, x: Tensor) -> bool:
@@ -384,4 +346,6 @@ class FoldBatchNorm(Pass):
         AheadOfConv(),
         AheadOfGemm(),
         AheadOfMatMul(),
+        IntoSources(),
+        AheadThrough(),
     )

@@ -18,7 +18,7 @@ from graphpass.ir.nodes import Constant, Graph, Node
 from graphpass.ir.questions import RefusedError, is_output, is_unread, label, operator, producer
 from graphpass.rewrite.form import ANY_OPERATOR, operators
 from graphpass.rewrite.match import Match, computing, match
-from graphpass.rewrite.pattern import Op, Pattern, either
+from graphpass.rewrite.pattern import Beyond, Op, Pattern, either
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.surgery import Built, Surgeon
 from graphpass.rewrite.term import read
@@ -310,6 +310,9 @@ class _Run:
         value = rule.rewrite(**found.bound)
         if value is None:
             return None
+        if isinstance(value, Beyond):
+            found.nodes.extend(value.nodes)
+            value = value.term
         form = rule.form
         terms = read(
             value, None if form.of is None and not form.all_outputs else len(found.results)

@@ -9,7 +9,7 @@ rule is defined (see `form`): what makes no sense is an error there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -96,6 +96,18 @@ class Output:
 
     op: Op
     index: int
+
+
+class Beyond:
+    """A term that stands for more than the pattern covers: `nodes`, each above the match's root.
+
+    What a rule finds by following a graph as far as it likes, no pattern can write down. `nodes`
+    are those between the match and what `term` reads, a node after its readers.
+    """
+
+    def __init__(self, term: Any, nodes: Sequence[Any]) -> None:
+        self.term = term
+        self.nodes = list(nodes)
 
 
 class any_(Pattern):  # noqa: N801 - reads as a word of the pattern language

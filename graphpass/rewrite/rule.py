@@ -19,7 +19,8 @@ class Rule:
 
     `rewrite` gets what the pattern bound, by name, and returns the term that takes the place of
     the matched nodes. It decides everything before anything is changed: `require(condition,
-    reason)` refuses with one sentence; returning None says that the structure is another one.
+    reason)` refuses with one sentence; returning None says that the structure is another one. A
+    rule that follows the graph further than its pattern returns `Beyond(term, nodes)`.
     A rule keeps no state. A rule with options is a frozen dataclass.
     """
 

@@ -74,6 +74,7 @@ def _window(found: Match, built: Built, result: Tensor, made: Tensor) -> Window 
     new = computing([made], built.nodes)
     read = [tensor for node in (*replaced, *new) for tensor in node.inputs]
     shapes = _shape_nodes(graph, [*read, made], {id(node) for node in found.nodes})
+    shapes |= _dequantizers(graph, read)
     if isinstance(made, gs.Constant) or {node.op for node in new} == {"Constant"}:
         shapes |= _fixed_nodes(graph, root)
     opsets = {**graph.opsets, **built.imports}
@@ -148,6 +149,19 @@ def _shape_nodes(graph: Graph, tensors: list[Tensor], replaced: set[int]) -> dic
         waiting.extend(source.inputs)
     outside = {key: node for key, node in found.items() if key not in replaced}
     return outside if len(outside) <= _MOST_NODES else {}
+
+
+def _dequantizers(graph: Graph, tensors: list[Tensor]) -> dict[int, Node]:
+    """Return the DequantizeLinear that make constants among `tensors`: rules read those, too."""
+    sources = (producer(tensor) for tensor in tensors)
+    return {
+        id(node): node
+        for node in sources
+        if node is not None
+        and node.graph is graph
+        and operator(node) == "DequantizeLinear"
+        and all(constant(given) is not None for given in node.inputs if given.name)
+    }
 
 
 def _with_sources(nodes: list[Node], tensors: list[Tensor], shapes: dict[int, Node]) -> list[Node]:

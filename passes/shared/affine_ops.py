@@ -18,11 +18,13 @@ from graphpass import (
     opset,
     require,
 )
+from graphpass.ir.operators import is_training
 from graphpass.ir.questions import is_overridable
 from graphpass.rewrite.pattern import Pattern
 
 from .affine import Affine, Floats, of_arithmetic, of_batch_normalization
 from .channels import Channels, per_channel, vector
+from .dequantize import quantized
 
 _ARITHMETIC = ("Mul", "Add", "Sub", "Div")
 
@@ -50,10 +52,7 @@ def change_of(affine: Node, term: Weight | None, channels: Channels, where: str)
     if term is not None:
         return arithmetic(affine, term, channels, where)
     require(opset(affine) >= 7, f"{label(affine)} is from before opset 7")
-    # before opset 14 further outputs, even unread ones, ask for the statistics of this batch
-    further = any(tensor.name for tensor in affine.outputs[1:])
-    training = attribute(affine, "training_mode") or further
-    require(not training, f"{label(affine)} is in training mode")
+    require(not is_training(affine), f"{label(affine)} is in training mode")
     require(
         attribute(affine, "spatial") in (None, 1),
         f"{label(affine)} normalizes every position by itself (spatial=0)",
@@ -79,12 +78,16 @@ def _parameters(affine: Node, size: int) -> list[Floats]:
         ("scale", "offset", "mean", "variance"), affine.inputs[1:], strict=True
     ):
         weight = constant(tensor)
+        stored = quantized(tensor) if weight is None else None
         name = f"the {role} of {label(affine)}, '{tensor.name}',"
         overridable = weight is None and is_overridable(tensor)
         require(not overridable, f"{name} may be overridden at run time")
-        require(weight is not None, f"{name} is not a constant")
-        assert weight is not None
-        values.append(vector(weight, size))
+        require(weight or stored, f"{name} is not a constant")
+        if weight is not None:
+            values.append(vector(weight, size))
+        elif stored is not None:
+            require(stored.levels.shape == (size,), f"{name} is not one value for each channel")
+            values.append(stored.values())
     return values
 
 

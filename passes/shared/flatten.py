@@ -24,6 +24,7 @@ from graphpass import (
     rank,
     readers,
 )
+from graphpass.ir.operators import is_training
 
 from .heads import (
     ALONG_AXIS,
@@ -192,7 +193,7 @@ class FlattenAfterBatchNormalization(Rule):
 
     def rewrite(self, f: Node, flatten: Node, y: Tensor) -> Any:
         by_element = opset(f) < 9 and attribute(f, "spatial") == 0
-        if by_element or attribute(f, "training_mode") or not is_pixel(y):
+        if by_element or is_training(f) or not is_pixel(y):
             return None
         return _flattened(f, y, *f.inputs[1:]) if _moves(flatten, f, y) else None
 

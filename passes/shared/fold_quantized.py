@@ -13,6 +13,7 @@ from graphpass import (
     any_,
     attribute,
     const,
+    constant,
     either,
     label,
     opset,
@@ -20,9 +21,11 @@ from graphpass import (
     require,
 )
 
-from .affine import Array, Floats, rescaled_step
+from .affine import Affine, Array, Floats, rescaled_step
 from .affine_ops import affine_of, again, change_of, channels_after, through
-from .linear import LINEAR, bias_after, gemm_bias, output_axis, output_channels, require_numbers
+from .dequantize import Quantized, quantized
+from .linear import LINEAR, bias_after, gemm_bias, output_axis, output_channels
+from .maps import of_channels
 
 _PER_AXIS = 13  # the opset from which on DequantizeLinear has one step for each channel
 
@@ -56,6 +59,7 @@ class IntoQuantizedWeight(Rule):
                             const("bias_levels", quiet=True),
                             const("bias_step"),
                             optional(const("bias_zero")),
+                            bind="stored",
                             shared=True,
                         ),
                     )
@@ -77,45 +81,59 @@ class IntoQuantizedWeight(Rule):
         step: Weight,
         zero: Weight | None,
         bias: Weight | None,
+        stored: Node | None,
         bias_levels: Weight | None,
         bias_step: Weight | None,
         bias_zero: Weight | None,
     ) -> Op | Tensor | None:
         if linear.op == "MatMul" and affine.op in ("Add", "Sub"):
             return None  # what is only a shift has its place already
-        require_numbers(step)
-        require(
-            not attribute(dequantize, "output_dtype"),
-            f"{label(dequantize)} may give another type than its step has",
-        )
+        weight = Quantized(dequantize, levels, step, zero)
+        weight.require_steps()
         seen = channels_after(between, output_channels(linear, levels.shape), step)
         change = change_of(affine, term, seen, f"the output of {label(linear)}")
-        weight: Op | Tensor = dequantize.outputs[0]
-        if change.scales:
-            weight = _rescaled(linear, dequantize, levels, step, zero, change.factor)
         held = None if bias is None else bias.astype(np.float64)
-        if bias_levels is not None and bias_step is not None:
-            held = _dequantized(bias_levels, bias_step, bias_zero)
-        if linear.op == "Gemm":
-            new_bias = bias_after(linear, change, gemm_bias(linear, held), step)
-            attributes = {**linear.attrs, "beta": None}
-            return again(between, Op("Gemm", x, weight, new_bias, **attributes))
-        new_bias = bias_after(linear, change, held, step)
-        if linear.op == "MatMul":
-            product = Op("MatMul", x, weight)
-            return again(between, product if new_bias is None else Op("Add", product, new_bias))
-        return again(between, Op(linear.op, x, weight, new_bias, **linear.attrs))
+        if stored is not None and bias_levels is not None and bias_step is not None:
+            held = Quantized(stored, bias_levels, bias_step, bias_zero).values()
+        return again(between, _after(linear, weight, held, change))
 
 
-def _rescaled(
-    linear: Node,
-    dequantize: Node,
-    levels: Weight,
-    step: Weight,
-    zero: Weight | None,
-    factor: Floats,
-) -> Op:
-    """Return `dequantize` with its steps multiplied, one factor for each output channel."""
+def quantized_after(linear: Node, change: Affine) -> Op:
+    """Return `linear` with a map of its whole output in the steps of its weight, and its bias."""
+    weight = quantized(linear.inputs[1])
+    require(weight is not None, f"the weight of {label(linear)} is not a constant")
+    assert weight is not None
+    weight.require_steps()
+    own = of_channels(linear, change, output_channels(linear, weight.levels.shape))
+    held: Floats | None = None
+    if len(linear.inputs) > 2 and linear.inputs[2].name:
+        plain, stored = constant(linear.inputs[2]), quantized(linear.inputs[2])
+        require(plain or stored, f"the bias of {label(linear)} is not a constant")
+        if plain is not None:
+            held = plain.astype(np.float64)
+        elif stored is not None:
+            held = stored.values()
+    return _after(linear, weight, held, own)
+
+
+def _after(linear: Node, found: Quantized, held: Floats | None, change: Affine) -> Op:
+    x, step = linear.inputs[0], found.step
+    weight: Op | Tensor = found.node.outputs[0]
+    if change.scales:
+        weight = _rescaled(linear, found, change.factor)
+    if linear.op == "Gemm":
+        new_bias = bias_after(linear, change, gemm_bias(linear, held), step)
+        return Op("Gemm", x, weight, new_bias, **{**linear.attrs, "beta": None})
+    new_bias = bias_after(linear, change, held, step)
+    if linear.op == "MatMul":
+        product = Op("MatMul", x, weight)
+        return product if new_bias is None else Op("Add", product, new_bias)
+    return Op(linear.op, x, weight, new_bias, **linear.attrs)
+
+
+def _rescaled(linear: Node, found: Quantized, factor: Floats) -> Op:
+    """Return the weight with its steps multiplied, one factor for each output channel."""
+    dequantize, levels, step, zero = found.node, found.levels, found.step, found.zero
     require((factor > 0).all(), f"{label(dequantize)} would get a step that is not positive")
     if (factor == factor[0]).all():
         steps = rescaled_step(step, factor[0])
@@ -136,8 +154,3 @@ def _rescaled(
         )
     attributes = {**dequantize.attrs, "axis": axis}
     return Op("DequantizeLinear", levels, rescaled_step(step, factor), zeros, **attributes)
-
-
-def _dequantized(levels: Weight, step: Weight, zero: Weight | None) -> Floats:
-    start = 0.0 if zero is None else zero.astype(np.float64)
-    return np.asarray((levels.astype(np.float64) - start) * step.astype(np.float64))

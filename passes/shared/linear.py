@@ -42,7 +42,8 @@ def output_channels(node: Node, shape: Shape, *, weight_first: bool = False) -> 
     if not weight_first:
         return Channels(shape[-1], -1, axes)
     # of MatMul(W, x) the rows lie along the last axis if x is a vector
-    require(axes is not None and axes >= 2, f"{label(node)} may have a vector for its input")
+    operand = rank(node.inputs[1])
+    require(operand is not None and operand >= 2, f"{label(node)} may have a vector for its input")
     return Channels(shape[-2], -2, axes)
 
 
@@ -91,12 +92,13 @@ def _require_worth_a_copy(weight: Weight, change: Affine) -> None:
     """
     if change.scales and (change.factor == change.factor[0]).all():
         require(
-            not _is_read_elsewhere(weight.origin),
+            not is_read_elsewhere(weight.origin),
             f"'{weight.name}' has other readers, and one factor is not worth a second copy",
         )
 
 
-def _is_read_elsewhere(tensor: Tensor | None) -> bool:
+def is_read_elsewhere(tensor: Tensor | None) -> bool:
+    """Whether a constant, or what it is a view of, has more than one reader or is an output."""
     while tensor is not None:
         if len(readers(tensor)) > 1 or is_output(tensor):
             return True

@@ -1012,7 +1012,7 @@ def test_refused_shift_before_a_padded_conv() -> None:
             W=integers(6, 4, 3, 3),
             c=ONES,
         )
-        check_refused(FOLD, model, "pads with zeros, which the shift of Add of 'n' does not reach")
+        check_refused(FOLD, model, "pads with zeros, which a shift of its input does not reach")
 
 
 def test_refused_where_same_padding_depends_on_an_unknown_size() -> None:
@@ -1137,6 +1137,12 @@ def test_refused_a_vector_behind_the_constant_on_the_left() -> None:
         c=np.float32(2),
     )
     check_refused(FOLD, model, "MatMul of 'g' may have a vector for its input")
+    stack = graph(  # of whose output [4, 4] the rows lie along the last axis as well
+        "(float[3] x) => (float[4,4] y) {g = MatMul(W, x) y = Mul(g, c)}",
+        W=integers(4, 4, 3),
+        c=integers(4, 1),
+    )
+    check_refused(FOLD, stack, "MatMul of 'g' may have a vector for its input")
 
 
 def test_refused_a_second_copy_of_a_tied_weight() -> None:
@@ -1175,8 +1181,8 @@ def test_refused_a_vector_for_a_weight() -> None:
 @pytest.mark.parametrize("chain", [
     "y = Add(a, x)",
     "k = Sigmoid(a) y = Relu(k)",
-    "k = Relu(a) y = BatchNormalization(k, s, o, m, v)",
-    "k = MaxPool<kernel_shape=[2,2]>(a) y = Mul(k, two)",
+    "k = Relu(a) y = Add(k, two)",
+    "k = MaxPool<kernel_shape=[2,2]>(a) l = Sigmoid(k) y = Mul(l, two)",
     "k = Shape(a) y = Cast<to=1>(k)",
 ])  # fmt: skip
 def test_untouched(chain: str) -> None:

@@ -839,6 +839,19 @@ def test_softmax_over_classes_moves_to_axis_1(op: str, opset: int, attributes: s
     check(PASS, model, f"Conv {op}<axis=1> Flatten")
 
 
+def test_a_batch_normalization_that_gives_statistics_stays_behind_the_flatten() -> None:
+    model = graph(
+        "(float[2,3,4,4] x) => (float[2,5] y) {c = Conv(x, W) f = Flatten(c)"
+        " b, bm, bv, sm, sv = BatchNormalization(f, s, s, s, s) y = Gemm(b, V)}",
+        opset=12,
+        W=integers(6, 3, 4, 4),
+        V=integers(6, 5),
+        s=np.ones(6, np.float32),
+    )
+    result, _ = apply_to(PASS, model)
+    assert operators(result).startswith("Conv Flatten BatchNormalization")
+
+
 @pytest.mark.parametrize("opset", [12, 13])
 def test_softmax_over_images_stays(opset: int) -> None:
     model = parsed(

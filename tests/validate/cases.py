@@ -133,6 +133,37 @@ CASES = (
         b=(5,),
     ),
     _fold(
+        "behind a channel shuffle and a mean",
+        6,
+        "(float[N,4,7,7] x) => (float[N,6,7] y) {"
+        "c = Conv<pads=[1,1,1,1]>(x, W, b) r = Reshape(c, s1) h = Transpose<perm=[0,2,1,3,4]>(r)"
+        " k = Reshape(h, s2) d = BatchNormalization(k, s, t, m, v)"
+        " y = ReduceMean<axes=[3], keepdims=0>(d)}",
+        W=(6, 4, 3, 3),
+        b=(6,),
+        s1=_ints(0, 2, 3, 7, 7),
+        s2=_ints(0, 6, 7, 7),
+    ),
+    _fold(
+        "behind two Convs",
+        6,
+        "(float[N,4,7,7] x) => (float[N,6,7,7] y) {"
+        "c = Conv<pads=[1,1,1,1]>(x, W, b) d = Conv(x, V) k = Concat<axis=1>(c, d)"
+        " y = BatchNormalization(k, s, t, m, v)}",
+        W=(4, 4, 3, 3),
+        b=(4,),
+        V=(2, 4, 1, 1),
+    ),
+    _fold(
+        "ahead of a Pad",
+        4,
+        "(float[N,4,7,7] x) => (float[N,6,7,7] y) {"
+        'c = BatchNormalization(x, s, t, m, v) k = Pad<mode="edge">(c, p) y = Conv(k, W, b)}',
+        W=(6, 4, 3, 3),
+        b=(6,),
+        p=_ints(0, 0, 1, 1, 0, 0, 1, 1),
+    ),
+    _fold(
         "ahead of Conv",
         4,
         "(float[N,4,7,7] x) => (float[N,6,5,5] y) {"

@@ -19,7 +19,8 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper
 _LINEAR = frozenset(
     "Conv ConvTranspose Gemm MatMul Add Mul Sum AveragePool GlobalAveragePool MaxPool "
     "GlobalMaxPool ReduceMean ReduceSum ReduceMax Max Flatten Reshape Squeeze Unsqueeze Transpose "
-    "Identity Cast CastLike Concat Pad Slice Gather Expand Split Tile Shape Constant".split()
+    "Identity Cast CastLike Concat Pad Slice Gather Expand Split Tile Shape Constant "
+    "DepthToSpace SpaceToDepth Resize Upsample".split()
 )
 # |f(x)| <= |x| and Lipschitz constant at most about 1
 _CONTRACTIONS = frozenset(
@@ -32,7 +33,7 @@ _REDUCING = frozenset("Conv ConvTranspose Gemm MatMul".split())
 _AVERAGING = frozenset("AveragePool GlobalAveragePool ReduceMean ReduceSum LpPool".split())
 MOVEMENT = frozenset(
     "Flatten Reshape Squeeze Unsqueeze Transpose Identity Concat Slice Gather Expand Split Tile "
-    "Shape Constant Dropout Relu MaxPool GlobalMaxPool ReduceMax".split()
+    "Shape Constant Dropout Relu MaxPool GlobalMaxPool ReduceMax DepthToSpace SpaceToDepth".split()
 )
 
 
@@ -82,6 +83,8 @@ def _magnitude_of(node: NodeProto, inputs: list[str], mark: str) -> list[NodePro
     copied.input.extend(inputs)
     del copied.output[:]
     copied.output.extend(outputs)
+    if op in ("Resize", "Upsample") and not _weighs_with_sums_of_one(node):
+        return None
     if op in _LINEAR:
         for attribute in copied.attribute:
             if attribute.name in ("alpha", "beta") and attribute.type == AttributeProto.FLOAT:
@@ -120,6 +123,13 @@ def _magnitude_of(node: NodeProto, inputs: list[str], mark: str) -> list[NodePro
             helper.make_node("Add", [inputs[0], one], outputs[:1]),
         ]
     return None
+
+
+def _weighs_with_sums_of_one(resize: NodeProto) -> bool:
+    """Whether no weight is negative, and nothing beyond the edge is made up."""
+    given = {a.name: helper.get_attribute_value(a) for a in resize.attribute}
+    edges = given.get("coordinate_transformation_mode", b"")
+    return bool(given.get("mode", b"nearest") != b"cubic" and edges != b"tf_crop_and_resize")
 
 
 def _add(inputs: Sequence[str], outputs: Sequence[str]) -> NodeProto:
@@ -173,9 +183,11 @@ def roundings(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> Ro
 
 
 # A BatchNormalization: the root and quotient of its factor, the product, the shift, the sum.
-_CHAIN = {"BatchNormalization": 6} | dict.fromkeys(
-    "Add Sub Mul Div Cast CastLike Pad Neg Abs".split(), 1
-)
+_CHAIN = (
+    {"BatchNormalization": 6}
+    | dict.fromkeys("Add Sub Mul Div Cast CastLike Pad Neg Abs".split(), 1)
+    | dict.fromkeys(("Resize", "Upsample"), 12)
+)  # up to three axes, their weights and their sums
 _UNKNOWN = 12  # functions such as Sigmoid come from approximations good to a few units
 _ZERO_KEEPING = MOVEMENT | frozenset(("Mul", "Div", "Neg", "Abs", "Cast", "Pad"))
 
