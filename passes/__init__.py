@@ -4,6 +4,7 @@ from .clean_up import CleanUp
 from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
 from .gemm_to_conv import GemmToConv
+from .merge_branches import MergeBranches
 from .score_map import (
     ClassActivationMap,
     DropSoftmax,
@@ -23,6 +24,7 @@ __all__ = [
     "FreeBatch",
     "FreeResolution",
     "GemmToConv",
+    "MergeBranches",
     "PoolToGlobal",
     "PoolToWindow",
     "UnflattenHead",

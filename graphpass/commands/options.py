@@ -37,7 +37,7 @@ def bindings(
 
 PASSES = options(
     click.option("--passes", metavar="A,B{OPTION=VALUE},…", help="Passes to run, in this order."),
-    click.option("--pipeline", metavar="NAME", help="default, runtime or conv-only."),
+    click.option("--pipeline", metavar="NAME", help="default, runtime, fast or conv-only."),
     click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out."),
 )
 FREEZE = click.option(

@@ -20,6 +20,7 @@ from graphpass.rewrite.rule import Pass
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
     "runtime": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv"),
+    "fast": ("clean-up", "fold-batchnorm", "merge-branches"),
     "conv-only": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
 }
 

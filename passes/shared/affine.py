@@ -89,7 +89,7 @@ def scaled(weight: Weight, factor: Floats) -> Weight | Array:
         return weight
     source = weight.array()
     result = np.empty(source.shape, source.dtype)
-    smallest = float(_limits(source.dtype).smallest_normal)
+    smallest = float(limits(source.dtype).smallest_normal)
     narrow, flushed = smallest > _SMALLEST, False
     with np.errstate(all="ignore"):
         for block in _blocks(source.shape):
@@ -119,7 +119,7 @@ def _require_precise(weight: Weight, source: Array, factor: Floats, result: Arra
         for held, values in ((lost, error), (largest, np.abs(product))):
             rows = _rows(held, block)
             np.maximum(rows, values.max(axis=alike, keepdims=True), out=rows)
-    unit_roundoff = float(_limits(source.dtype).eps) / 2
+    unit_roundoff = float(limits(source.dtype).eps) / 2
     require(
         (lost <= unit_roundoff * largest).all(),
         f"folding into '{weight.name}' makes it so small that {weight.dtype} loses its digits",
@@ -153,7 +153,7 @@ def rescaled_step(step: Weight, factor: Floats) -> Array:
     """Return factor·step, the step of a DequantizeLinear, each rounded to the type of `step`."""
     exact = step.astype(np.float64) * factor
     result = rounded(exact, step.dtype, f"'{step.name}' after folding")
-    smallest = float(_limits(step.dtype).smallest_normal)
+    smallest = float(limits(step.dtype).smallest_normal)
     require(
         (np.abs(exact) >= smallest).all(),
         f"folding into '{step.name}' makes it so small that {step.dtype} loses its digits",
@@ -174,5 +174,6 @@ def _rows(values: Floats, block: slice) -> Floats:
     return values if values.shape[0] == 1 else values[block]
 
 
-def _limits(dtype: np.dtype[Any]) -> Any:
+def limits(dtype: np.dtype[Any]) -> Any:
+    """Return what numpy's finfo has of a type, of bfloat16 as well."""
     return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]  # numpy's knows no bfloat16

@@ -59,6 +59,17 @@ def _dense(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "gemm-to-conv", text, constants=constants)
 
 
+def _away_from_zero(*shape: int, largest: float = 1.5) -> Any:
+    """Return weights of which none is so small, nor sums of two, that it drowns in the others."""
+    rng = np.random.default_rng(shape)
+    values = rng.uniform(largest / 2, largest, shape) * rng.choice([-1, 1], shape)
+    return values.astype(np.float32)
+
+
+def _merge(name: str, text: str, **constants: Any) -> Case:
+    return Case(name, "merge-branches", text, constants=constants)
+
+
 def _nhwc(text: str, **constants: Any) -> Case:
     return _clean(
         f"in NHWC: {text}",
@@ -248,6 +259,64 @@ CASES = (
         "(float[N,3,4,4] x) => (float[N,5] y) {"
         "p = AveragePool<kernel_shape=[4,4]>(x) f = Flatten(p) y = Gemm(f, W)}",
         constants={"W": (3, 5)},
+    ),
+    _merge(
+        "a block as RepVGG has it",
+        "(float[N,4,7,6] x) => (float[N,4,7,6] y) {"
+        "c = Conv<pads=[1,1,1,1]>(x, W, b) d = Conv(x, V) e = Add(c, d) y = Add(e, x)}",
+        W=(4, 4, 3, 3),
+        b=(4,),
+        V=(4, 4, 1, 1),
+    ),
+    _merge(
+        "branches of several kinds, in groups",
+        "(float[N,4,7,6] x) => (float[N,4,7,6] y) {"
+        "c = Conv<pads=[1,1,1,1], group=4>(x, W, b) d = BatchNormalization(x, s, t, m, v) "
+        "e = Sub(c, d) y = Add(e, x)}",
+        W=(4, 1, 3, 3),
+        b=(4,),
+        **_bn(4),
+    ),
+    _merge(
+        "a pooled branch",
+        "(float[N,4,7,6] x) => (float[N,4,7,6] y) {"
+        "c = Conv<pads=[1,1,1,1]>(x, W, b) d = Conv(x, V) "
+        "e = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(d) "
+        "y = Add(c, e)}",
+        W=_away_from_zero(4, 4, 3, 3),
+        b=(4,),
+        V=_away_from_zero(4, 4, 1, 1, largest=0.5),
+    ),
+    _merge(
+        "branches beside others",
+        "(float[N,4,7,6] x) => (float[N,4,7,6] y) {r = Sigmoid(x) "
+        "c = Conv<pads=[1,1,1,1]>(x, W, b) e = Sub(r, c) d = Conv(x, V) y = Sub(d, e)}",
+        W=_away_from_zero(4, 4, 3, 3),
+        b=(4,),
+        V=_away_from_zero(4, 4, 1, 1, largest=0.5),
+    ),
+    _merge(
+        "a low-rank update",
+        "(float[N,5,8] x) => (float[N,5,6] y) {"
+        "c = MatMul(x, W) d = MatMul(x, A) e = MatMul(d, B) y = Add(c, e)}",
+        W=_away_from_zero(8, 6),
+        A=_away_from_zero(8, 2, largest=0.3),
+        B=_away_from_zero(2, 6, largest=0.5),
+    ),
+    _merge(
+        "a Sum of branches",
+        "(float[N,4,7,6] x) => (float[N,4,7,6] y) {"
+        "c = Conv<pads=[1,1,1,1]>(x, W, b) y = Sum(c, x)}",
+        W=(4, 4, 3, 3),
+        b=(4,),
+    ),
+    _merge(
+        "a kernel behind a point",
+        "(float[N,4,7,6] x) => (float[N,4,4,3] y) {"
+        "c = Conv(x, V) y = Conv<pads=[1,1,1,1], strides=[2,2]>(c, W, b)}",
+        V=(4, 4, 1, 1),
+        W=(4, 4, 3, 3),
+        b=(4,),
     ),
     _clean("Identity", "(float[N,4] x) => (float[N,4] y) {c = Identity(x) y = Tanh(c)}"),
     _clean("Dropout", "(float[N,4] x) => (float[N,4] y) {c = Dropout(x) y = Tanh(c)}"),

@@ -141,8 +141,8 @@ class Roundings:
     """How often a value may be rounded on its way through a window, in units of roundoff.
 
     `sums`: summands of its sums, one after the other. `chain`: all other operators.
-    `sparse`: there is one sum at most, and it reads the window's input with zeros where that has
-    zeros, so that no more elements than are not zero add to its rounding errors.
+    `sparse`: there is one sum on each way at most, and it reads the window's input with zeros where
+    that has zeros, so that no more elements than are not zero add to its rounding errors.
     """
 
     sums: int
@@ -169,9 +169,12 @@ def roundings(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> Ro
     """
     shapes = {**shapes, **{tensor.name: tuple(tensor.dims) for tensor in graph.initializer}}
     producers = {name: node for node in graph.node for name in node.output}
-    sums = chain = 0
     sparse = True
+    # by tensor: what its longest way from the inputs rounds; branches round beside each other
+    depths: dict[str, tuple[int, int]] = {}
     for node in graph.node:
+        above = [depths.get(name, (0, 0)) for name in node.input]
+        sums, chain = (max((depth[part] for depth in above), default=0) for part in (0, 1))
         length = _sum_length(node, [shapes.get(name) for name in node.input])
         if length:
             sparse = sparse and sums == 0 and _keeps_zeros(graph, producers, node)
@@ -179,6 +182,8 @@ def roundings(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> Ro
             chain += 1 if len(node.input) > 2 else 0
         else:
             chain += _CHAIN.get(node.op_type, 0 if node.op_type in MOVEMENT else _UNKNOWN)
+        depths.update(dict.fromkeys(node.output, (sums, chain)))
+    sums, chain = depths.get(graph.output[0].name, (0, 0))
     return Roundings(sums, chain, sparse)
 
 

@@ -285,17 +285,20 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _kernel(window: Window) -> list[int] | None:
-    """Return the smallest sizes on which a Conv's kernel lies fully inside the input.
+    """Return the smallest sizes on which every Conv's kernel lies fully inside the input.
 
     Where it moves by more than one, it has room to do so: another stride has to show.
     """
     found = _convolutions(window.before.graph, window.after.graph)
-    first = next((conv for conv in found if conv.weight), None)
-    if first is None:
+    kernels = [conv for conv in found if conv.weight]
+    if not kernels:
         return None
-    kernel = first.weight[2:]
-    dilations = first.attributes.get("dilations") or [1] * len(kernel)
-    sizes = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    axes = len(kernels[0].weight) - 2
+    sizes = [1] * axes
+    for conv in kernels:
+        dilations = conv.attributes.get("dilations") or [1] * axes
+        spans = [d * (k - 1) + 1 for d, k in zip(dilations, conv.weight[2:], strict=False)]
+        sizes = [max(pair) for pair in zip(sizes, spans, strict=False)]
     for axis in range(len(sizes)):
         strides = [conv.attributes.get("strides", ())[axis : axis + 1] for conv in found]
         step = max(itertools.chain.from_iterable(strides), default=1)
