@@ -153,12 +153,12 @@ def pads_nothing(conv: Node, shape: Shape, x: Tensor) -> bool:
     strides = attribute(conv, "strides") or [1 for _ in spatial]
     dilations = attribute(conv, "dilations") or [1 for _ in spatial]
     return all(
-        _same_padding(shape[2 + k], strides[k], dilations[k], static_dim(x, 2 + k)) == 0
+        same_padding(shape[2 + k], strides[k], dilations[k], static_dim(x, 2 + k)) == 0
         for k in spatial
     )
 
 
-def _same_padding(kernel: int, stride: int, dilation: int, size: int | None) -> int | None:
+def same_padding(kernel: int, stride: int, dilation: int, size: int | None) -> int | None:
     """Return what auto_pad SAME_* adds along one axis: enough for ⌈size / stride⌉ positions."""
     if kernel == 1:
         return 0
