@@ -88,19 +88,22 @@ class SumOfBranches(Rule):
         return _merged(x, one, other, signs)
 
 
+def _beside_y(depth: int) -> list[Op]:
+    """A sum of something else and a branch."""
+    if depth:
+        return [Op(_SUM, any_("y"), _branch("left", depth), bind="inner", commutative=True)]
+    orders = [(any_("y"), any_("x")), (any_("x"), any_("y"))]
+    return [Op(_SUM, *order, bind="inner") for order in orders]
+
+
 class SumWithinSum(Rule):
     """(y + Conv(x, V, a)) + Conv(x, W, b) = y + Conv(x, V + W, a + b), and so with differences."""
 
     pattern = either(
         *(
-            Op(
-                _SUM,
-                Op(_SUM, any_("y"), _branch("left", a), bind="inner", commutative=True),
-                _branch("right", b),
-                bind="total",
-                commutative=True,
-            )
+            Op(_SUM, inner, _branch("right", b), bind="total", commutative=True)
             for a, b in (*_DEPTHS, (1, 0), (2, 1), (2, 0))
+            for inner in _beside_y(a)
         )
     )
 
