@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from graphpass.rewrite.pattern import siblings as siblings
     from graphpass.rewrite.rule import Pass as Pass
     from graphpass.rewrite.rule import Rule as Rule
+    from graphpass.rewrite.survey import Survey as Survey
     from graphpass.run.comparison import compare as compare
     from graphpass.run.optimization import optimize as optimize
     from graphpass.run.result import Result as Result
@@ -99,6 +100,7 @@ _HOMES = {
         "siblings",
     ),
     "graphpass.rewrite.rule": ("Pass", "Rule"),
+    "graphpass.rewrite.survey": ("Survey",),
     "graphpass.ir.weight": ("Weight",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

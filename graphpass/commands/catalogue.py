@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from graphpass.report.render import print_table, say
 from graphpass.rewrite.registry import PIPELINES, make
 from graphpass.rewrite.registry import pass_types as all_passes
-from graphpass.rewrite.rule import Pass
+from graphpass.rewrite.rule import Pass, Rule
+from graphpass.rewrite.survey import Survey
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,9 +39,10 @@ def _show_pass(console: Console, step: Pass) -> None:
         say(console, "\nOptions", style="bold")
         for line in options:
             say(console, f"  {line}")
-    if step.rules:
+    if step.rules or step.surveys:
         say(console, "\nLaws", style="bold")
-    for rule in step.rules:
+    laws: list[Survey | Rule] = [*step.surveys, *step.rules]
+    for rule in laws:
         say(console, f"  {rule.name}: {rule.law}")
     example = _example(step.name)
     if example is not None:

@@ -21,8 +21,9 @@ from graphpass.rewrite.match import Match, computing, match
 from graphpass.rewrite.pattern import Beyond, Op, Pattern, either
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.surgery import Built, Surgeon
+from graphpass.rewrite.survey import Proposal, Refused, Survey, Twin
 from graphpass.rewrite.term import read
-from graphpass.rewrite.window import Window, WindowVerdict, capture
+from graphpass.rewrite.window import Window, WindowVerdict, capture, capture_constants
 
 # A tensor with more readers than this is shared by accident: they are not looked at again.
 _WIDE = 64
@@ -141,7 +142,7 @@ def apply(
                 applied.refusals.append(Refusal(step.name, where, str(refusal)))
         model.adopt()
     done, noted, rounds = -1, len(applied.refusals), 0
-    while (step.rules or step.sweeps) and len(applied.rewrites) > done:
+    while (step.rules or step.sweeps or step.surveys) and len(applied.rewrites) > done:
         rounds += 1
         if rounds > _MOST_ROUNDS:
             last = applied.rewrites[-1]
@@ -190,6 +191,7 @@ class _Run:
         self.by_root: dict[str, list[Rule]] = {}
         self._index({operator(node) for scope in self.scopes for node in scope.nodes})
         self.sweeps = step.sweeps
+        self.surveys = step.surveys
         self.depth = max((rule.form.depth for rule in step.rules), default=0)
         self.surgeon = Surgeon(model.store, lambda: model.names, model.proto.ir_version)
         self.waiting: deque[Node] = deque()
@@ -208,7 +210,7 @@ class _Run:
                     self.by_root.setdefault(root, []).append(rule)
 
     def to_fixpoint(self) -> None:
-        if not (self.by_root or self.sweeps):
+        if not (self.by_root or self.sweeps or self.surveys):
             return
         for scope in self.scopes:
             self._queue(scope.nodes)
@@ -216,6 +218,22 @@ class _Run:
             self._sweep()
         nodes = sum(len(scope.nodes) for scope in self.scopes)
         most = len(self.applied.rewrites) + 100 * nodes + 1000
+        done = -1
+        while len(self.applied.rewrites) > done:
+            # what rules made may be equal or constant, and what surveys did lets rules fit
+            done = len(self.applied.rewrites)
+            for survey in self.surveys:
+                self._look_at_all(survey)
+            self._drain(most)
+            self.surgeon.close(self.scopes)
+            if not self.surveys or self._is_full():
+                break
+        self.applied.refusals.extend(
+            refusal for node, refusal in self.refused.values() if node.outputs
+        )
+
+    def _drain(self, most: int) -> None:
+        """Visit the nodes on the list, and those that come onto it; `most` rewrites in all."""
         while self.waiting:
             node = self.waiting.popleft()
             self.queued.discard(id(node))
@@ -226,10 +244,6 @@ class _Run:
             if len(self.applied.rewrites) > most:
                 last = self.applied.rewrites[-1]
                 raise RuleError(f"rule {last.rule} does not come to an end (last at '{last.site}')")
-        self.applied.refusals.extend(
-            refusal for node, refusal in self.refused.values() if not self.surgeon.is_dead(node)
-        )
-        self.surgeon.close(self.scopes)
 
     def _sweep(self) -> None:
         """Remove what nothing reads, each node and initializer as a rewrite of its own."""
@@ -252,6 +266,65 @@ class _Run:
         number = self.first_number + len(self.applied.rewrites)
         law = "what nothing reads = nothing"
         self.applied.rewrites.append(Rewrite(number, rule, law, site, (shown,), ()))
+        self.progress()
+
+    def _look_at_all(self, survey: Survey) -> None:
+        """Do what a survey finds, scope by scope, outer ones first."""
+        for scope in self.scopes:
+            try:
+                for proposal in survey.find(scope):
+                    if self._is_full():
+                        return
+                    self._adopt(survey, proposal)
+            except (GraphpassError, MemoryError):
+                raise
+            except Exception as error:
+                where = f"'{scope.name}'" if scope.name else "the graph"
+                raise RuleError(
+                    f"survey {survey.name} failed in {where}: {type(error).__name__}: {error}"
+                ) from error
+
+    def _adopt(self, survey: Survey, proposal: Proposal) -> None:
+        """Let a proposal take place, unless it is refused or quarantined."""
+        if isinstance(proposal, Twin) and isinstance(proposal.gone, Constant):
+            self._merge_constants(survey, proposal.gone, proposal.kept)
+            return
+        node = proposal.gone if isinstance(proposal, Twin) else proposal.node
+        if (survey.name, _site(node)) in self.quarantine:
+            return
+        try:
+            if isinstance(proposal, Refused):
+                raise RefusedError(proposal.reason)
+            if isinstance(proposal, Twin):
+                pairs = proposal.outputs()
+                found = Match([node], {}, [node, proposal.kept], [], [old for old, _ in pairs])
+                terms = [new for _, new in pairs]
+            else:
+                found = Match([node], {}, [node], [], [node.outputs[0]])
+                terms = [proposal.value]
+            built = self.surgeon.build(found, terms)
+            self._commit(survey, found, built, capture(found, built) if self.windows else [])
+        except RefusedError as refusal:
+            refused = Refusal(survey.name, label(node), str(refusal))
+            self.refused[id(node), survey.name] = (node, refused)
+
+    def _merge_constants(self, survey: Survey, gone: Constant, kept: Constant) -> None:
+        if (survey.name, gone.name) in self.quarantine:
+            return
+        reader: Node = gone.outputs[0]
+        window = capture_constants(reader.graph, gone, kept) if self.windows else None
+        try:
+            again = self.surgeon.merge_constants(gone, kept)
+        except RefusedError as refusal:
+            refused = Refusal(survey.name, f"'{gone.name}'", str(refusal))
+            self.refused[id(reader), survey.name] = (reader, refused)
+            return
+        number = self.first_number + len(self.applied.rewrites)
+        shown = f"'{gone.name}'", f"'{kept.name}'"
+        self.applied.rewrites.append(
+            Rewrite(number, survey.name, survey.law, gone.name, shown[:1], shown[1:], window)
+        )
+        self._queue_near(again)
         self.progress()
 
     def _is_full(self) -> bool:
@@ -334,7 +407,9 @@ class _Run:
         self.refused[id(found.root), rule.name] = (found.root, refusal)
         return False
 
-    def _commit(self, rule: Rule, found: Match, built: Built, windows: list[Window | None]) -> None:
+    def _commit(
+        self, rule: Rule | Survey, found: Match, built: Built, windows: list[Window | None]
+    ) -> None:
         site = _site(found.root)
         pairs = zip(found.results, built.results, strict=True)
         changed = [result for result, made in pairs if made is not None and made is not result]

@@ -10,6 +10,7 @@ from graphpass.errors import RuleError
 from graphpass.ir.nodes import Graph
 from graphpass.rewrite.form import Form, read
 from graphpass.rewrite.pattern import Op, either, siblings
+from graphpass.rewrite.survey import Survey
 
 Term = Any  # what `graphpass.rewrite.term` reads: an Op, a tensor, a Weight, an array, or several
 
@@ -75,13 +76,14 @@ class Pass:
     A subclass sets `name`, and `rules` (a tuple, or a property where they depend on options) or
     `run`. Its dataclass fields are its options. `changes_interface`: whether it may change
     inputs and outputs of the model. `sweeps`: whether nodes and initializers that nothing reads
-    are removed first.
+    are removed first. `surveys`: what is looked for in whole scopes before the rules are applied.
     """
 
     name: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]] = ()
     changes_interface: ClassVar[bool] = False
     sweeps: ClassVar[bool] = False
+    surveys: ClassVar[tuple[Survey, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

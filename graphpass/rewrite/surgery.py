@@ -357,6 +357,17 @@ class Surgeon:
                     self._dead[id(inner)] = inner
         return released
 
+    def merge_constants(self, gone: Constant, kept: Constant) -> list[Node]:
+        """Let what reads `gone` read `kept`, which holds the same; return those nodes.
+
+        Raises `RefusedError` where a body has another tensor of that name.
+        """
+        again = list(gone.outputs)
+        self._check_visible(kept, gone, again[0].graph)
+        _relink(gone, kept)
+        self._release([gone])
+        return again
+
     def remove(self, node: Node) -> None:
         """Remove a node whose outputs nothing reads, and what only it needed."""
         self._touched[id(node.graph)] = node.graph

@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 
-from graphpass.ir.nodes import Graph, Node, Tensor
+from graphpass.ir.nodes import Constant, Graph, Node, Tensor
 from graphpass.ir.questions import constant, operator, producer
 from graphpass.ir.writer import node_proto
 from graphpass.rewrite.match import Match, computing
@@ -86,6 +86,13 @@ def _window(found: Match, built: Built, result: Tensor, made: Tensor) -> Window 
         return None
     names = {value.name for value in (*before.graph.input, *after.graph.input)}
     return Window(before, after, tuple(sorted(names)), result.name)
+
+
+def capture_constants(graph: Graph, gone: Constant, kept: Constant) -> Window | None:
+    """Cut out two initializers that hold the same; None where their type is unknown."""
+    before = _cut(graph, [], gone, gone, {}, graph.opsets)
+    after = _cut(graph, [], kept, gone, {}, graph.opsets)
+    return None if before is None or after is None else Window(before, after, (), gone.name)
 
 
 def _cut(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import onnx
@@ -95,6 +96,10 @@ class Judge(Closing):
         if self._validator is None:
             return [WindowVerdict("not run", reason="nothing was run")] * len(windows)
         return self._validator.check_windows(windows)
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Let passes compute constants in the process that validates, where there is one."""
+        return nullcontext() if self._validator is None else self._validator.lending()
 
     def latency(self, before: onnx.ModelProto, after: onnx.ModelProto) -> Latency | None:
         """Time two skeletons in turn; None where that cannot be done."""

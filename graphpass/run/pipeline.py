@@ -227,14 +227,15 @@ class Pipeline:
     def _apply(self, state: _State, limit: int | None, *, windows: bool = False) -> Applied:
         start = time.perf_counter()
         try:
-            return apply(
-                state.step,
-                self.model,
-                limit=limit,
-                quarantine=frozenset(state.quarantine),
-                windows=windows,
-                first_number=1 + self._rewrites_kept(),
-            )
+            with self.judge.lending():
+                return apply(
+                    state.step,
+                    self.model,
+                    limit=limit,
+                    quarantine=frozenset(state.quarantine),
+                    windows=windows,
+                    first_number=1 + self._rewrites_kept(),
+                )
         except (GraphpassError, MemoryError):
             raise
         except Exception as error:  # whatever a plug-in raises is about the plug-in

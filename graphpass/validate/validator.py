@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from graphpass.validate.noise import base_tolerance
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
 from graphpass.validate.process.channel import Value
+from graphpass.validate.process.lent import lending
 from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session, run_rounds
 from graphpass.validate.structure import check_structure, interface_problems
 from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, incomparable
@@ -132,6 +134,10 @@ class Validator(Closing):
                 budget_s=budget_s,
             )
         return latency_of(rounds, feed.name, provider)
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Let those compute constants with the runtime that have to, inside of the block."""
+        return lending(self._runtime)
 
     def close(self) -> None:
         """End the worker process."""

@@ -114,7 +114,7 @@ def _compare(
         return WindowVerdict(
             "differs", math.inf, math.inf, feed=kind, reason=f"NaN or infinity on {kind} inputs"
         )
-    error = np.abs(old - new)[finite]
+    error = np.abs(old[finite] - new[finite])
     allowed, bound = allowed_error(item, before, size, finite, active)
     worst = _worst_ratio(error, allowed)
     index = int(np.argmax(error)) if error.size else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from graphpass import (
     Op,
     Pass,
     Rule,
+    Survey,
     Tensor,
     Weight,
     any_,
@@ -31,10 +32,11 @@ from graphpass import (
 )
 from graphpass.ir.questions import cast_type
 
-from .shared.constants import ConstantToInitializer, FoldConstants
-from .shared.reshapes import DropReshape, FixReshape, MergeReshapes
-from .shared.sizes import slices
-from .shared.transposes import TRANSPOSE_RULES, merged, permutation
+from ..shared.reshapes import DropReshape, FixReshape, MergeReshapes
+from ..shared.sizes import slices
+from ..shared.transposes import TRANSPOSE_RULES, merged, permutation
+from .constants import FOLD_BUDGET, ConstantToInitializer, FoldConstants
+from .equal import EqualInitializers, EqualNodes
 
 _PATTERN_ELEMENTS = 1 << 16  # a constant larger than this is a weight, not a neutral element
 _TO_THE_END = 2**31 - 1  # what exporters write for the end of a slice that has none
@@ -258,34 +260,48 @@ def _keeps_shape(x: Tensor, c: Weight) -> bool:
     )
 
 
+_RULES: tuple[Rule, ...] = (
+    DropIdentity(),
+    DropDropout(),
+    DropCast(),
+    MergeCasts(),
+    DropTranspose(),
+    MergeTransposes(),
+    DropReshape(),
+    MergeReshapes(),
+    FixReshape(),
+    DropPool(),
+    DropGlobalPool(),
+    DropPad(),
+    DropSlice(),
+    DropConcat(),
+    DropExpand(),
+    DropNeutral(),
+    DropNeutralRight(),
+    *TRANSPOSE_RULES,
+)
+
+
 @dataclass(frozen=True)
 class CleanUp(Pass):
     """Remove what computes nothing; make constants in disguise into initializers."""
 
     name: ClassVar[str] = "clean-up"
     sweeps: ClassVar[bool] = True
-    rules: ClassVar[tuple[Rule, ...]] = (
-        DropIdentity(),
-        DropDropout(),
-        ConstantToInitializer(),
-        FoldConstants(),
-        DropCast(),
-        MergeCasts(),
-        DropTranspose(),
-        MergeTransposes(),
-        DropReshape(),
-        MergeReshapes(),
-        FixReshape(),
-        DropPool(),
-        DropGlobalPool(),
-        DropPad(),
-        DropSlice(),
-        DropConcat(),
-        DropExpand(),
-        DropNeutral(),
-        DropNeutralRight(),
-        *TRANSPOSE_RULES,
+    fold_budget: int = field(
+        default=FOLD_BUDGET,
+        metadata={"help": "bytes that folding one chain of constants may add to the file"},
     )
+
+    @property
+    def surveys(self) -> tuple[Survey, ...]:  # type: ignore[override]
+        """What is looked for in whole scopes."""
+        return (FoldConstants(self.fold_budget), EqualInitializers(), EqualNodes())
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]
+        """What is looked for node by node."""
+        return (ConstantToInitializer(self.fold_budget), *_RULES)
 
 
 __all__ = ["CleanUp"]

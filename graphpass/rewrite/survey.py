@@ -1,0 +1,73 @@
+"""What looks at a whole scope at once, where a rule looks at one place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from graphpass.errors import RuleError
+from graphpass.ir.nodes import Graph, Node, Tensor
+from graphpass.ir.questions import is_output
+
+
+class Twin(NamedTuple):
+    """Two nodes that compute the same, or two initializers that hold the same: `gone` goes."""
+
+    gone: Any
+    kept: Any
+
+    def outputs(self) -> list[tuple[Tensor, Tensor]]:
+        """Return those outputs of a node that something reads, each with what takes its place."""
+        pairs = zip(self.gone.outputs, self.kept.outputs, strict=False)
+        return [(old, new) for old, new in pairs if old.name and (old.outputs or is_output(old))]
+
+
+class Fold(NamedTuple):
+    """A node whose first output is `value`: a term, as a rule's `rewrite` returns one."""
+
+    node: Node
+    value: Any
+
+
+class Refused(NamedTuple):
+    """A node where the survey's law fits and something stands in the way: one sentence."""
+
+    node: Node
+    reason: str
+
+
+Proposal = Twin | Fold | Refused
+
+
+class Survey:
+    """Finds rewrites in a whole scope, in time linear in its nodes.
+
+    The first line of the docstring states the law. `find` yields one proposal after the other;
+    each takes place before the next one is asked for, unless it is refused or quarantined. A
+    survey keeps no state from one scope to the next.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "find" not in cls.__dict__:
+            raise RuleError(f"survey {cls.__name__} needs a `find` method")
+        if not (cls.__dict__.get("__doc__") or "").strip():
+            raise RuleError(f"survey {cls.__name__} needs a docstring whose first line is its law")
+
+    def find(self, scope: Graph) -> Iterator[Proposal]:
+        """Yield what is to be rewritten in `scope`, not looking into the bodies inside it."""
+        raise NotImplementedError
+
+    @property
+    def law(self) -> str:
+        """The equation that the survey rests on."""
+        return inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
+
+    @property
+    def name(self) -> str:
+        """The survey's name in reports."""
+        return type(self).__name__
+
+
+__all__ = ["Fold", "Proposal", "Refused", "Survey", "Twin"]

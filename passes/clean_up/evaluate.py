@@ -1,0 +1,321 @@
+"""What a constant subgraph computes: one evaluator with one guard.
+
+Where the result is fixed to the bit (moving elements, IEEE arithmetic, comparing, counting), ONNX's
+reference implementation computes it, and every runtime agrees. Everything else, whose last bits
+depend on the library (sums, exponentials, interpolation, float16), is computed by ONNX Runtime
+with its optimizations off, in its process: the file then holds what that would have computed when
+run. What ONNX leaves open (a division by zero, a number that its type cannot hold, which of two
+zeros is larger) is not computed at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
+
+from graphpass import (
+    Node,
+    Tensor,
+    attribute,
+    constant,
+    dtype,
+    label,
+    operator,
+    opset,
+    producer,
+    require,
+    static_shape,
+)
+from graphpass.ir.questions import has_effects
+from graphpass.ir.writer import node_proto
+from graphpass.validate.process.lent import borrowed
+from graphpass.validate.process.runtime import RunError
+
+from ..shared.sizes import values
+
+Array = npt.NDArray[Any]
+
+_LARGEST_SIZE = 2**31 - 1
+_LARGEST_BYTES = 1 << 26  # of what is computed on the way, unless its inputs are as large
+
+# operators whose result is fixed to the bit: those that move elements and leave them as they are,
+_MOVES = frozenset(
+    "Concat Expand Flatten Gather Identity Pad Reshape Slice Squeeze Tile Transpose Unsqueeze "
+    "Where".split()
+)
+# those that IEEE 754 rounds in one way only (not in float16, which runtimes compute in float32 and
+# round when they please),
+_ARITHMETIC = frozenset("Abs Add Ceil Div Floor Mul Neg Reciprocal Sqrt Sub".split())
+_COMPARISONS = frozenset("And Equal Greater GreaterOrEqual Less LessOrEqual Not Or".split())
+# and those that are exact on integers: sums of floats depend on their order, max(-0, 0) on taste
+_COUNTS = frozenset("Max Min Mod Range ReduceMax ReduceMin ReduceProd ReduceSum".split())
+SHAPES = frozenset(("Shape", "Size"))
+_EXACT = _MOVES | _ARITHMETIC | _COMPARISONS | _COUNTS | {"Cast", "CastLike", "ConstantOfShape"}
+
+# What is not the same in each run, has bodies, makes no tensor, or is a weight in small form.
+_NEVER = frozenset(
+    "Bernoulli Constant DequantizeLinear Dropout DynamicQuantizeLinear If Loop Multinomial "
+    "Optional OptionalGetElement OptionalHasElement QuantizeLinear RandomNormal RandomNormalLike "
+    "RandomUniform RandomUniformLike Scan SequenceMap".split()
+)
+_INTEGERS = frozenset(("int32", "int64"))
+_NUMBERS = _INTEGERS | {"float32", "float64"}
+_COMPUTED = _NUMBERS | {"bool", "float16", "int8", "int16", "uint8", "uint16", "uint32", "uint64"}
+_NO_SIZES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.bool_))
+
+
+def is_static(tensor: Tensor) -> bool:
+    """Whether `tensor`, which a node computes, holds sizes of a shape that are fixed."""
+    if operator(tensor.inputs[0]) == "Size":
+        return static_shape(tensor.inputs[0].inputs[0]) is not None
+    if tensor.shape != [0] and dtype(tensor) in _NO_SIZES:
+        return False
+    found = values(tensor)
+    return found is not None and not any(s.names or abs(s.factor) > _LARGEST_SIZE for s in found)
+
+
+def is_computable(node: Node) -> bool:
+    """Whether the first output of `node` can be computed where its inputs can.
+
+    CastLike looks at no element of its second input.
+    """
+    op = operator(node)
+    if op in _NEVER or op in SHAPES or "Sequence" in op or not node.inputs:
+        return False
+    opaque = (gs.Node.AttributeRef, onnx.AttributeProto)
+    if any(isinstance(value, opaque) for value in node.attrs.values()):
+        return False
+    if any(tensor.name and tensor.outputs for tensor in node.outputs[1:]):
+        return False
+    tensors = [tensor for tensor in (*node.inputs, node.outputs[0]) if tensor.name]
+    kinds = {str(dtype(tensor)) for tensor in tensors}
+    shapes = [static_shape(tensor) for tensor in sources(node)]
+    made = static_shape(node.outputs[0])
+    if "None" in kinds or "object" in kinds or made is None or None in shapes:
+        return False
+    if op not in _MOVES and not kinds <= _COMPUTED:
+        return False
+    if op not in _EXACT and ("::" in op or has_effects(node)):
+        return False
+    held = [8 * math.prod(shape or ()) for shape in shapes]
+    return 8 * math.prod(made) <= max(_LARGEST_BYTES, *held)
+
+
+def sources(node: Node) -> list[Tensor]:
+    """Return the inputs whose elements `node` looks at."""
+    read = node.inputs[:1] if operator(node) == "CastLike" else node.inputs
+    return [tensor for tensor in read if tensor.name]
+
+
+def compute(wanted: Iterable[Tensor], is_inside: Callable[[Tensor], bool]) -> dict[int, Array]:
+    """Return the values of tensors by id.
+
+    `is_inside`: whether a tensor is made by a node that can be computed. Raises `RefusedError`
+    where one of them has no value, or none that ONNX defines.
+    """
+    wanted = list(wanted)
+    chain = _chain(wanted, is_inside)
+    known: dict[int, Array] = {}
+    if all(_is_exact(node) for node in chain):
+        for node in chain:
+            _step(node, known)
+    else:
+        _run(chain, wanted, known)
+    for tensor in wanted:
+        if id(tensor) not in known:
+            known[id(tensor)] = _given(tensor)
+    return {id(tensor): known[id(tensor)] for tensor in wanted}
+
+
+def _chain(wanted: Iterable[Tensor], is_inside: Callable[[Tensor], bool]) -> list[Node]:
+    """Return the nodes to compute, in order."""
+    done: set[int] = set()
+    ordered: list[Node] = []
+    stack = [(tensor, False) for tensor in wanted]
+    while stack:
+        tensor, ready = stack.pop()
+        node = producer(tensor)
+        if node is None or id(node) in done or not is_inside(tensor) or _is_given(tensor):
+            continue
+        if ready:
+            done.add(id(node))
+            ordered.append(node)
+        else:
+            stack.append((tensor, True))
+            stack.extend((source, False) for source in sources(node))
+    return ordered
+
+
+def _is_given(tensor: Tensor) -> bool:
+    return constant(tensor) is not None or is_static(tensor)
+
+
+def _given(tensor: Tensor) -> Array:
+    weight = constant(tensor)
+    if weight is not None:
+        return weight.array()
+    node = tensor.inputs[0]
+    if operator(node) == "Size":
+        return np.array(math.prod(static_shape(node.inputs[0]) or ()), np.int64)
+    found = [size.factor for size in values(tensor) or ()]
+    return np.array(found, dtype(tensor)).reshape(static_shape(tensor) or ())
+
+
+def _value(tensor: Tensor, known: Mapping[int, Array]) -> Array:
+    return known[id(tensor)] if id(tensor) in known else _given(tensor)
+
+
+# ------------------------------------------------------------------------- fixed to the bit
+
+
+def _is_exact(node: Node) -> bool:
+    """Whether the result on elements of these types is fixed to the bit."""
+    op = operator(node)
+    kinds = {str(dtype(tensor)) for tensor in (*sources(node), node.outputs[0])}
+    if op in _ARITHMETIC:
+        return kinds <= _NUMBERS
+    if op in _COMPARISONS:
+        return kinds <= _NUMBERS | {"float16", "bool"}
+    if op in ("Cast", "CastLike"):
+        # to float16 by way of float32, as some do it, would round twice
+        narrows = kinds != {"float16", "float64"} and not (kinds & _INTEGERS and "float16" in kinds)
+        return kinds <= _NUMBERS | {"float16", "bool"} and narrows
+    if op in _COUNTS:
+        return kinds <= _INTEGERS and not (op == "Mod" and attribute(node, "fmod"))
+    if op == "Pad":
+        return str(attribute(node, "mode")) == "constant"
+    return op in _EXACT
+
+
+def _step(node: Node, known: dict[int, Array]) -> None:
+    held = [_value(tensor, known) for tensor in sources(node)]
+    require(_is_defined(node, held), f"the value of {label(node)} is up to the runtime")
+    value = _evaluated(node, held)
+    require(value is not None, f"{label(node)} cannot be computed")
+    assert value is not None
+    known[id(node.outputs[0])] = _checked(node.outputs[0], value)
+
+
+def _checked(tensor: Tensor, value: Array) -> Array:
+    fits = value.dtype == dtype(tensor) and value.shape == static_shape(tensor)
+    name = label(tensor.inputs[0])
+    require(fits, f"the value of {name} is not of the type that the model declares")
+    return value
+
+
+def _evaluated(node: Node, held: list[Array]) -> Array | None:
+    from onnx.reference import ReferenceEvaluator  # slow to import, and often not needed
+
+    given = iter(range(len(held)))
+    op, attributes = operator(node), dict(node.attrs)
+    if op == "CastLike":
+        names = ["x0"]
+        op, attributes = "Cast", {"to": np_dtype_to_tensor_dtype(dtype(node.outputs[0]))}
+    else:
+        names = [f"x{next(given)}" if tensor.name else "" for tensor in node.inputs]
+    feed = {f"x{index}": array for index, array in enumerate(held)}
+    attributes = {
+        key: onnx.numpy_helper.from_array(value.values) if isinstance(value, gs.Constant) else value
+        for key, value in attributes.items()
+    }
+    try:
+        proto = onnx.helper.make_node(op, names, ["y"], **attributes)
+        evaluator = ReferenceEvaluator(proto, opsets={"": opset(node)})
+        with np.errstate(all="ignore"):
+            (result,) = evaluator.run(None, feed)
+    except Exception:  # an invalid model: there is no end to what numpy may say about it
+        return None
+    return np.asarray(result)
+
+
+def _is_defined(node: Node, held: list[Array]) -> bool:
+    """Whether ONNX says what the result is, for these values."""
+    op = operator(node)
+    if op in ("Div", "Mod") and held[1].dtype.kind in "iu":
+        return bool(held[1].all() and not (held[1] == -1).any())
+    if op == "ReduceProd":  # computed in float64 by some
+        return math.prod(max(1, abs(int(value))) for value in held[0].reshape(-1)) < 2**53
+    if op == "Where" and held[1].dtype.kind == "f":  # computed as a sum by some, which loses -0
+        return not any((np.signbit(part) & (part == 0)).any() for part in held[1:])
+    if op in ("Max", "Min") and held[0].dtype.kind == "f":
+        return not any(((part == 0) | np.isnan(part)).any() for part in held)
+    if op in ("Cast", "CastLike"):
+        target = np.dtype(dtype(node.outputs[0]))
+        if target.kind in "iu" and held[0].dtype.kind == "f":
+            least, most = (0, 2**7) if target.itemsize == 1 else (-(2.0**15), 2.0**15)
+            if target.itemsize >= 4:
+                least, most = (-(2.0**30) if target.kind == "i" else 0), 2.0**30
+            return bool(((held[0] >= least) & (held[0] < most)).all())  # no NaN either
+    return True
+
+
+# ------------------------------------------------------------------ as ONNX Runtime has it
+
+# what `_is_defined` looks at the values of
+_GUARDED = frozenset("Cast CastLike Div Max Min Mod ReduceProd Where".split())
+
+
+def _run(chain: list[Node], wanted: list[Tensor], known: dict[int, Array]) -> None:
+    """Have ONNX Runtime compute a chain, and look at what its guarded operators were given."""
+    made = {id(node.outputs[0]) for node in chain}
+    guarded = [node for node in chain if operator(node) in _GUARDED]
+    outputs = {id(t): t for t in wanted if id(t) in made}
+    for node in guarded:
+        for tensor in sources(node):
+            if id(tensor) in made:
+                outputs[id(tensor)] = tensor
+        direct = [tensor for tensor in sources(node) if id(tensor) not in made]
+        if operator(node) in ("Div", "Mod") and any(t is node.inputs[1] for t in direct):
+            # a division of integers by zero would end the process
+            divisor = _given(node.inputs[1])
+            defined = divisor.dtype.kind not in "iu" or bool(divisor.all())
+            require(defined, f"the value of {label(node)} is up to the runtime")
+    model = _model(chain, list(outputs.values()), made)
+    try:
+        with borrowed() as runtime, runtime.load(model) as session:
+            found = session.run({}).outputs
+    except RunError as error:
+        names = label(chain[-1])
+        require(False, f"ONNX Runtime cannot compute the constant that {names} makes: {error}")
+    arrays = {key: np.asarray(found[tensor.name]) for key, tensor in outputs.items()}
+    for node in guarded:
+        held = [arrays[id(t)] if id(t) in arrays else _given(t) for t in sources(node)]
+        require(_is_defined(node, held), f"the value of {label(node)} is up to the runtime")
+    known.update({key: _checked(outputs[key], array) for key, array in arrays.items()})
+
+
+def _model(chain: list[Node], outputs: list[Tensor], made: set[int]) -> onnx.ModelProto:
+    model = onnx.ModelProto(ir_version=10)
+    for domain, version in chain[0].graph.opsets.items():
+        model.opset_import.add(domain=domain, version=version)
+    graph = model.graph
+    graph.name = "constant"
+    given: set[str] = set()
+    for node in chain:
+        proto = node_proto(node)
+        proto.name = ""
+        if operator(node) == "CastLike":
+            target = np_dtype_to_tensor_dtype(dtype(node.outputs[0]))
+            proto = onnx.helper.make_node("Cast", proto.input[:1], proto.output[:1], to=target)
+        graph.node.append(proto)
+        for tensor in sources(node):
+            if id(tensor) in made or tensor.name in given:
+                continue
+            given.add(tensor.name)
+            weight = constant(tensor)
+            if weight is not None and isinstance(tensor, gs.Constant) and weight.tensor is not None:
+                graph.initializer.append(weight.tensor)
+                graph.initializer[-1].name = tensor.name
+            else:
+                graph.initializer.append(onnx.numpy_helper.from_array(_given(tensor), tensor.name))
+    for tensor in outputs:
+        kind = np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        graph.output.append(make_tensor_value_info(tensor.name, kind, tensor.shape))
+    return model
