@@ -15,6 +15,7 @@ from graphpass.report.data import model_facts, nodes_of, operator_name
 from graphpass.report.render import say
 from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
+from graphpass.validate.process.constants import runtime_for_constants
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,8 @@ def inspect(model: Model, steps: Sequence[Pass]) -> list[Inspected]:
         before = onnx.ModelProto()
         before.CopyFrom(tried.proto)
         try:
-            found.append(Inspected(step, apply(step, tried)))
+            with runtime_for_constants():
+                found.append(Inspected(step, apply(step, tried)))
         except RuleError as error:
             tried.restore(before)
             found.append(Inspected(step, Applied(), str(error)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import onnx
@@ -15,6 +15,7 @@ from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.storage.identity import difference
 from graphpass.storage.wire import read_skeleton
 from graphpass.validate.options import ValidationOptions
+from graphpass.validate.process.constants import runtime_for_constants
 from graphpass.validate.process.runtime import RunError, available_cpus
 from graphpass.validate.structure import check_structure
 from graphpass.validate.validator import Latency, Validator
@@ -97,9 +98,11 @@ class Judge(Closing):
             return [WindowVerdict("not run", reason="nothing was run")] * len(windows)
         return self._validator.check_windows(windows)
 
-    def lending(self) -> AbstractContextManager[None]:
-        """Let passes compute constants in the process that validates, where there is one."""
-        return nullcontext() if self._validator is None else self._validator.lending()
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Let passes compute constants, in the process that validates where there is one."""
+        if self._validator is None:
+            return runtime_for_constants()
+        return self._validator.evaluating()
 
     def latency(self, before: onnx.ModelProto, after: onnx.ModelProto) -> Latency | None:
         """Time two skeletons in turn; None where that cannot be done."""

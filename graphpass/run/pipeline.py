@@ -227,7 +227,7 @@ class Pipeline:
     def _apply(self, state: _State, limit: int | None, *, windows: bool = False) -> Applied:
         start = time.perf_counter()
         try:
-            with self.judge.lending():
+            with self.judge.evaluating():
                 return apply(
                     state.step,
                     self.model,

@@ -23,6 +23,7 @@ from graphpass.errors import RuleError
 from graphpass.ir.model import Model
 from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
+from graphpass.validate.process.constants import runtime_for_constants
 
 Array = npt.NDArray[Any]
 
@@ -80,7 +81,8 @@ def apply_to(
     loaded = Model.load(model)
     total = Applied()
     for step in [steps] if isinstance(steps, Pass) else steps:
-        applied = apply(step, loaded)
+        with runtime_for_constants():
+            applied = apply(step, loaded)
         if applied.failures:
             raise RuleError(described(applied.failures[0]))
         total.rewrites.extend(applied.rewrites)

@@ -21,7 +21,7 @@ from graphpass.validate.noise import base_tolerance
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
 from graphpass.validate.process.channel import Value
-from graphpass.validate.process.lent import lending
+from graphpass.validate.process.constants import runtime_for_constants
 from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session, run_rounds
 from graphpass.validate.structure import check_structure, interface_problems
 from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, incomparable
@@ -135,9 +135,9 @@ class Validator(Closing):
             )
         return latency_of(rounds, feed.name, provider)
 
-    def lending(self) -> AbstractContextManager[None]:
-        """Let those compute constants with the runtime that have to, inside of the block."""
-        return lending(self._runtime)
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Let passes compute constants with the runtime, inside of the block."""
+        return runtime_for_constants(self._runtime)
 
     def close(self) -> None:
         """End the worker process."""

@@ -33,10 +33,9 @@ from graphpass import (
     require,
     static_shape,
 )
-from graphpass.ir.questions import has_effects
+from graphpass.ir.questions import RefusedError, has_effects
 from graphpass.ir.writer import node_proto
-from graphpass.validate.process.lent import borrowed
-from graphpass.validate.process.runtime import RunError
+from graphpass.rewrite.evaluation import evaluate
 
 from ..shared.sizes import values
 
@@ -279,11 +278,10 @@ def _run(chain: list[Node], wanted: list[Tensor], known: dict[int, Array]) -> No
             require(defined, f"the value of {label(node)} is up to the runtime")
     model = _model(chain, list(outputs.values()), made)
     try:
-        with borrowed() as runtime, runtime.load(model) as session:
-            found = session.run({}).outputs
-    except RunError as error:
-        names = label(chain[-1])
-        require(False, f"ONNX Runtime cannot compute the constant that {names} makes: {error}")
+        found = evaluate(model)
+    except RefusedError as refusal:
+        reason = f"the constant that {label(chain[-1])} makes cannot be computed: {refusal}"
+        raise RefusedError(reason) from refusal
     arrays = {key: np.asarray(found[tensor.name]) for key, tensor in outputs.items()}
     for node in guarded:
         held = [arrays[id(t)] if id(t) in arrays else _given(t) for t in sources(node)]
