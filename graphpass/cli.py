@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphpass.commands.dense import convolutionalize, heatmap
+from graphpass.commands.diff import diff
 from graphpass.commands.many import MANY
 from graphpass.commands.options import FREEZE, PASSES, VALIDATION, which
 from graphpass.commands.proof import bisect
@@ -33,15 +34,16 @@ from graphpass.errors import (
     UsageError,
     bug,
 )
+from graphpass.report.formats import SUFFIXES
 from graphpass.storage import remote
 
 if TYPE_CHECKING:
+    import onnx
     from rich.console import Console
 
     from graphpass.report.data import Check, Report
 
 _INTERRUPTED_EXIT_CODE = 130
-_REPORT_SUFFIXES = (".json", ".md", ".xml")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,8 +98,8 @@ def _reports(
     context: click.Context, parameter: click.Parameter, given: Iterable[Path]
 ) -> tuple[Path, ...]:
     for path in given:
-        if path.suffix.lower() not in _REPORT_SUFFIXES:
-            raise click.BadParameter(f"'{path}' ends in none of {', '.join(_REPORT_SUFFIXES)}")
+        if path.suffix.lower() not in SUFFIXES:
+            raise click.BadParameter(f"'{path}' ends in none of {', '.join(SUFFIXES)}")
     return tuple(given)
 
 
@@ -139,7 +141,7 @@ def _reports(
     type=click.Path(path_type=Path),
     callback=_reports,
     metavar="FILE",
-    help="Write what was done as .json, .md or .xml (JUnit).",
+    help="Write what was done as .html (a page), .json, .md or .xml (JUnit). May be repeated.",
 )
 @click.option(
     "--reproducers",
@@ -229,7 +231,7 @@ def optimize(
     except RuntimeUnavailableError as error:
         hint = "nothing was written (--no-validate writes without running the model)"
         raise RuntimeUnavailableError(f"{error}; {hint}") from error
-    _write_reports(result.report, reports)
+    _write_reports(result.report, reports, result.skeletons)
     _write_reproducers(result.report, reproducers)
     if not quiet:
         from graphpass.report.render import terminal
@@ -308,14 +310,18 @@ def _write_reproducers(report: Report, folder: Path | None) -> None:
         write_all(report, folder)
 
 
-def _write_reports(report: Report, paths: Sequence[Path]) -> None:
+def _write_reports(
+    report: Report,
+    paths: Sequence[Path],
+    models: tuple[onnx.ModelProto, onnx.ModelProto] | None = None,
+) -> None:
     if not paths:
         return
-    from graphpass.report.render import render
+    from graphpass.report.formats import render
     from graphpass.storage.text import write_text
 
     for path in paths:
-        write_text(path, render(report, path))
+        write_text(path, render(report, path, models))
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -477,6 +483,7 @@ def test(passes: tuple[str, ...], fixtures: Path | None, verbose: bool) -> int:
 commands.add_command(convolutionalize)
 commands.add_command(heatmap)
 commands.add_command(bisect)
+commands.add_command(diff)
 
 if __name__ == "__main__":
     main()

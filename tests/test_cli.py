@@ -257,7 +257,7 @@ def test_1_strict_stops_at_a_difference(graphpass: Command, model: Path) -> None
         (["--bind", "N"], "is not NAME=NUMBER"),
         (["--bind", "M=2"], "no symbolic dimension 'M'"),
         (["--inputs", "nope.npz"], "nope.npz"),
-        (["--report", "r.html"], ".json"),
+        (["--report", "r.pdf"], ".json"),
         (["--report", "MODEL"], "ends in none"),
         (["--timeout", "0"], "timeout"),
     ],

@@ -68,6 +68,8 @@ def optimize(
     from graphpass.many.run import optimize_many
     from graphpass.storage.text import write_text
 
+    if any(path.suffix.lower() == ".html" for path in reports):
+        raise UsageError("an HTML page tells of one model: of many, give .json, .md or .xml")
     _require_folders(reports, out_dir)
     watched = Board() if sys.stderr.isatty() and not quiet else Lines(quiet)
     with _without_logs(), watched as board:

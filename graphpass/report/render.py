@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -19,20 +18,10 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 
 _LISTED = 10  # so many of a kind are shown where nobody asked for all
-_OVERVIEW = ("", "before", "after", "")
-_REWRITES = ("", "rule", "nodes", "window error", "bound")
-_OUTPUTS = ("output", "error", "noise floor", "tolerance", "ulps", "cosine", "top-1")
-_PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
-
-
-def render(report: Report, path: Path) -> str:
-    """Return the text of a report in the format that the name of its file asks for."""
-    suffix = path.suffix.lower()
-    if suffix == ".md":
-        return markdown(report)
-    if suffix == ".xml":
-        return junit(report)
-    return report.to_json()
+OVERVIEW = ("", "before", "after", "")
+REWRITES = ("", "rule", "nodes", "window error", "bound")
+OUTPUTS = ("output", "error", "noise floor", "tolerance", "ulps", "cosine", "top-1")
+PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
 
 
 # ----------------------------------------------------------------------------- what is told
@@ -52,7 +41,11 @@ def overview(report: Report) -> Iterator[Row]:
     if report.latency is not None:
         time = report.latency
         ratio = f"× {time.ratio:.2f} ({time.ratio_low:.2f} to {time.ratio_high:.2f})"
-        yield "latency", f"{time.before_ms:.3g} ms", f"{time.after_ms:.3g} ms", ratio
+        if not time.slower and not time.faster:
+            ratio += ", not conclusive"
+        # rounds are compared in pairs: the median of either side alone may say something else
+        after_ms = time.before_ms * time.ratio
+        yield "latency", f"{time.before_ms:.3g} ms", f"{after_ms:.3g} ms", ratio
 
 
 def passes(report: Report) -> Iterator[Row]:
@@ -197,8 +190,8 @@ def terminal(report: Report, console: Console, *, title: str = "", verbose: bool
     if title:
         say(console, title, style="bold")
     if any(entry.outcome == "kept" for entry in report.passes):
-        print_table(console, _OVERVIEW, overview(report), right=(1, 2))
-    print_table(console, _PASSES, passes(report), right=(1, 2, 3, 4))
+        print_table(console, OVERVIEW, overview(report), right=(1, 2))
+    print_table(console, PASSES, passes(report), right=(1, 2, 3, 4))
     if verbose:
         _print_details(report, console)
     for line in remarks(report, everything=verbose):
@@ -247,11 +240,11 @@ def markdown(report: Report) -> str:
     """Return the report as Markdown, for a pull request."""
     names = [facts.files[0].name if facts.files else "" for facts in (report.input, report.output)]
     lines = ["## graphpass: " + " → ".join(f"`{name}`" for name in names if name), ""]
-    lines += markdown_table(_OVERVIEW, overview(report))
-    lines += markdown_table(_PASSES, passes(report))
+    lines += markdown_table(OVERVIEW, overview(report))
+    lines += markdown_table(PASSES, passes(report))
     lines += [f"- {line}" for line in remarks(report)]
-    lines += _folded("outputs", markdown_table(_OUTPUTS, outputs(report)))
-    lines += _folded("rewrites", markdown_table(_REWRITES, rewrites(report)))
+    lines += _folded("outputs", markdown_table(OUTPUTS, outputs(report)))
+    lines += _folded("rewrites", markdown_table(REWRITES, rewrites(report)))
     refused = list(refusals(report))
     if refused:
         lines += ["", f"<details><summary>{len(refused)} refusals</summary>", ""]

@@ -39,6 +39,11 @@ class Judge(Closing):
         self._validator = Validator(self._original, options) if validate else None
 
     @property
+    def original(self) -> onnx.ModelProto:
+        """The skeleton that candidates are held against."""
+        return self._original
+
+    @property
     def threads(self) -> int:
         """How many threads ONNX Runtime uses."""
         return self.options.threads or available_cpus()

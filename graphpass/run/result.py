@@ -54,6 +54,17 @@ class Result(Closing):
         """The optimized model as an ordinary ModelProto, with every weight in it."""
         return self._model.to_proto()
 
+    def html(self) -> str:
+        """Return the report as one HTML page that draws the graph before and after."""
+        from graphpass.report.page.page import page
+
+        return page(self.report, self.skeletons)
+
+    @property
+    def skeletons(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """The model before and after, without large weights: for reports and tools that draw."""
+        return self._judge.original, self._model.proto
+
     @property
     def changed(self) -> bool:
         """Whether any pass changed anything."""

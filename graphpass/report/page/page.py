@@ -1,0 +1,142 @@
+"""One HTML page about a run: what changed, why to trust it, what stayed and why.
+
+The page holds all that it needs and asks nothing of a network. Whatever comes from a model goes in
+as JSON and is shown as text: a name can become neither markup nor script.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from graphpass.report.advice import advice
+from graphpass.report.data import PassReport, Report, file_facts, model_facts, plain
+from graphpass.report.page.drawn import pair
+from graphpass.report.render import OUTPUTS, PASSES, outputs, overview, passes, remarks
+from graphpass.report.summary import counted, verdict
+
+_NAMED = re.compile(r"'[^']*'")
+
+
+def page(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None = None) -> str:
+    """Return an HTML page on a run. `models`: skeletons before and after, to be drawn."""
+    facts = [row for row in overview(report) if not row[0].startswith("  ")]
+    operators = [row[:3] for row in overview(report) if row[0].startswith("  ")]
+    return filled(
+        {
+            "title": " → ".join(
+                facts.files[0].name for facts in (report.input, report.output) if facts.files
+            ),
+            "verdict": verdict(report),
+            "remarks": list(remarks(report, everything=True)),
+            "facts": facts,
+            "operators": [[name.strip(), before, after] for name, before, after in operators],
+            "passes": {"header": PASSES, "rows": list(passes(report))},
+            "outputs": {"header": OUTPUTS, "rows": list(outputs(report))},
+            "rewrites": [row for entry in report.passes for row in _rewrites(entry)],
+            "refusals": _refusals(report),
+            "cost": [],
+            "graphs": pair(*models) if models is not None else [],
+            "run": list(_run(report)),
+        }
+    )
+
+
+def diff_page(models: tuple[onnx.ModelProto, onnx.ModelProto], files: tuple[Path, Path]) -> str:
+    """Return an HTML page that holds two skeletons side by side; nothing is run."""
+    facts = [
+        model_facts(model, [file_facts(path, sha256=False)])
+        for model, path in zip(models, files, strict=True)
+    ]
+    report = Report({}, facts[0], facts[1], validated=False)
+    graphs = pair(*models)
+    shared = {node["label"] for node in graphs[0]["nodes"]} & {
+        node["label"] for node in graphs[1]["nodes"]
+    }
+    alone = [[n["label"] for n in graph["nodes"] if n["label"] not in shared] for graph in graphs]
+    nodes = f"{facts[0].nodes:,} and {counted(facts[1].nodes, 'node')}"
+    table = list(overview(report))
+    return filled(
+        {
+            "title": " and ".join(path.name for path in files),
+            "verdict": f"{nodes}, {len(alone[0]):,} and {len(alone[1]):,} of them in one only",
+            "remarks": ["nothing was run: graphpass compare says whether they compute the same"],
+            "facts": [row for row in table if not row[0].startswith("  ")],
+            "operators": [[r[0].strip(), *r[1:3]] for r in table if r[0].startswith("  ")],
+            "passes": None,
+            "outputs": None,
+            "rewrites": [],
+            "refusals": [],
+            "cost": [],
+            "graphs": graphs,
+            "alone": alone,
+            "run": [],
+        }
+    )
+
+
+def filled(data: dict[str, Any]) -> str:
+    """Return the page with `data`, its style, its script and the layout library in it."""
+    folder = resources("graphpass.report.page")
+    parts = {
+        "style": folder.joinpath("page.css").read_text(encoding="utf-8"),
+        "dagre": folder.joinpath("vendor/dagre.min.js").read_text(encoding="utf-8"),
+        "script": folder.joinpath("page.js").read_text(encoding="utf-8"),
+        # `</script>` in a name must not end the element that the data lies in
+        "data": json.dumps(plain(data), ensure_ascii=False).replace("<", "\\u003c"),
+    }
+    text = folder.joinpath("page.html").read_text(encoding="utf-8")
+    return re.sub(r"/\*(style|dagre|script|data)\*/", lambda found: parts[found[1]], text)
+
+
+def _rewrites(entry: PassReport) -> Iterator[dict[str, Any]]:
+    for rewrite in entry.rewrites:
+        proof = rewrite.proof
+        yield {
+            "number": rewrite.number,
+            "pass": entry.name,
+            "rule": rewrite.rule,
+            "law": rewrite.law,
+            "site": rewrite.site,
+            "before": rewrite.before,
+            "after": rewrite.after,
+            "status": "not run" if proof is None else proof.status,
+            "reason": "" if proof is None else proof.reason,
+            "equal": proof is not None and proof.bound == "equal",
+            "error": "" if proof is None else f"{proof.max_abs_error:.2g}",
+            "allowed": "" if proof is None else f"{proof.allowed:.2g}",
+            "ratio": proof.ratio if proof is not None and math.isfinite(proof.ratio) else 0.0,
+        }
+
+
+def _refusals(report: Report) -> list[dict[str, Any]]:
+    """Return refusals that say the same of different nodes as one, the most frequent first."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in report.passes:
+        for refusal in entry.refusals:
+            key = (entry.name, _NAMED.sub("…", refusal.reason))
+            said = {"pass": entry.name, "reason": refusal.reason, "advice": advice(refusal.reason)}
+            group = groups.setdefault(key, {**said, "nodes": []})
+            group["nodes"].append(refusal.node)
+            if len(group["nodes"]) > 1:
+                group["reason"] = key[1]
+    return sorted(groups.values(), key=lambda group: -len(group["nodes"]))
+
+
+def _run(report: Report) -> Iterator[tuple[str, str]]:
+    for facts, what in ((report.input, "read"), (report.output, "written")):
+        for file in facts.files:
+            yield (
+                what,
+                f"{file.name}, {file.size_bytes:,} bytes, SHA-256 {file.sha256 or 'not asked for'}",
+            )
+    for name, value in {**report.settings, **report.environment}.items():
+        yield name, json.dumps(plain(value), ensure_ascii=False)
+    yield "time", f"{report.total_s:.1f} s, begun {report.started_at}"
