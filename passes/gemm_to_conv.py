@@ -24,10 +24,14 @@ from graphpass import (
 )
 from graphpass.errors import UsageError
 
+from .clean_up import DropTranspose, MergeTransposes
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
 from .shared.flatten import FLATTEN_RULES
 from .shared.heads import ALONG_AXIS, BROADCAST, POINTWISE, flattens
+from .shared.positions import DenseOnMergedPositions, DenseOnPositions
+from .shared.reshapes import DropReshape, MergeReshapes
 from .shared.sizes import RESHAPES
+from .shared.transposes import TRANSPOSE_RULES
 
 _TARGETS = ("dense", "features", "all")
 _KEEPS_ROWS = (
@@ -108,6 +112,16 @@ class DenseOnRows(Rule):
         return found.convolution(pixels, found.kernel((found.inputs, 1, 1)))
 
 
+# what puts Transposes and Reshapes around layers on positions together again
+_LAYOUT: tuple[Rule, ...] = (
+    DropTranspose(),
+    MergeTransposes(),
+    DropReshape(),
+    MergeReshapes(),
+    *TRANSPOSE_RULES,
+)
+
+
 def _recurrent(y: Tensor) -> Node | None:
     """Return the recurrent layer whose steps, each an output of its own, `y` holds."""
     for _ in range(_WALK):
@@ -163,7 +177,8 @@ class GemmToConv(Pass):
     [N, K] a 1x1 kernel between Unsqueeze and Flatten. `target` says which:
     "features": only heads on feature maps, with all layers that follow;
     "dense": also layers on plain rows (a network without any convolution gets slower by it);
-    "all": also layers whose rows are the positions of a sequence or image.
+    "all": also layers whose rows are the positions of a sequence or image, which become pixels;
+    the Transposes that this takes move down until they meet their inverse.
     """
 
     name: ClassVar[str] = "gemm-to-conv"
@@ -178,5 +193,10 @@ class GemmToConv(Pass):
     @property
     def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]
         """The rules that `target` asks for."""
-        plain = () if self.target == "features" else (DenseOnRows(self.target == "all"),)
-        return (DenseOnFeatureMap(self.target == "all"), *plain, *FLATTEN_RULES)
+        everything = self.target == "all"
+        plain: tuple[Rule, ...] = ()
+        if self.target != "features":
+            plain = (DenseOnRows(everything), DenseOnPositions(everything))
+        if everything:
+            plain = (DenseOnMergedPositions(), *plain, *_LAYOUT)
+        return (DenseOnFeatureMap(everything), *plain, *FLATTEN_RULES)

@@ -89,6 +89,17 @@ class Dense:
         rows = Op("Flatten", conv, axis=1)
         return rows if self.rest is None else Op("Add", rows, self.rest)
 
+    def on_positions(self, x: Any, axes: int) -> Op:
+        """Return the layer on each position of x[B, …, C], which has `axes` axes: a 1x1 Conv.
+
+        The positions become pixels, the channels come first for it and last again after it.
+        """
+        pixel = [1] * (axes - 2)
+        y = Op("Transpose", x, perm=[0, axes - 1, *range(1, axes - 1)])
+        conv = Op("Conv", y, self.kernel((self.inputs, *pixel)), self.bias, kernel_shape=pixel)
+        result = Op("Transpose", conv, perm=[0, *range(2, axes), 1])
+        return result if self.rest is None else Op("Add", result, self.rest)
+
     def kernel(self, sizes: Sequence[int], order: Sequence[int] | None = None) -> Weight | Array:
         """Return alpha · matrix as [outputs, C, H, W, …].
 
@@ -121,14 +132,18 @@ def _weight(kernel: Weight | Array, like: Weight) -> Weight:
     return Weight(like.name, kernel.shape, like.data_type, lambda: kernel)
 
 
-def resolve(layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None) -> Dense | None:
+def resolve(
+    layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None, *, stacked: bool = False
+) -> Dense | None:
     """Read a dense layer out of what the pattern bound; None where this is another structure.
 
-    Refuses what no Conv can take the place of.
+    `stacked`: one on more than two axes, instead of one on rows. Refuses what no Conv can take the
+    place of.
     """
     is_gemm = operator(layer) == "Gemm"
     weight = constant(matrix)
-    if not is_gemm and (rank(matrix) != 2 or rank(layer.inputs[0]) not in (2, None)):
+    axes = rank(layer.inputs[0])
+    if not is_gemm and (rank(matrix) != 2 or (axes not in (2, None)) != stacked):
         return None  # a product of stacks of matrices
     if weight is None:
         _refuse_matrix(layer, matrix)
@@ -138,16 +153,16 @@ def resolve(layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None) 
     outputs_first = is_gemm and attribute(layer, "transB") != 0
     width = weight.shape[0 if outputs_first else 1]
     if not is_gemm:
-        if add is not None and not _absorbs(add, layer, width):
+        if add is not None and not _absorbs(add, layer, width, axes or 2):
             return None
         if add is None and any(
-            _absorbs(reader, layer, width) for reader in readers(layer.outputs[0])
+            _absorbs(reader, layer, width, axes or 2) for reader in readers(layer.outputs[0])
         ):
             return None  # its turn comes at the Add
-        require(rank(layer.inputs[0]) == 2, f"the rank of '{layer.inputs[0].name}' is not known")
+        require(axes is not None, f"the rank of '{layer.inputs[0].name}' is not known")
     _require_convolvable(layer, weight)
     alpha, beta = (attribute(layer, "alpha"), attribute(layer, "beta")) if is_gemm else (1.0, 1.0)
-    within, beyond = _bias(layer, bias, beta, width)
+    within, beyond = _bias(layer, bias, beta, width, axes or 2)
     transposed = is_gemm and attribute(layer, "transA") != 0
     return Dense(layer, weight, outputs_first, alpha, within, beyond, transposed)
 
@@ -174,7 +189,7 @@ def _require_convolvable(layer: Node, weight: Weight) -> None:
     require(kind != "double", "ONNX Runtime has no Conv of double numbers")
 
 
-def _absorbs(add: Node, layer: Node, width: int) -> bool:
+def _absorbs(add: Node, layer: Node, width: int, axes: int) -> bool:
     """Whether `add` adds a constant bias to `layer`, which nothing else reads."""
     product = layer.outputs[0]
     if operator(add) != "Add" or is_output(product) or len(readers(product)) != 1:
@@ -183,16 +198,16 @@ def _absorbs(add: Node, layer: Node, width: int) -> bool:
         return False
     others = [tensor for tensor in add.inputs if tensor is not product]
     term = constant(others[0]) if len(others) == 1 else None
-    return term is not None and _is_per_output(term.shape, width)
+    return term is not None and _is_per_output(term.shape, width, axes)
 
 
-def _is_per_output(shape: Sequence[int], width: int) -> bool:
-    if len(shape) > 2 or math.prod(shape[:-1]) != 1:
+def _is_per_output(shape: Sequence[int], width: int, axes: int) -> bool:
+    if len(shape) > axes or math.prod(shape[:-1]) != 1:
         return False
     return len(shape) == 0 or shape[-1] in (1, width)
 
 
-def _bias(layer: Node, bias: Tensor | None, beta: float, width: int) -> tuple[Any, Any]:
+def _bias(layer: Node, bias: Tensor | None, beta: float, width: int, axes: int) -> tuple[Any, Any]:
     """Return beta · bias as one value per output, or else as a term to be added after."""
     if bias is None or beta == 0:
         return None, None
@@ -201,7 +216,7 @@ def _bias(layer: Node, bias: Tensor | None, beta: float, width: int) -> tuple[An
         factor = np.asarray(beta, bias.dtype) if beta != 1 and bias.dtype is not None else None
         require(beta == 1 or factor is not None, f"the element type of '{bias.name}' is not known")
         return None, bias if factor is None else Op("Mul", bias, factor)
-    if not _is_per_output(weight.shape, width):
+    if not _is_per_output(weight.shape, width, axes):
         return None, bias if beta == 1 else _times_beta(weight.array(), beta, weight)
     if beta == 1 and weight.shape == (width,):
         return bias, None

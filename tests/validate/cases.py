@@ -70,6 +70,10 @@ def _merge(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "merge-branches", text, constants=constants)
 
 
+def _all(name: str, text: str, **constants: Any) -> Case:
+    return Case(name, "gemm-to-conv{target=all}", text, constants=constants)
+
+
 def _nhwc(text: str, **constants: Any) -> Case:
     return _clean(
         f"in NHWC: {text}",
@@ -204,6 +208,21 @@ CASES = (
         q=np.random.default_rng(0).integers(-127, 128, (6, 4, 3, 3)).astype(np.int8),
         d=np.float32(0.01),
         b=(6,),
+    ),
+    _all(
+        "positions of a sequence",
+        "(float[N,7,8] x) => (float[N,7,4] y) {a = MatMul(x, W) c = Add(a, b) r = Relu(c)"
+        " y = MatMul(r, V)}",
+        W=(8, 5),
+        b=(5,),
+        V=(5, 4),
+    ),
+    _all(
+        "positions made rows",
+        "(float[N,7,8] x) => (float[M,5] y) {r = Reshape(x, s) y = Gemm<transB=1>(r, W, b)}",
+        W=(5, 8),
+        b=(5,),
+        s=_ints(-1, 8),
     ),
     _dense(
         "views before a dense layer",
