@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import onnxruntime as ort
 import pytest
 from onnx import defs, helper, numpy_helper
 
+from graphpass import optimize
 from graphpass.ir.mixing import mixed_axes
 from graphpass.ir.model import Model
 from graphpass.ir.nodes import Node
@@ -513,3 +516,80 @@ def test_nothing_is_known_of_what_a_model_defines_itself() -> None:
     )
     node = Model.load(model).graph.nodes[0]
     assert of_node(node) is None and not has(node, Trait.ELEMENTWISE) and is_random(node) is False
+
+
+_ROOT = Path(__file__).parent.parent
+_HOME = {_ROOT / "graphpass/ir" / name for name in ("operators.py", "mixing.py")}
+_NAMES = {schema.name for schema in defs.get_all_schemas()}
+_OLDER = {"constants.py", "fused_functions.py", "batch_operators.py"}  # to be emptied
+_MOST_IN_A_PATTERN = 4  # as many operators as one pattern, or one branch, may list by name
+
+
+def _lists(tree: ast.Module) -> Iterator[tuple[int, list[str]]]:
+    """Yield, by line, the operators that a tuple, list, set or split text names.
+
+    A dict from operators to functions says what is done for each, not what they are.
+    """
+    for node in ast.walk(tree):
+        texts: list[str] = []
+        if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+            texts = [
+                e.value for e in node.elts if isinstance(e, ast.Constant) and e.value in _NAMES
+            ]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = node.value.split()
+            texts = words if len(words) > 1 and all(word in _NAMES for word in words) else []
+        if texts:
+            yield getattr(node, "lineno", 0), texts
+
+
+def test_a_second_table_is_found() -> None:
+    tree = ast.parse('a = ("Relu", "Abs", "Neg", "Exp", "Log")\nb = "Relu Abs Neg"\nc = "Relu"')
+    assert [(line, len(names)) for line, names in _lists(tree)] == [(1, 5), (2, 3)]
+
+
+def test_what_is_known_of_operators_is_written_in_one_place() -> None:
+    """Ask `graphpass.ir.operators` for a property, or add it there as a trait."""
+    files = [p for folder in ("graphpass", "passes") for p in (_ROOT / folder).rglob("*.py")]
+    found = [
+        f"{path.relative_to(_ROOT)}:{line} lists {' '.join(names)}"
+        for path in files
+        if path not in _HOME and path.name not in _OLDER
+        for line, names in _lists(ast.parse(path.read_text(encoding="utf-8")))
+        if len(names) > _MOST_IN_A_PATTERN
+    ]
+    assert not found
+
+
+_TRAINING = [
+    (9, "b, m, v_, p, q", ""),
+    (12, "b, m, v_, p, q", ""),
+    (15, "b, m, v_", "<training_mode=1>"),
+]
+
+
+@pytest.mark.parametrize("view", ["Flatten", "Relu", "Identity", "Transpose<perm=[0,2,3,1]>"])
+@pytest.mark.parametrize(("opset", "outputs", "mode"), _TRAINING)
+def test_no_pass_touches_a_batch_normalization_that_trains(
+    view: str, opset: int, outputs: str, mode: str
+) -> None:
+    """Statistics that are asked for, even if nobody reads them, are those of this batch."""
+    model = graph(
+        "(float[2,3,2,2] x) => (float[2,L] y) {"
+        "    c = Conv<kernel_shape=[2,2]>(x, W)"
+        f"   v = {view}(c)"
+        f"   {outputs} = BatchNormalization{mode}(v, s, s, s, s)"
+        "    f = Flatten(b)"
+        "    y = MatMul(f, G)"
+        "}",
+        opset=opset,
+        W=(1, 3, 2, 2),
+        s=np.array([0.5], _F),
+        G=(1, 5),
+    )
+    result = optimize(model, validate=False).model
+    kept = [n for n in result.graph.node if n.op_type == "BatchNormalization"]
+    assert [list(n.output) for n in kept] == [outputs.split(", ")]
+    x = {"x": np.random.default_rng(0).normal(size=(2, 3, 2, 2)).astype(_F)}
+    (before,), (after,) = (_session(m).run(["y"], x) for m in (model, result))
+    assert np.allclose(before, after, 1e-4, 1e-4)

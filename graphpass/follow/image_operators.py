@@ -26,6 +26,7 @@ from graphpass.follow.image_axes import (
     target_sizes,
 )
 from graphpass.follow.traced import Trace, Visit
+from graphpass.ir.operators import Trait, named
 from graphpass.ir.questions import (
     Node,
     attribute,
@@ -342,24 +343,17 @@ def _recurrent(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     raise AxisError("is a recurrent layer over pixels")
 
 
-_UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh
-DequantizeLinear Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LRN
-LeakyRelu Log Mish Neg Not QuantizeLinear Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
-Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu BatchNormalization InstanceNormalization
-GroupNormalization MeanVarianceNormalization""".split()
-_NARY = """Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less
-LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
-_REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
-ReduceProd ReduceSum ReduceSumSquare""".split()
+_SAME = named(Trait.ELEMENTWISE, Trait.QUANTIZING, Trait.NORMALIZATION, without=Trait.CONTRACTION)
+_REDUCTIONS = named(Trait.REDUCTION, without=Trait.POSITION)
 
-_GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-_POOLS = ("AveragePool", "MaxPool", "LpPool")
+_GLOBAL_POOLS = named(Trait.POOL, without=Trait.SLIDING)
+_POOLS = named(Trait.POOL | Trait.SLIDING)
 # what slides over an image, or pools it: it tells in which layout the network reads
 SLIDING = frozenset(("Conv", *_POOLS, *_GLOBAL_POOLS, *_REDUCTIONS))
 
 HANDLERS: Mapping[str, Handler] = {
-    **dict.fromkeys(_UNARY, _same),
-    **dict.fromkeys(_NARY, _elementwise),
+    **dict.fromkeys(_SAME, _same),
+    **dict.fromkeys(named(Trait.BROADCASTING), _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
@@ -373,6 +367,7 @@ HANDLERS: Mapping[str, Handler] = {
     "Flatten": _flatten,
     "Gather": _gather,
     "LayerNormalization": _layer_norm,
+    "RMSNormalization": _layer_norm,
     "LpNormalization": _softmax,
     "MatMul": _matmul,
     "Pad": _pad,

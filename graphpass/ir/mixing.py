@@ -53,8 +53,8 @@ def _mixed(node: Node, index: int, count: int, traits: Trait) -> Iterable[int] |
     if index:
         return None
     if Trait.REDUCTION in traits:
-        return range(2, count) if node.op.startswith("Global") else _reduced(node, count)
-    if Trait.SLIDING in traits:
+        return _reduced(node, count)
+    if traits & (Trait.SLIDING | Trait.POOL):
         return range(1 if Trait.CONTRACTION in traits else 2, count)
     return None
 

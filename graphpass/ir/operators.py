@@ -36,6 +36,10 @@ class Trait(Flag):
     MOVEMENT = auto()  # each is an element of the data, moved or repeated, or fills a gap
     VIEW = auto()  # all elements stay, in their order: only the shape is another
     SLIDING = auto()  # from a window that slides over the axes from 2 on
+    POOL = auto()  # from a window of one channel, or from all of it
+    SUM = auto()  # adds up many
+    ARITHMETIC = auto()  # + - * /
+    POSITION = auto()  # where they lie, not what they are
     CONTRACTION = auto()  # sums of products of the elements of two inputs
     NORMALIZATION = auto()  # scaled and shifted by statistics
     RECURRENT = auto()  # step by step along a sequence
@@ -88,6 +92,8 @@ _E, _B, _R = Trait.ELEMENTWISE, Trait.BROADCASTING, Trait.REDUCTION
 _H, _UP, _0, _NAN = Trait.HOMOGENEOUS, Trait.MONOTONE, Trait.KEEPS_ZERO, Trait.KEEPS_NAN
 _MOVE = Trait.MOVEMENT | Trait.PICKS | Trait.ON_MAGNITUDES | _H | _UP | _0 | _NAN
 _VIEW = _MOVE | Trait.VIEW
+_POOL = Trait.SLIDING | Trait.POOL
+_NORM_AXIS = Trait.ALONG_AXIS | Trait.NORMALIZATION
 _SLIDING_SUM = Trait.SLIDING | Trait.CONTRACTION | Trait.ON_MAGNITUDES
 _TAME, _BOUNDED, _PICKS = Trait.TAME, Trait.BOUNDED, Trait.PICKS
 _MAGNITUDES = Trait.ON_MAGNITUDES
@@ -119,10 +125,10 @@ _ROWS: tuple[Operator, ...] = (
     *_row("Cast CastLike", _E | _0 | _NAN | _MAGNITUDES),
     *_row("IsInf IsNaN Not BitwiseNot", _E),
     # one element from several
-    *_row("Add", _B | _H | _UP | _0 | _NAN | _MAGNITUDES, since=7, data=None),
-    *_row("Sub", _B | _H | _0 | _NAN, since=7, data=None),
-    *_row("Mul", _B | _0 | _NAN | _MAGNITUDES, since=7, data=None),
-    *_row("Div", _B | _NAN, since=7, data=None),
+    *_row("Add", _B | Trait.ARITHMETIC | _H | _UP | _0 | _NAN | _MAGNITUDES, since=7, data=None),
+    *_row("Sub", _B | Trait.ARITHMETIC | _H | _0 | _NAN, since=7, data=None),
+    *_row("Mul", _B | Trait.ARITHMETIC | _0 | _NAN | _MAGNITUDES, since=7, data=None),
+    *_row("Div", _B | Trait.ARITHMETIC | _NAN, since=7, data=None),
     *_row("Pow", _B, since=7, data=None),
     *_row("PRelu", _B | _0 | _NAN, since=7),
     *_row("Sum Mean", _B | _H | _UP | _0 | _NAN | _MAGNITUDES, since=8, data=None),
@@ -135,19 +141,19 @@ _ROWS: tuple[Operator, ...] = (
     *_row("BitShift", _B, since=11, data=None),
     *_row("BitwiseAnd BitwiseOr BitwiseXor", _B, since=18, data=None),
     # all along some axes
-    *_row("ReduceSum ReduceMean", _R | _H | _UP | _0 | _NAN | _MAGNITUDES),
+    *_row("ReduceSum ReduceMean", _R | Trait.SUM | _H | _UP | _0 | _NAN | _MAGNITUDES),
     *_row("ReduceMax", _R | _H | _UP | _0 | _PICKS | _MAGNITUDES),
     *_row("ReduceMin", _R | _H | _UP | _0 | _PICKS),
     *_row("ReduceL1 ReduceL2", _R | _H | _0 | _NAN),
     *_row("ReduceProd ReduceSumSquare", _R | _0 | _NAN),
     *_row("ReduceLogSum ReduceLogSumExp", _R | _UP | _NAN),
-    *_row("GlobalAveragePool", _R | _H | _UP | _0 | _NAN | _MAGNITUDES),
-    *_row("GlobalMaxPool", _R | _H | _UP | _0 | _PICKS | _MAGNITUDES),
-    *_row("GlobalLpPool", _R | _H | _0 | _NAN),
-    *_row("ArgMax ArgMin", _R),
-    *_row("Softmax LogSoftmax", Trait.ALONG_AXIS | _NAN | _BOUNDED),
-    *_row("Hardmax", Trait.ALONG_AXIS | _BOUNDED),
-    *_row("LpNormalization", Trait.ALONG_AXIS | _0 | _NAN),
+    *_row("GlobalAveragePool", Trait.POOL | Trait.SUM | _H | _UP | _0 | _NAN | _MAGNITUDES),
+    *_row("GlobalMaxPool", Trait.POOL | _H | _UP | _0 | _PICKS | _MAGNITUDES),
+    *_row("GlobalLpPool", Trait.POOL | _H | _0 | _NAN),
+    *_row("ArgMax ArgMin", _R | Trait.POSITION),
+    *_row("Softmax LogSoftmax", _NORM_AXIS | _NAN | _BOUNDED),
+    *_row("Hardmax", _NORM_AXIS | _BOUNDED),
+    *_row("LpNormalization", _NORM_AXIS | _0 | _NAN),
     *_row("CumSum", Trait.ALONG_AXIS | _H | _UP | _0),
     *_row("CumProd", Trait.ALONG_AXIS | _0),
     *_row("TopK", Trait.ALONG_AXIS | _PICKS | _H | _0),
@@ -164,9 +170,9 @@ _ROWS: tuple[Operator, ...] = (
     *_row("DeformConv", Trait.SLIDING | Trait.CONTRACTION, data=2),
     *_row("ConvInteger QLinearConv", Trait.SLIDING | Trait.CONTRACTION | Trait.QUANTIZING, data=2),
     *_row("CausalConvWithState", Trait.SLIDING | Trait.CONTRACTION | Trait.RECURRENT),
-    *_row("AveragePool", Trait.SLIDING | _H | _UP | _0 | _NAN | _MAGNITUDES),
-    *_row("MaxPool", Trait.SLIDING | _H | _UP | _0 | _PICKS | _MAGNITUDES),
-    *_row("LpPool", Trait.SLIDING | _H | _0 | _NAN),
+    *_row("AveragePool", _POOL | Trait.SUM | _H | _UP | _0 | _NAN | _MAGNITUDES),
+    *_row("MaxPool", _POOL | _H | _UP | _0 | _PICKS | _MAGNITUDES),
+    *_row("LpPool", _POOL | Trait.SUM | _H | _0 | _NAN),
     # sums of products
     *_row("Gemm MatMul", Trait.CONTRACTION | _MAGNITUDES, data=2),
     *_row("Einsum", Trait.CONTRACTION, data=None),
@@ -177,7 +183,7 @@ _ROWS: tuple[Operator, ...] = (
     *_row("LayerNormalization RMSNormalization", Trait.NORMALIZATION),
     *_row("MeanVarianceNormalization LRN", Trait.NORMALIZATION),
     # integers and back
-    *_row("QuantizeLinear DequantizeLinear DynamicQuantizeLinear", Trait.QUANTIZING),
+    *_row("QuantizeLinear DequantizeLinear", Trait.QUANTIZING),
     # step by step
     *_row("LSTM GRU RNN", Trait.RECURRENT),
     # of sizes, of nothing
@@ -187,7 +193,7 @@ _ROWS: tuple[Operator, ...] = (
     *_row("BlackmanWindow HammingWindow HannWindow MelWeightMatrix", Trait.SOURCE, data=0),
     *_row("RandomNormal RandomUniform", Trait.SOURCE | Trait.RANDOM, data=0),
     *_row("RandomNormalLike RandomUniformLike", Trait.SIZES_ONLY | Trait.RANDOM),
-    *_row("Bernoulli", _E | Trait.RANDOM),
+    *_row("Bernoulli", Trait.RANDOM),
     *_row("Multinomial", Trait.RANDOM),
     # bodies
     *_row("If Loop Scan SequenceMap", Trait.CONTROL, data=None),
@@ -199,8 +205,9 @@ _ROWS: tuple[Operator, ...] = (
 
 # what is known to be known to nobody: sequences, images, text, losses, and what mixes freely
 UNCLASSIFIED: Final = frozenset(
-    """AffineGrid BitCast Col2Im ConcatFromSequence DFT Det ImageDecoder NegativeLogLikelihoodLoss
-    NonMaxSuppression NonZero OneHot Optional OptionalGetElement OptionalHasElement RegexFullMatch
+    """AffineGrid BitCast Col2Im ConcatFromSequence DFT Det DynamicQuantizeLinear ImageDecoder
+    NegativeLogLikelihoodLoss NonMaxSuppression NonZero OneHot Optional OptionalGetElement
+    OptionalHasElement RegexFullMatch
     RotaryEmbedding STFT Scatter SequenceAt SequenceConstruct SequenceEmpty SequenceErase
     SequenceInsert SequenceLength SoftmaxCrossEntropyLoss SplitToSequence StringConcat
     StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique""".split()
@@ -215,16 +222,25 @@ def row(op: str, domain: str = "", version: int | None = None) -> Operator | Non
     return found if found is not None and (version is None or version >= found.since) else None
 
 
+def traits(op: str, domain: str = "") -> Trait:
+    """Return what an operator may be in the newest opset; nothing where it is not known."""
+    found = row(op, domain)
+    return Trait(0) if found is None else found.traits
+
+
 @lru_cache
-def named(*choices: Trait) -> tuple[str, ...]:
+def named(*choices: Trait, without: Trait | None = None) -> tuple[str, ...]:
     """Return the standard operators that have all traits of one of `choices`, for a pattern.
 
-    Some have them only as of an opset, or with some attributes: ask `has` about the node.
+    `without`: they have none of these. Some have a trait only as of an opset, or with some
+    attributes: ask `has` about the node.
     """
     return tuple(
         found.name
         for found in _ROWS
-        if not found.domain and any(choice in found.traits for choice in choices)
+        if not found.domain
+        and not (without and found.traits & without)
+        and any(choice in found.traits for choice in choices)
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from graphpass.ir.inference import infer_shapes
+from graphpass.ir.operators import Trait, traits
 from graphpass.ir.proto_walk import all_graphs
 
 Shape = Sequence[int]
@@ -61,13 +62,13 @@ def _node_cost(node: onnx.NodeProto, known: Mapping[str, Shape], reuse: float) -
     output = known.get(node.output[0]) if node.output else None
     size = math.prod(output) if output is not None else 0
     weight = inputs[1] if len(inputs) > 1 else None
-    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or not weight:
+    if Trait.CONTRACTION | Trait.ON_MAGNITUDES not in traits(node.op_type) or not weight:
         return size
     if node.op_type == "ConvTranspose" and inputs[0] is not None:
         return math.prod(inputs[0]) * math.prod(weight[1:])
     if not output:
         return math.prod(weight) * reuse
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if Trait.SLIDING in traits(node.op_type):
         return size * math.prod(weight[1:])
     # A weight of K x M gives M columns, K multiply-adds for each element.
     return size * math.prod(weight[-2:]) / max(output[-1], 1)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from graphpass.ir.operators import Trait, named, traits
 from graphpass.ir.proto_walk import all_graphs, all_nodes
 from graphpass.validate.process.channel import Array, Value
 
@@ -29,13 +30,14 @@ _EPSILON: dict[int, float] = {
     TensorProto.FLOAT8E5M2: 2.0**-2,
     TensorProto.FLOAT8E5M2FNUZ: 2.0**-2,
 }
-_RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-_RANDOM_OPS |= {"Multinomial", "Bernoulli", "Dropout"}
 # What sums up or makes floats: where roundings happen that a rewrite may make differently.
-_ROUNDING_OPS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "BatchNormalization"}
-_ROUNDING_OPS |= {"InstanceNormalization", "LayerNormalization", "LSTM", "GRU", "RNN"}
-_ROUNDING_OPS |= {"ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool", "Softmax"}
-_ROUNDING_OPS |= {"Mul", "Add", "Sub", "Div", "Gather", "Cast", "DequantizeLinear"}
+_ROUNDING_OPS = frozenset(
+    (
+        *named(Trait.CONTRACTION, Trait.NORMALIZATION, Trait.RECURRENT, Trait.SUM),
+        *named(Trait.ARITHMETIC, Trait.QUANTIZING),
+        *("Cast", "Gather"),
+    )
+)
 
 
 def arithmetic_epsilon(model: onnx.ModelProto) -> float:
@@ -58,7 +60,7 @@ def may_be_random(model: onnx.ModelProto) -> bool:
     functions = {(function.domain, function.name) for function in model.functions}
     for node in all_nodes(model):
         known = node.domain in ("", "ai.onnx", "ai.onnx.ml")
-        if known and node.op_type in _RANDOM_OPS:
+        if known and Trait.RANDOM in traits(node.op_type):
             return True
         if not known and (node.domain, node.op_type) not in functions:
             return True

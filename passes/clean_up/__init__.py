@@ -30,6 +30,7 @@ from graphpass import (
     require,
     static_dim,
 )
+from graphpass.ir.operators import is_training
 from graphpass.ir.questions import cast_type
 
 from ..shared.reshapes import DropReshape, FixReshape, MergeReshapes
@@ -75,10 +76,7 @@ class DropDropout(Rule):
     def rewrite(
         self, node: Node, x: Tensor, ratio: Tensor | None, training_mode: Weight | None
     ) -> Any:
-        if opset(node) < 7:
-            require(attribute(node, "is_test"), f"{label(node)} is in training mode")
-        if training_mode is not None:
-            require(not training_mode.array().any(), f"{label(node)} is in training mode")
+        require(not is_training(node), f"{label(node)} is in training mode")
         return x
 
 

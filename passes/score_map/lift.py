@@ -19,6 +19,7 @@ from graphpass import Node, Tensor, attribute, axes_of, constant, label, operato
 from graphpass.follow.geometry import windows_of
 from graphpass.follow.image_axes import Spatial, size_of, target_sizes
 from graphpass.follow.traced import Trace
+from graphpass.ir.operators import Trait, named
 from graphpass.ir.weight import Array
 from graphpass.rewrite.edit import Editor
 
@@ -362,22 +363,15 @@ def _global_pool(lifter: Lifter, node: Node) -> list[Lifted]:
     return [lifter.first(node)]  # of one cell
 
 
-_LINEAR = """BatchNormalization Conv Dropout Flatten Identity Reshape Squeeze Transpose
-Unsqueeze""".split()
-_ONE_CELL = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd")
-_UNARY = """Abs Cast CastLike Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu
-Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Softplus Softsign Sqrt Swish Tanh
-ThresholdedRelu""".split()
-_NARY = """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu
-Pow Sub Sum Where Xor""".split()
-_REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
-ReduceProd ReduceSum ReduceSumSquare""".split()
+_LINEAR = (*named(Trait.VIEW), "BatchNormalization", "Conv", "Dropout", "Transpose")
+# of one element, that element
+_ONE_CELL = (*named(Trait.REDUCTION | Trait.SUM, Trait.REDUCTION | Trait.PICKS), "ReduceProd")
 
 _HANDLERS: Mapping[str, Handler] = {
-    **dict.fromkeys(_UNARY, _unary),
-    **dict.fromkeys(_NARY, _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _view),
+    **dict.fromkeys(named(Trait.ELEMENTWISE), _unary),
+    **dict.fromkeys(named(Trait.BROADCASTING), _elementwise),
+    **dict.fromkeys(named(Trait.REDUCTION), _reduce),
+    **dict.fromkeys(named(Trait.VIEW), _view),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
     **dict.fromkeys(("TopK", "Split", "LpNormalization"), _along_channel),
     **dict.fromkeys(("ArgMax", "ArgMin"), _arg),

@@ -18,7 +18,7 @@ from graphpass import (
     opset,
     require,
 )
-from graphpass.ir.operators import is_training
+from graphpass.ir.operators import Trait, is_training, named
 from graphpass.ir.questions import is_overridable
 from graphpass.rewrite.pattern import Pattern
 
@@ -26,7 +26,7 @@ from .affine import Affine, Floats, of_arithmetic, of_batch_normalization
 from .channels import Channels, per_channel, vector
 from .dequantize import quantized
 
-_ARITHMETIC = ("Mul", "Add", "Sub", "Div")
+_ARITHMETIC = named(Trait.ARITHMETIC)
 
 
 def affine_of(inner: Pattern, *, shared: bool = False) -> either:

@@ -17,14 +17,15 @@ from graphpass import (
     any_,
     attribute,
     const,
-    constant,
     is_output,
+    label,
     operator,
     opset,
     rank,
     readers,
+    require,
 )
-from graphpass.ir.operators import is_training
+from graphpass.ir.operators import Trait, has, is_training
 
 from .heads import (
     ALONG_AXIS,
@@ -85,7 +86,7 @@ class TransposeAfterPointwise(Rule):
         if perm is None or list(perm) != [0, *range(2, len(perm)), 1] or len(perm) < 3:
             return None
         turned = transpose.outputs[0]
-        if is_output(turned) or len(readers(turned)) > 1 or _draws(f):
+        if is_output(turned) or len(readers(turned)) > 1 or not has(f, Trait.ELEMENTWISE):
             return None
         if not makes_rows(f.outputs[0], f):
             return None
@@ -102,22 +103,9 @@ class FlattenAfterPointwise(Rule):
     pattern = Op(POINTWISE, _FLATTEN, ..., bind="f")
 
     def rewrite(self, f: Node, flatten: Node, y: Tensor) -> Any:
-        if not _moves(flatten, f, y) or _draws(f):
+        if not _moves(flatten, f, y) or not has(f, Trait.ELEMENTWISE):
             return None
         return _flattened(f, y, *_further(f))
-
-
-def _draws(f: Node) -> bool:
-    """Whether this is a Dropout that drops."""
-    if operator(f) != "Dropout":
-        return False
-    if opset(f) < 7:
-        return bool(attribute(f, "is_test") == 0)
-    mode = f.inputs[2] if len(f.inputs) > 2 else None
-    if mode is None or mode.name == "":
-        return False
-    switch = constant(mode)
-    return switch is None or bool(switch.array().any())
 
 
 class FlattenAfterConstant(Rule):
@@ -127,7 +115,7 @@ class FlattenAfterConstant(Rule):
 
     def rewrite(self, f: Node, flatten: Node, y: Tensor, term: Weight) -> Any:
         sizes = map_sizes(y)
-        if opset(f) < 7 or sizes is None or not _moves(flatten, f, y):
+        if sizes is None or not has(f, Trait.BROADCASTING) or not _moves(flatten, f, y):
             return None
         spread = _spread(term, sizes, f)
         if spread is None:
@@ -163,7 +151,7 @@ class FlattenAfterTwo(Rule):
 
     def rewrite(self, f: Node, left: Node, right: Node, a: Tensor, b: Tensor) -> Any:
         sizes = map_sizes(a)
-        if opset(f) < 7 or sizes is None or sizes != map_sizes(b):
+        if sizes is None or not has(f, Trait.BROADCASTING) or sizes != map_sizes(b):
             return None
         if not flattens(b, right) or not _moves(left, f, a):
             return None
@@ -193,8 +181,9 @@ class FlattenAfterBatchNormalization(Rule):
 
     def rewrite(self, f: Node, flatten: Node, y: Tensor) -> Any:
         by_element = opset(f) < 9 and attribute(f, "spatial") == 0
-        if by_element or is_training(f) or not is_pixel(y):
+        if by_element or not is_pixel(y):
             return None
+        require(not is_training(f), f"{label(f)} is in training mode")
         return _flattened(f, y, *f.inputs[1:]) if _moves(flatten, f, y) else None
 
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from graphpass import Node, Tensor, constant, operator, producer, rank, static_dim
+from graphpass.ir.operators import Trait, named
 
 from .sizes import RESHAPES, product, reshaped, sizes
 
-# each element of the output comes from the element of the first input at the same place; what
-# further inputs there are (the bounds of Clip, the ratio of Dropout) are scalars
-POINTWISE = (
-    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip"),
-    *("Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"),
-    *("Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal"),
-    *("Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus"),
-    *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
-)
-BROADCAST = ("Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub")
-ALONG_AXIS = ("Hardmax", "LogSoftmax", "LpNormalization", "Softmax")
+POINTWISE = named(Trait.ELEMENTWISE)
+BROADCAST = named(Trait.BROADCASTING)
+ALONG_AXIS = named(Trait.ALONG_AXIS | Trait.NORMALIZATION)
 
 _POOLS = ("ReduceMax", "ReduceMean")
 _LAYERS = ("Gemm", "MatMul")

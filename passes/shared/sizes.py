@@ -24,8 +24,9 @@ from graphpass import (
     rank,
     static_shape,
 )
+from graphpass.ir.operators import Trait, named
 
-RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+RESHAPES = named(Trait.VIEW, without=Trait.ELEMENTWISE)
 
 _LONGEST = 32  # no shape has more dimensions; longer vectors of integers are no shapes
 _DEEPEST = 64  # how far up a computed shape is followed

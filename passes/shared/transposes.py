@@ -34,15 +34,13 @@ from graphpass import (
     readers,
     require,
 )
+from graphpass.ir.operators import Trait, has, named
 from graphpass.ir.questions import RefusedError, integers
 
 from .heads import ALONG_AXIS, BROADCAST, POINTWISE
 
 # not ReduceMax and ReduceMin: what they make of NaN depends on the layout, in ONNX Runtime
-_REDUCTIONS = (
-    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"),
-    *("ReduceSum", "ReduceSumSquare"),
-)
+_REDUCTIONS = named(Trait.REDUCTION | Trait.KEEPS_NAN)
 _ALONG_AXIS = tuple(op for op in ALONG_AXIS if op != "LpNormalization")
 _AGNOSTIC = frozenset((*POINTWISE, *BROADCAST, *_REDUCTIONS, *_ALONG_AXIS, "Concat", "Pad"))
 _JOINED = "abcdef"  # as many inputs as a Concat has here at most
@@ -376,7 +374,8 @@ def _is_agnostic(f: Node, order: Sequence[int]) -> bool:
     if op not in _AGNOSTIC or any(x.outputs or is_output(x) for x in f.outputs[1:]):
         return False
     if op in BROADCAST:
-        return opset(f) >= 7 and len(f.inputs) == 2 and _is_aligned(f, len(order))
+        both = has(f, Trait.BROADCASTING) and len(f.inputs) == 2
+        return both and _is_aligned(f, len(order))
     if op in _REDUCTIONS:
         return _is_agnostic_reduction(f, order)
     if op in _ALONG_AXIS:
@@ -385,8 +384,7 @@ def _is_agnostic(f: Node, order: Sequence[int]) -> bool:
         return len(_pads(f) or ()) == 2 * len(order)
     if op == "Concat":
         return 2 <= len(f.inputs) <= len(_JOINED)
-    # a Dropout that drops, or one that may
-    return op != "Dropout" or (opset(f) >= 7 and len(f.inputs) < 3)
+    return has(f, Trait.ELEMENTWISE)
 
 
 def _is_aligned(f: Node, count: int) -> bool:

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from graphpass.ir.operators import Trait, named
 from graphpass.validate.process.channel import dtype_of
 
 Kind = Literal["tensor", "sequence", "optional", "unsupported"]
 
 # Operators that hand integers on as they are, or shifted by too little to matter.
-_INDEX_CARRIERS = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
-_INDEX_CARRIERS |= {"Slice", "Expand", "Concat", "Tile", "Gather", "Split"}
+_INDEX_CARRIERS = frozenset((*named(Trait.MOVEMENT, without=Trait.BROADCASTING), "Cast"))
 # What exporters write for "some size": no two of these need to be the same.
 _NAMELESS = {"", "?", "-1", "None", "unk"}
 

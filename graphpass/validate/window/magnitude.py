@@ -15,26 +15,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
-# same operator on magnitudes: sums of products, averages, maxima, and what only moves elements
-_LINEAR = frozenset(
-    "Conv ConvTranspose Gemm MatMul Add Mul Sum AveragePool GlobalAveragePool MaxPool "
-    "GlobalMaxPool ReduceMean ReduceSum ReduceMax Max Flatten Reshape Squeeze Unsqueeze Transpose "
-    "Identity Cast CastLike Concat Pad Slice Gather Expand Split Tile Shape Constant "
-    "DepthToSpace SpaceToDepth Resize Upsample".split()
-)
-# |f(x)| <= |x| and Lipschitz constant at most about 1
-_CONTRACTIONS = frozenset(
-    "Relu LeakyRelu Tanh Elu Selu Softsign HardSwish Swish Gelu Mish Clip Dropout ThresholdedRelu "
-    "Abs Neg Floor Ceil Round".split()
-)
-# bounded by 1, with a Lipschitz constant of at most 1
-_BOUNDED = frozenset("Sigmoid HardSigmoid Softmax LogSoftmax Softplus Hardmax".split())
-_REDUCING = frozenset("Conv ConvTranspose Gemm MatMul".split())
-_AVERAGING = frozenset("AveragePool GlobalAveragePool ReduceMean ReduceSum LpPool".split())
-MOVEMENT = frozenset(
-    "Flatten Reshape Squeeze Unsqueeze Transpose Identity Concat Slice Gather Expand Split Tile "
-    "Shape Constant Dropout Relu MaxPool GlobalMaxPool ReduceMax DepthToSpace SpaceToDepth".split()
-)
+from graphpass.ir.operators import Trait, traits
 
 
 def magnitude_nodes(graph: onnx.GraphProto, mark: str) -> list[NodeProto] | None:
@@ -76,6 +57,7 @@ _FLOATS = frozenset(
 def _magnitude_of(node: NodeProto, inputs: list[str], mark: str) -> list[NodeProto] | None:
     outputs = [mark + name if name else "" for name in node.output]
     op = node.op_type
+    known = traits(op)
     copied = NodeProto()
     copied.CopyFrom(node)
     copied.name = ""
@@ -83,9 +65,11 @@ def _magnitude_of(node: NodeProto, inputs: list[str], mark: str) -> list[NodePro
     copied.input.extend(inputs)
     del copied.output[:]
     copied.output.extend(outputs)
-    if op in ("Resize", "Upsample") and not _weighs_with_sums_of_one(node):
-        return None
-    if op in _LINEAR:
+    if op in ("Resize", "Upsample"):
+        return [copied] if _weighs_with_sums_of_one(node) else None
+    if Trait.TAME in known:
+        return [helper.make_node("Identity", inputs[:1], outputs[:1])]
+    if known & (Trait.ON_MAGNITUDES | Trait.SIZES_ONLY | Trait.SOURCE) and not known & Trait.RANDOM:
         for attribute in copied.attribute:
             if attribute.name in ("alpha", "beta") and attribute.type == AttributeProto.FLOAT:
                 attribute.f = abs(attribute.f)
@@ -108,14 +92,12 @@ def _magnitude_of(node: NodeProto, inputs: list[str], mark: str) -> list[NodePro
         del copied.input[:]
         copied.input.extend(node.input)
         return [copied, helper.make_node("Abs", [plain], outputs)]
-    if op in _CONTRACTIONS:
-        return [helper.make_node("Identity", inputs[:1], outputs[:1])]
     if op == "PRelu":
         return [
             helper.make_node("Mul", inputs, f"{outputs[0]}.slope".split()),
             _add(inputs, outputs),
         ]
-    if op in _BOUNDED:
+    if Trait.BOUNDED in known:
         zero, one = f"{outputs[0]}.zero", f"{outputs[0]}.one"  # in every opset, of every type
         return [
             helper.make_node("Sub", [inputs[0], inputs[0]], [zero]),
@@ -181,20 +163,30 @@ def roundings(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> Ro
             sums += length
             chain += 1 if len(node.input) > 2 else 0
         else:
-            chain += _CHAIN.get(node.op_type, 0 if node.op_type in MOVEMENT else _UNKNOWN)
+            chain += _chain(node)
         depths.update(dict.fromkeys(node.output, (sums, chain)))
     sums, chain = depths.get(graph.output[0].name, (0, 0))
     return Roundings(sums, chain, sparse)
 
 
-# A BatchNormalization: the root and quotient of its factor, the product, the shift, the sum.
-_CHAIN = (
-    {"BatchNormalization": 6}
-    | dict.fromkeys("Add Sub Mul Div Cast CastLike Pad Neg Abs".split(), 1)
-    | dict.fromkeys(("Resize", "Upsample"), 12)
-)  # up to three axes, their weights and their sums
-_UNKNOWN = 12  # functions such as Sigmoid come from approximations good to a few units
-_ZERO_KEEPING = MOVEMENT | frozenset(("Mul", "Div", "Neg", "Abs", "Cast", "Pad"))
+def _chain(node: NodeProto) -> int:
+    """Return how often an operator that sums up nothing rounds a value, at most."""
+    known = traits(node.op_type)
+    if known & (Trait.PICKS | Trait.SIZES_ONLY | Trait.SOURCE):
+        return 0
+    if node.op_type == "BatchNormalization":
+        return 6  # the root and quotient of its factor, the product, the shift, the sum
+    if known & (Trait.ARITHMETIC | Trait.ON_MAGNITUDES) or node.op_type in ("Abs", "Neg"):
+        return max(len(node.input) - 1, 1)
+    return 12  # functions such as Sigmoid come from approximations good to a few units
+
+
+def _moves_zeros(node: NodeProto) -> bool:
+    """Whether zeros in the first input stay zeros, and nothing is added to them."""
+    known = traits(node.op_type)
+    single = known & (Trait.ELEMENTWISE | Trait.MOVEMENT | Trait.POOL | Trait.REDUCTION)
+    kept = bool(single) and bool(known & (Trait.KEEPS_ZERO | Trait.MOVEMENT))
+    return node.op_type in ("Mul", "Div") or (kept and Trait.BROADCASTING not in known)
 
 
 def _keeps_zeros(
@@ -206,7 +198,7 @@ def _keeps_zeros(
         name = node.input[1]
     while name not in inputs:
         source = producers.get(name)
-        if source is None or source.op_type not in _ZERO_KEEPING or not source.input:
+        if source is None or not source.input or not _moves_zeros(source):
             return False
         name = source.input[0]
     return True
@@ -214,10 +206,11 @@ def _keeps_zeros(
 
 def _sum_length(node: NodeProto, found: Sequence[Sequence[int] | None]) -> int:
     """Return how many summands a node's sum has, at most; 0 where it sums nothing."""
-    if node.op_type in _AVERAGING:
-        first = 1 if node.op_type.startswith("Reduce") else 2
+    known = traits(node.op_type)
+    if Trait.SUM in known:
+        first = 1 if Trait.REDUCTION in known else 2
         return math.prod(found[0][first:]) if found[0] and len(found[0]) > 2 else _LONG_SUM
-    if node.op_type not in _REDUCING:
+    if Trait.CONTRACTION | Trait.ON_MAGNITUDES not in known:
         return 0
     weight = found[1] if len(found) > 1 and found[1] else None
     if node.op_type == "Conv" and weight:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import onnx
 from onnx import helper
 
+from graphpass.ir.operators import Trait, named, traits
 from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.storage.reference import reference_of
-from graphpass.validate.window.magnitude import MOVEMENT, Roundings, magnitude_nodes, roundings
+from graphpass.validate.window.magnitude import Roundings, magnitude_nodes, roundings
 
 PROBE_WORK = 2e7  # multiplications spent on the probes of one window
 _ELEMENT_WORK = 16  # multiplications that sending one element to the runtime and back is worth
@@ -22,26 +23,31 @@ _FEWEST_PROBES = 4
 # Sizes for the batch and for other symbolic dimensions, one pair after the other until one fits.
 _SIZES = ((2, 4), (1, 4), (1, 1), (4, 8), (1, 16))
 # What keeps the size of its input, so that a large probe comes out as large.
-_UNBOUNDED = MOVEMENT | frozenset(
-    "Conv ConvTranspose Gemm MatMul Add Sub Mul Div BatchNormalization Pad Sum Neg Cast".split()
+_UNBOUNDED = frozenset(
+    (
+        *named(Trait.PICKS, Trait.ON_MAGNITUDES, Trait.ARITHMETIC, Trait.SIZES_ONLY, Trait.SOURCE),
+        *("BatchNormalization", "Neg"),
+    )
 )
+# What computes pixel by pixel, or slides over them.
 _SIZE_FREE = frozenset(
-    "Conv ConvTranspose BatchNormalization Relu LeakyRelu Clip Sigmoid Tanh HardSwish Identity "
-    "Dropout Elu Transpose Constant".split()
+    (
+        *named(Trait.ELEMENTWISE, Trait.SLIDING | Trait.CONTRACTION),
+        *("BatchNormalization", "Transpose", "Constant"),
+    )
 )
-_PER_CHANNEL = frozenset("Mul Add Sub Div Cast".split())
+_PER_CHANNEL = frozenset(named(Trait.ARITHMETIC))
 # What does not care how large its axes are, as long as they fit each other.
 _SIZE_BLIND = frozenset(
-    "Abs Add BatchNormalization Cast Ceil Clip Concat Div Dropout Elu Erf Exp Flatten Floor Gelu "
-    "HardSigmoid HardSwish Identity LeakyRelu LogSoftmax Mish Mul Neg PRelu Pad Pow ReduceMean "
-    "ReduceSum Relu Selu Sigmoid Softmax Softplus Sqrt Sub Tanh Transpose".split()
+    (
+        *named(Trait.ELEMENTWISE, Trait.BROADCASTING, Trait.NORMALIZATION),
+        *named(Trait.REDUCTION, without=Trait.POSITION),
+        *("Concat", "Flatten", "Pad", "Transpose"),
+    )
 )
 _INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 # What shapes are computed with.
-_COUNTING = frozenset(
-    "Add Cast Concat Div Expand Gather Identity Mod Mul Neg Reshape Slice Split Squeeze Sub "
-    "Transpose Unsqueeze".split()
-)
+_COUNTING = frozenset((*named(Trait.MOVEMENT, Trait.ARITHMETIC), "Cast", "Mod", "Neg"))
 _SMALL = (5, 7, 11, 13)
 _PICKING = frozenset("MaxPool GlobalMaxPool ReduceMax Max".split())
 
@@ -190,7 +196,7 @@ def _is_movement(graph: onnx.GraphProto) -> bool:
             counts &= _attributes(node)["to"] in _INTEGERS
         if counts or node.op_type in ("Shape", "Size"):
             sizes.update(node.output)
-        elif node.op_type not in MOVEMENT:
+        elif not traits(node.op_type) & (Trait.PICKS | Trait.SOURCE):
             return False
     return True
 
