@@ -27,6 +27,7 @@ from graphpass import (
     readers,
     require,
 )
+from graphpass.ir.refusal import IS_OUTPUT
 
 from .shared.affine import FLOAT_TYPES, Affine
 from .shared.affine_ops import (
@@ -306,7 +307,7 @@ def _is_bias(affine: Node, x: Tensor) -> bool:
 def _require_all_readers(affine: Node, taker: Node, channels: Channels, change: Affine) -> None:
     """Refuse where `affine` would have to stay for another reader: its work would be done twice."""
     output = affine.outputs[0]
-    require(not is_output(output), f"{label(affine)} is an output of the graph")
+    require(not is_output(output), f"{label(affine)} is an output of the graph", IS_OUTPUT)
     for reader in readers(output):
         require(
             reader is taker or _takes_in(reader, affine, channels, change),

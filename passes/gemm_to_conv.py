@@ -23,6 +23,7 @@ from graphpass import (
     require,
 )
 from graphpass.errors import UsageError
+from graphpass.ir.refusal import POSITIONS
 
 from .clean_up import DropTranspose, MergeTransposes
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
@@ -77,6 +78,7 @@ class DenseOnFeatureMap(Rule):
             recurrent is None,
             f"the rows of '{layer.inputs[0].name}' are the steps of a sequence:"
             f" {label(recurrent or layer)} makes them",
+            POSITIONS,
         )
         return found.convolution(features.y, found.kernel(features.row, features.order))
 
@@ -103,6 +105,7 @@ class DenseOnRows(Rule):
             merged is None,
             f"the rows of '{x.name}' are not images: {label(merged or layer)} makes them of a "
             "tensor with more axes",
+            POSITIONS,
         )
         rows: Any = Op("Transpose", x, perm=[1, 0]) if turned else x
         if opset(layer) < 13:

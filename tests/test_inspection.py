@@ -6,14 +6,14 @@ import io
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
 from graphpass.ir.model import Model
-from graphpass.report.advice import advice
 from graphpass.rewrite.registry import make
 from graphpass.run.inspection import inspect, show
-from graphpass.testing import graph
+from graphpass.testing import apply_to, graph
 
 CONV_BN = (
     "(float[N,2,4,4] x) => (float[N,2,4,4] y{more}) {{"
@@ -51,15 +51,42 @@ def test_where_nothing_can_be_done_nothing_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
+    ("model", "step", "code", "said"),
     [
-        ("'W' may be overridden at run time (it is also a graph input)", "keep_initializers"),
-        ("the weight of Conv 'c', 'w', is not a constant", "do_constant_folding"),
-        ("the weights of Gemm 'g' depend on the pixel (relative spread 0.3)", "gemm-to-conv"),
-        ("the rank of 'x' is unknown", "shape inference"),
-        ("folding into 'W' overflows float16", "float32"),
-        ("Conv 'c' feeds 2 nodes", ""),
+        (conv_bn(attributes="<training_mode=1>"), "fold-batchnorm", "training", "model.eval()"),
+        (conv_bn(more=", float[N,2,4,4] c"), "fold-batchnorm", "output", "remove that output"),
+        (
+            conv_bn(more=", float[N,2,4,4] z", rest="z = Relu(c)"),
+            "fold-batchnorm",
+            "several-readers",
+            "",
+        ),
+        (
+            graph(
+                "(float[N,2,4,4] x) => (float[N,3] y) { f = Flatten(x) y = Gemm(f, W) }", W=(32, 3)
+            ),
+            "flatten-gemm-to-gap-conv",
+            "per-pixel",
+            "gemm-to-conv",
+        ),
+        (
+            graph("(float[N,2] x, float[2,3] W) => (float[N,3] y) { y = Gemm(x, W) }", W=(2, 3)),
+            "gemm-to-conv",
+            "overridable",
+            "keep_initializers_as_inputs",
+        ),
+        (
+            graph("(float[N,2] x, float[2,3] w) => (float[N,3] y) { y = Gemm(x, w) }"),
+            "gemm-to-conv",
+            "computed",
+            "do_constant_folding",
+        ),
     ],
 )
-def test_advice(reason: str, said: str) -> None:
-    assert said in advice(reason) and bool(advice(reason)) == bool(said)
+def test_a_refusal_has_a_code_and_where_there_is_one_advice(
+    model: onnx.ModelProto, step: str, code: str, said: str
+) -> None:
+    _, applied = apply_to(make(step), model)
+    assert {refusal.code for refusal in applied.refusals} == {code}
+    for refusal in applied.refusals:
+        assert said in refusal.advice and bool(refusal.advice) == bool(said)

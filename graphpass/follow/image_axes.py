@@ -44,6 +44,10 @@ class AxisError(Exception):
     """An operator mixes axes in a way that ties it to one resolution; the text ends a sentence."""
 
 
+class PositionError(AxisError):
+    """A tensor has other values at each position."""
+
+
 def is_spatial(axis: Axis) -> bool:
     """Whether the size of `axis` follows from that of the image."""
     return isinstance(axis, (Spatial, Merged))
@@ -88,7 +92,7 @@ def _broadcast_axis(column: Sequence[Axis]) -> Axis:
         joined = _join(joined, axis)
     for axis in column:
         if isinstance(axis, int) and axis != 1:
-            raise AxisError(f"has a value of its own for each of {axis} positions")
+            raise PositionError(f"has a value of its own for each of {axis} positions")
     return joined
 
 

@@ -16,6 +16,7 @@ from graphpass.follow.image_axes import (
     Axes,
     AxisError,
     Merged,
+    PositionError,
     Spatial,
     broadcast,
     is_spatial,
@@ -51,9 +52,7 @@ def _same(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
 def _elementwise(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     try:
         return [broadcast(inputs)]
-    except AxisError as error:
-        if "of its own" not in str(error):
-            raise
+    except PositionError:
         fixed = next((t for t in node.inputs if constant(t) is not None), None)
         if fixed is None:
             raise

@@ -32,6 +32,7 @@ from graphpass.ir.questions import (
     Tensor,
     attribute,
     label,
+    needed,
     operator,
     require,
 )
@@ -111,9 +112,7 @@ class Tracer:
         op = operator(node)
         if op in ("Shape", "Size"):
             return
-        handler = HANDLERS.get(op)
-        require(handler is not None, f"{label(node)} is not known to work at any resolution")
-        assert handler is not None
+        handler = needed(HANDLERS.get(op), f"{label(node)} is not known to work at any resolution")
         known = [() if axes is None else axes for axes in inputs]
         outputs = handler(self.visit, node, known)
         if op in SLIDING:

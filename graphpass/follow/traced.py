@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from graphpass.follow.geometry import Line
 from graphpass.follow.image_axes import Axes, Spatial
-from graphpass.ir.questions import Graph, Node, Tensor, constant, label, require
+from graphpass.ir.questions import Graph, Node, Tensor, constant, label, needed
 from graphpass.ir.weight import Array
 
 _SMALL_VALUE = 64  # constants up to this many elements may be part of a computed shape
@@ -103,10 +103,8 @@ class Visit:
             return [int(v) for v in listed] if isinstance(listed, (list, tuple)) else [int(listed)]
         if len(node.inputs) <= index or node.inputs[index].name == "":
             return None
-        value = self.found.value(node.inputs[index])
-        require(
-            value is not None,
+        value = needed(
+            self.found.value(node.inputs[index]),
             f"the {name} of {label(node)} depend on the image, and how could not be worked out",
         )
-        assert value is not None
         return [int(v) for v in value.reshape(-1)]

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from graphpass.ir.nodes import Constant, Graph, Node, Tensor, Variable, weight_in
+from graphpass.ir.refusal import COMPUTED, PARAMETER, RefusedError, needed, require
 from graphpass.ir.weight import Array, Weight
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
-Value = TypeVar("Value")
-
 _MOST_VIEWS = 16  # one on the other; clean-up leaves no more than two or three
 _EXPANDED_BYTES = 1 << 16  # a bias may be written as Expand; a whole network must not come of it
-
-
-class RefusedError(Exception):
-    """A rule's conditions do not hold; the text is one sentence that says why."""
 
 
 def has_effects(node: Node) -> bool:
@@ -49,19 +44,6 @@ def is_unread(node: Node) -> bool:
                 return False
             named = True
     return named and not has_effects(node)
-
-
-def require(condition: object, reason: str) -> None:
-    """Refuse the rewrite with `reason`, one sentence, unless `condition` holds."""
-    if not condition:
-        raise RefusedError(reason)
-
-
-def needed(value: Value | None, reason: str) -> Value:
-    """Return `value`; refuse the rewrite with `reason` where it is None."""
-    if value is None:
-        raise RefusedError(reason)
-    return value
 
 
 def label(node: Node) -> str:
@@ -125,7 +107,7 @@ def attribute(node: Node, name: str, default: Any = None) -> Any:
     """
     value = node.attrs.get(name)
     if isinstance(value, gs.Node.AttributeRef):
-        raise RefusedError(f"the {name} of {label(node)} is a parameter of its function")
+        raise RefusedError(f"the {name} of {label(node)} is a parameter of its function", PARAMETER)
     if value is not None:
         return value
     domain = "" if (node.domain or "") in STANDARD_DOMAINS else node.domain
@@ -346,9 +328,7 @@ def axes_of(node: Node) -> list[int] | None:
         return list(listed)
     if len(node.inputs) < 2 or node.inputs[1].name == "":
         return None
-    found = integers(node.inputs[1])
-    require(found is not None, f"the axes of {label(node)} are computed")
-    return found
+    return needed(integers(node.inputs[1]), f"the axes of {label(node)} are computed", COMPUTED)
 
 
 __all__ = [

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from graphpass.report.data import Check, PassReport, Report
+from graphpass.report.data import Check, PassReport, Quarantined, Report
+from graphpass.rewrite.driver import Failure, described
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,10 +86,7 @@ def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
     for entry in report.passes:
         if entry.reason:
             yield f"{entry.name} was undone: {entry.reason}"
-        lines = [
-            f"{entry.name}: {out.rewrite.rule} at '{out.rewrite.site}' was undone: {out.reason}"
-            for out in entry.quarantined
-        ]
+        lines = [f"{entry.name}: {_told(out)}" for out in entry.quarantined]
         yield from _some(lines, everything)
     if not report.validated:
         yield "nothing was validated, as --no-validate asks"
@@ -114,6 +112,12 @@ def _dense(report: Report, everything: bool) -> Iterator[str]:
         return
     lines = [f"not convolutional: {node.node}: {node.reason}" for node in report.not_convolutional]
     yield from _some(lines, everything)
+
+
+def _told(out: Quarantined) -> str:
+    if not out.rewrite.number:  # it never came to a rewrite
+        return described(Failure(out.rewrite, out.reason))
+    return f"{out.rewrite.rule} at '{out.rewrite.site}' was undone: {out.reason}"
 
 
 def refusals(report: Report) -> Iterator[tuple[str, Refusal]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from graphpass.errors import GraphpassError, RuleError
 from graphpass.ir.model import Model, collection_paused
 from graphpass.ir.nodes import Constant, Graph, Node
-from graphpass.ir.questions import RefusedError, is_output, is_unread, label, operator, producer
+from graphpass.ir.questions import is_output, is_unread, label, operator, producer
+from graphpass.ir.refusal import CONDITION, RefusedError
 from graphpass.rewrite.form import ANY_OPERATOR, operators
 from graphpass.rewrite.match import Match, computing, match
 from graphpass.rewrite.pattern import Beyond, Op, Pattern, either
@@ -29,6 +30,7 @@ from graphpass.rewrite.window import Window, WindowVerdict, capture, capture_con
 _WIDE = 64
 # How often a pass may begin anew, since what it did made a shape known or another rule pay.
 _MOST_ROUNDS = 32
+REMOVAL = "what nothing reads = nothing"  # the law of what the driver itself removes
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,26 @@ class Rewrite:
     @property
     def is_removal(self) -> bool:
         """Whether it only removes what nothing reads, so that there is nothing to run."""
-        return self.rule in ("UnreadNode", "UnreadInitializer")
+        return self.law == REMOVAL
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A place where a rule's operators fit and something stood in the way."""
+    """A place where a rule's operators fit and something stood in the way.
+
+    `reason`: one sentence; `code`: its kind, for programs; `advice`: what can be done, or empty.
+    """
 
     rule: str
     node: str
     reason: str
+    code: str = CONDITION.code
+    advice: str = ""
+
+    @classmethod
+    def of(cls, rule: str, node: str, refusal: RefusedError) -> Refusal:
+        """Return what `refusal` says, for a report."""
+        return cls(rule, node, refusal.reason, refusal.kind.code, refusal.kind.advice)
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ def apply(
                 applied.notes.extend(step.run(scope))
             except RefusedError as refusal:
                 where = scope.name or "the graph"
-                applied.refusals.append(Refusal(step.name, where, str(refusal)))
+                applied.refusals.append(Refusal.of(step.name, where, refusal))
         model.adopt()
     done, noted, rounds = -1, len(applied.refusals), 0
     while (step.rules or step.sweeps or step.surveys) and len(applied.rewrites) > done:
@@ -264,13 +276,15 @@ class _Run:
         else:
             self.surgeon.remove(what)
         number = self.first_number + len(self.applied.rewrites)
-        law = "what nothing reads = nothing"
-        self.applied.rewrites.append(Rewrite(number, rule, law, site, (shown,), ()))
+        self.applied.rewrites.append(Rewrite(number, rule, REMOVAL, site, (shown,), ()))
         self.progress()
 
     def _look_at_all(self, survey: Survey) -> None:
         """Do what a survey finds, scope by scope, outer ones first."""
         for scope in self.scopes:
+            where = f"'{scope.name}'" if scope.name else "the graph"
+            if (survey.name, where) in self.quarantine:
+                continue
             try:
                 for proposal in survey.find(scope):
                     if self._is_full():
@@ -278,11 +292,8 @@ class _Run:
                     self._adopt(survey, proposal)
             except (GraphpassError, MemoryError):
                 raise
-            except Exception as error:
-                where = f"'{scope.name}'" if scope.name else "the graph"
-                raise RuleError(
-                    f"survey {survey.name} failed in {where}: {type(error).__name__}: {error}"
-                ) from error
+            except Exception as error:  # while it looked: what it found until then is whole
+                self._note_failure(survey, where, (where,), error)
 
     def _adopt(self, survey: Survey, proposal: Proposal) -> None:
         """Let a proposal take place, unless it is refused or quarantined."""
@@ -294,7 +305,7 @@ class _Run:
             return
         try:
             if isinstance(proposal, Refused):
-                raise RefusedError(proposal.reason)
+                raise proposal.refusal
             if isinstance(proposal, Twin):
                 pairs = proposal.outputs()
                 found = Match([node], {}, [node, proposal.kept], [], [old for old, _ in pairs])
@@ -303,10 +314,15 @@ class _Run:
                 found = Match([node], {}, [node], [], [node.outputs[0]])
                 terms = [proposal.value]
             built = self.surgeon.build(found, terms)
-            self._commit(survey, found, built, capture(found, built) if self.windows else [])
+            windows = capture(found, built) if self.windows else []
+            self._commit_or_spoil(survey, found, built, windows)
         except RefusedError as refusal:
-            refused = Refusal(survey.name, label(node), str(refusal))
+            refused = Refusal.of(survey.name, label(node), refusal)
             self.refused[id(node), survey.name] = (node, refused)
+        except (GraphpassError, MemoryError):
+            raise
+        except Exception as error:
+            self._note_failure(survey, _site(node), (label(node),), error)
 
     def _merge_constants(self, survey: Survey, gone: Constant, kept: Constant) -> None:
         if (survey.name, gone.name) in self.quarantine:
@@ -316,7 +332,7 @@ class _Run:
         try:
             again = self.surgeon.merge_constants(gone, kept)
         except RefusedError as refusal:
-            refused = Refusal(survey.name, f"'{gone.name}'", str(refusal))
+            refused = Refusal.of(survey.name, f"'{gone.name}'", refusal)
             self.refused[id(reader), survey.name] = (reader, refused)
             return
         number = self.first_number + len(self.applied.rewrites)
@@ -348,7 +364,7 @@ class _Run:
         except (GraphpassError, MemoryError):
             raise
         except Exception as error:
-            self._note_failure(rule, [node], error)
+            self._note_failure(rule, _site(node), (label(node),), error)
             return None
 
     def _try(self, rule: Rule, found: Match) -> bool:
@@ -360,23 +376,31 @@ class _Run:
                 return False
             windows = capture(found, built) if self.windows else []
         except RefusedError as refusal:
-            return self._refuse(rule, found, str(refusal))
-        except RuleError as error:
-            return self._note_failure(rule, found.nodes, error)
-        except (GraphpassError, MemoryError):  # weights that cannot be read are no rule's fault
-            raise
+            return self._refuse(rule, found, refusal)
         except Exception as error:
-            return self._note_failure(rule, found.nodes, error)
+            # weights that cannot be read are no rule's fault
+            if isinstance(error, (GraphpassError, MemoryError)) and not isinstance(
+                error, RuleError
+            ):
+                raise
+            labels = tuple(label(node) for node in found.nodes)
+            return self._note_failure(rule, _site(found.root), labels, error)
+        try:
+            self._commit_or_spoil(rule, found, built, windows)
+        except RefusedError as refusal:
+            return self._refuse(rule, found, refusal)
+        return True
+
+    def _commit_or_spoil(
+        self, rule: Rule | Survey, found: Match, built: Built, windows: list[Window | None]
+    ) -> None:
         place = _site(found.root), tuple(label(node) for node in found.nodes)
         try:
             self._commit(rule, found, built, windows)
-        except RefusedError as refusal:
-            return self._refuse(rule, found, str(refusal))
-        except (GraphpassError, MemoryError):
+        except (RefusedError, GraphpassError, MemoryError):
             raise
         except Exception as error:
             raise SpoiltError(_failure(rule, *place, error)) from error
-        return True
 
     def _built(self, rule: Rule, found: Match) -> Built | None:
         """Return the nodes of what the rule makes of a match; None where that is nothing."""
@@ -396,14 +420,16 @@ class _Run:
             return None
         return self.surgeon.build(found, terms)
 
-    def _note_failure(self, rule: Rule, nodes: list[Node], error: Exception) -> bool:
-        failure = _failure(rule, _site(nodes[0]), tuple(label(node) for node in nodes), error)
+    def _note_failure(
+        self, rule: Rule | Survey, site: str, before: tuple[str, ...], error: Exception
+    ) -> bool:
+        failure = _failure(rule, site, before, error)
         self.applied.failures.append(failure)
         self.quarantine |= {failure.rewrite.key}
         return False
 
-    def _refuse(self, rule: Rule, found: Match, reason: str) -> bool:
-        refusal = Refusal(rule.name, label(found.root), reason)
+    def _refuse(self, rule: Rule, found: Match, refused: RefusedError) -> bool:
+        refusal = Refusal.of(rule.name, label(found.root), refused)
         self.refused[id(found.root), rule.name] = (found.root, refusal)
         return False
 
@@ -460,11 +486,16 @@ class _Run:
                 self.waiting.append(node)
 
 
+def _is_no_fault(error: Exception) -> bool:
+    """Whether an error is not the rule's: weights that cannot be read, no memory left."""
+    return isinstance(error, (GraphpassError, MemoryError)) and not isinstance(error, RuleError)
+
+
 def _site(node: Node) -> str:
     return str(node.outputs[0].name)
 
 
-def _failure(rule: Rule, site: str, before: tuple[str, ...], error: Exception) -> Failure:
+def _failure(rule: Rule | Survey, site: str, before: tuple[str, ...], error: Exception) -> Failure:
     what = f"{type(error).__name__}: {error}".removesuffix(": ")
     if not isinstance(error, RuleError):
         last = traceback.extract_tb(error.__traceback__)[-1]

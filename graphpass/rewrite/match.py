@@ -13,7 +13,6 @@ import onnx_graphsurgeon as gs
 
 from graphpass.ir.nodes import Node, Tensor
 from graphpass.ir.questions import (
-    RefusedError,
     attribute,
     constant,
     is_output,
@@ -21,6 +20,14 @@ from graphpass.ir.questions import (
     label,
     operator,
     producer,
+)
+from graphpass.ir.refusal import (
+    COMPUTED,
+    FURTHER_OUTPUTS,
+    IS_OUTPUT,
+    OVERRIDABLE,
+    READERS,
+    RefusedError,
 )
 from graphpass.ir.weight import Weight
 from graphpass.rewrite.form import ANY_OPERATOR, Form
@@ -34,14 +41,14 @@ class Match:
     """A pattern found at `roots`, one but for siblings; `results` is what has to be computed anew.
 
     `bound`: names to tensors, weights, nodes, lists of these, or None. `nodes`: what the pattern
-    covers, a root before what is above it. `blockers`: sentences; where there are any, the
+    covers, a root before what is above it. `blockers`: refusals; where there are any, the
     operators fit but nothing may be done.
     """
 
     roots: list[Node]
     bound: dict[str, Any]
     nodes: list[Node] = field(default_factory=list)
-    blockers: list[str] = field(default_factory=list)
+    blockers: list[RefusedError] = field(default_factory=list)
     results: list[Tensor] = field(default_factory=list)
 
     @property
@@ -82,7 +89,7 @@ def _at(form: Form, node: Node) -> Match | None:
         laid.bound.setdefault(name, None)
     laid.results = list(node.outputs) if form.all_outputs else [node.outputs[0]]
     if not form.all_outputs and _has_further_outputs(node):
-        laid.blockers.append(f"{label(node)} has further outputs that are used")
+        laid.blockers.append(_further_outputs(node))
     return laid
 
 
@@ -188,19 +195,23 @@ def _is_operator(pattern: Op, node: Node) -> bool:
     return name in pattern.ops or not pattern.ops
 
 
-def _why_kept(pattern: Op, node: Node) -> list[str]:
+def _why_kept(pattern: Op, node: Node) -> list[RefusedError]:
     """Say why a node inside the pattern cannot go."""
     first = node.outputs[0]
     reasons = []
     if _has_further_outputs(node):
-        reasons.append(f"{label(node)} has further outputs that are used")
+        reasons.append(_further_outputs(node))
     if pattern.shared:
         return reasons
     if is_output(first):
-        reasons.append(f"{label(node)} is an output of the graph")
+        reasons.append(RefusedError(f"{label(node)} is an output of the graph", IS_OUTPUT))
     elif len(first.outputs) > 1:
-        reasons.append(f"{label(node)} feeds {len(first.outputs)} nodes")
+        reasons.append(RefusedError(f"{label(node)} feeds {len(first.outputs)} nodes", READERS))
     return reasons
+
+
+def _further_outputs(node: Node) -> RefusedError:
+    return RefusedError(f"{label(node)} has further outputs that are used", FURTHER_OUTPUTS)
 
 
 def _lay_inputs(pattern: Op, node: Node, inputs: list[Tensor], found: Match) -> Match | None:
@@ -231,7 +242,7 @@ def _has_attributes(pattern: Op, node: Node, found: Match) -> bool:
         try:
             value = attribute(node, name)
         except RefusedError as refusal:
-            found.blockers.append(str(refusal))
+            found.blockers.append(refusal)
             continue
         if value is None or _plain(value) != _plain(wanted):
             return False
@@ -314,11 +325,15 @@ def _lay_const(part: const, tensor: Tensor, found: Match, reader: Node) -> Match
     if part.quiet and not overridable:
         return None
     laid = _extended(found, part.name, None)
-    if overridable:
-        reason = f"'{tensor.name}' may be overridden at run time (it is also a graph input)"
-    else:
-        reason = f"the {part.name} of {label(reader)}, '{tensor.name}', is not a constant"
-    laid.blockers.append(reason)
+    laid.blockers.append(
+        RefusedError(
+            f"'{tensor.name}' may be overridden at run time (it is also a graph input)", OVERRIDABLE
+        )
+        if overridable
+        else RefusedError(
+            f"the {part.name} of {label(reader)}, '{tensor.name}', is not a constant", COMPUTED
+        )
+    )
     return laid
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from graphpass.errors import RuleError
 from graphpass.ir.nodes import Graph, Node, Tensor
 from graphpass.ir.questions import is_output
+from graphpass.ir.refusal import RefusedError
 
 
 class Twin(NamedTuple):
@@ -31,10 +32,10 @@ class Fold(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A node where the survey's law fits and something stands in the way: one sentence."""
+    """A node where the survey's law fits and something stands in the way."""
 
     node: Node
-    reason: str
+    refusal: RefusedError
 
 
 Proposal = Twin | Fold | Refused

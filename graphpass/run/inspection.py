@@ -10,7 +10,6 @@ import onnx
 
 from graphpass.errors import RuleError, UsageError
 from graphpass.ir.model import Model
-from graphpass.report.advice import advice
 from graphpass.report.data import model_facts, nodes_of, operator_name
 from graphpass.report.render import say
 from graphpass.rewrite.driver import Applied, apply, described
@@ -141,6 +140,6 @@ def _show_pass(console: Console, one: Inspected, part: Applied) -> None:
         say(console, f"  {described(failure)}")
     for refusal in part.refusals:
         say(console, f"  {refusal.node} stays: {refusal.reason} ({refusal.rule})", style="yellow")
-    for said in dict.fromkeys(advice(refusal.reason) for refusal in part.refusals):
+    for said in dict.fromkeys(refusal.advice for refusal in part.refusals):
         if said:
             say(console, f"  what can be done: {said}")

@@ -32,6 +32,7 @@ from graphpass import (
 )
 from graphpass.ir.operators import is_training
 from graphpass.ir.questions import cast_type
+from graphpass.ir.refusal import TRAINING
 
 from ..shared.reshapes import DropReshape, FixReshape, MergeReshapes
 from ..shared.sizes import slices
@@ -76,7 +77,7 @@ class DropDropout(Rule):
     def rewrite(
         self, node: Node, x: Tensor, ratio: Tensor | None, training_mode: Weight | None
     ) -> Any:
-        require(not is_training(node), f"{label(node)} is in training mode")
+        require(not is_training(node), f"{label(node)} is in training mode", TRAINING)
         return x
 
 

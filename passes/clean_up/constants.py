@@ -31,7 +31,7 @@ from graphpass import (
     readers,
     static_shape,
 )
-from graphpass.ir.questions import RefusedError
+from graphpass.ir.refusal import LARGER, RefusedError
 from graphpass.rewrite.survey import Fold, Refused
 
 from .evaluate import SHAPES, compute, is_computable, is_static, sources
@@ -126,13 +126,13 @@ class FoldConstants(Survey):
                 continue
             key, cost = id(node.outputs[0]), _cost([node])
             if not cost.is_within(self.budget):
-                larger = f"would make the file {cost.growth} bytes larger"
-                yield Refused(node, f"folding {label(node)} {larger}")
+                larger = f"folding {label(node)} would make the file {cost.growth} bytes larger"
+                yield Refused(node, RefusedError(larger, LARGER))
             else:
                 try:
                     (value,) = _values([node], inside)
                 except RefusedError as refusal:
-                    yield Refused(node, str(refusal))
+                    yield Refused(node, refusal)
                 else:
                     yield Fold(node, value)
             del inside[key]

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from graphpass import Constant, Graph, Node, Survey, Tensor, Weight, attribute, is_output, operator
 from graphpass.ir.questions import has_effects, schema
+from graphpass.ir.refusal import IS_OUTPUT, RefusedError
 from graphpass.rewrite.survey import Refused, Twin
 
 _SMALL_BYTES = 4096  # what is compared at once; of what is larger a part is looked at first
@@ -104,7 +105,8 @@ class EqualNodes(Survey):
             both = [(old, new) for old, new in twin.outputs() if is_output(old) and is_output(new)]
             if both:
                 names = "' and '".join(tensor.name for tensor in both[0])
-                yield Refused(node, f"'{names}' are outputs of the graph and keep their names")
+                reason = f"'{names}' are outputs of the graph and keep their names"
+                yield Refused(node, RefusedError(reason, IS_OUTPUT))
             else:
                 yield twin
 

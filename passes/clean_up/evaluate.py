@@ -27,6 +27,7 @@ from graphpass import (
     constant,
     dtype,
     label,
+    needed,
     operator,
     opset,
     producer,
@@ -196,9 +197,7 @@ def _is_exact(node: Node) -> bool:
 def _step(node: Node, known: dict[int, Array]) -> None:
     held = [_value(tensor, known) for tensor in sources(node)]
     require(_is_defined(node, held), f"the value of {label(node)} is up to the runtime")
-    value = _evaluated(node, held)
-    require(value is not None, f"{label(node)} cannot be computed")
-    assert value is not None
+    value = needed(_evaluated(node, held), f"{label(node)} cannot be computed")
     known[id(node.outputs[0])] = _checked(node.outputs[0], value)
 
 

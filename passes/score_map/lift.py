@@ -15,11 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from graphpass import Node, Tensor, attribute, axes_of, constant, label, operator, opset, require
+from graphpass import (
+    Node,
+    Tensor,
+    attribute,
+    axes_of,
+    constant,
+    label,
+    needed,
+    operator,
+    opset,
+    require,
+)
 from graphpass.follow.geometry import windows_of
 from graphpass.follow.image_axes import Spatial, size_of, target_sizes
 from graphpass.follow.traced import Trace
 from graphpass.ir.operators import Trait, named
+from graphpass.ir.refusal import COMPUTED, UNKNOWN_SIZE
 from graphpass.ir.weight import Array
 from graphpass.rewrite.edit import Editor
 
@@ -118,13 +130,13 @@ class Lifter:
             return
         if self.linear and op in SOFTMAXES:
             return
-        handler = _HANDLERS.get(op)
         require(
             not self.linear or op in _LINEAR,
             f"{label(node)} in the head is not linear: no map has its answer for a mean",
         )
-        require(handler is not None, f"{label(node)} in the head has no counterpart on a map")
-        assert handler is not None
+        handler = needed(
+            _HANDLERS.get(op), f"{label(node)} in the head has no counterpart on a map"
+        )
         for tensor, lifted in zip(node.outputs, handler(self, node), strict=False):
             self.lifted[id(tensor)] = lifted
 
@@ -133,9 +145,7 @@ class Lifter:
     def first(self, node: Node) -> Lifted:
         """Return the lifted first input."""
         found = self.lifted.get(id(node.inputs[0]))
-        require(found is not None, f"{label(node)} in the head does not read the map first")
-        assert found is not None
-        return found
+        return needed(found, f"{label(node)} in the head does not read the map first")
 
     def channel(self, node: Node, axis: int) -> Lifted:
         """Return the lifted first input, whose channels must lie on `axis` of the original."""
@@ -153,11 +163,9 @@ class Lifter:
         known = self.found.values.get(id(node.inputs[1])) if len(node.inputs) > 1 else None
         wanted = value.array() if value is not None else known
         before = self.found.axes_of(node.inputs[0])
-        require(
-            wanted is not None and before is not None,
-            f"what {label(node)} makes of the head's shape is not known",
-        )
-        assert wanted is not None and before is not None
+        unknown = f"what {label(node)} makes of the head's shape is not known"
+        wanted = needed(wanted, unknown, UNKNOWN_SIZE)
+        before = needed(before, unknown, UNKNOWN_SIZE)
         return target_sizes(before, wanted.reshape(-1).tolist())
 
 
@@ -303,9 +311,7 @@ def _arg(lifter: Lifter, node: Node) -> list[Lifted]:
 
 def _reduce(lifter: Lifter, node: Node) -> list[Lifted]:
     first = lifter.first(node)
-    over = axes_of(node)
-    require(over is not None, f"{label(node)} reduces everything, the batch included")
-    assert over is not None
+    over = needed(axes_of(node), f"{label(node)} reduces everything, the batch included")
     places = {axis % first.rank for axis in over}
     kept = attribute(node, "keepdims") != 0
     require(0 not in places, f"{label(node)} reduces the batch")
@@ -345,10 +351,10 @@ def _conv(lifter: Lifter, node: Node) -> list[Lifted]:
 
 
 def _weight(node: Node) -> Array:
-    weight = constant(node.inputs[1])
-    require(weight is not None, f"the weight of {label(node)} is not a constant")
+    weight = needed(
+        constant(node.inputs[1]), f"the weight of {label(node)} is not a constant", COMPUTED
+    )
     require(attribute(node, "group") == 1, f"{label(node)} in the head has groups")
-    assert weight is not None
     return weight.array()
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphpass import Weight, require
+from graphpass.ir.refusal import PRECISION
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -106,7 +107,7 @@ def scaled(weight: Weight, factor: Floats) -> Weight | Array:
 def _require_finite(weight: Weight, source: Array, result: Array) -> None:
     if not np.isfinite(result).all():
         require(np.isfinite(source).all(), f"'{weight.name}' holds values that are not finite")
-        require(False, f"folding into '{weight.name}' overflows {weight.dtype}")
+        require(False, f"folding into '{weight.name}' overflows {weight.dtype}", PRECISION)
 
 
 def _require_precise(weight: Weight, source: Array, factor: Floats, result: Array) -> None:
@@ -123,6 +124,7 @@ def _require_precise(weight: Weight, source: Array, factor: Floats, result: Arra
     require(
         (lost <= unit_roundoff * largest).all(),
         f"folding into '{weight.name}' makes it so small that {weight.dtype} loses its digits",
+        PRECISION,
     )
 
 
@@ -157,6 +159,7 @@ def rescaled_step(step: Weight, factor: Floats) -> Array:
     require(
         (np.abs(exact) >= smallest).all(),
         f"folding into '{step.name}' makes it so small that {step.dtype} loses its digits",
+        PRECISION,
     )
     return result
 

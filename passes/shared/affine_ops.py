@@ -20,6 +20,7 @@ from graphpass import (
 )
 from graphpass.ir.operators import Trait, is_training, named
 from graphpass.ir.questions import is_overridable
+from graphpass.ir.refusal import COMPUTED, OLD_OPSET, OVERRIDABLE, TRAINING, UNKNOWN_SIZE
 from graphpass.rewrite.pattern import Pattern
 
 from .affine import Affine, Floats, of_arithmetic, of_batch_normalization
@@ -51,13 +52,13 @@ def change_of(affine: Node, term: Weight | None, channels: Channels, where: str)
     """Return what `affine` does to each of `channels`, which lie in the tensor called `where`."""
     if term is not None:
         return arithmetic(affine, term, channels, where)
-    require(opset(affine) >= 7, f"{label(affine)} is from before opset 7")
-    require(not is_training(affine), f"{label(affine)} is in training mode")
+    require(opset(affine) >= 7, f"{label(affine)} is from before opset 7", OLD_OPSET)
+    require(not is_training(affine), f"{label(affine)} is in training mode", TRAINING)
     require(
         attribute(affine, "spatial") in (None, 1),
         f"{label(affine)} normalizes every position by itself (spatial=0)",
     )
-    require(channels.rank is not None, f"the rank of {where} is unknown")
+    require(channels.rank is not None, f"the rank of {where} is unknown", UNKNOWN_SIZE)
     require(
         channels.place() == 1,
         f"{label(affine)} normalizes axis 1, but the channels of {where} lie along axis "
@@ -81,8 +82,8 @@ def _parameters(affine: Node, size: int) -> list[Floats]:
         stored = quantized(tensor) if weight is None else None
         name = f"the {role} of {label(affine)}, '{tensor.name}',"
         overridable = weight is None and is_overridable(tensor)
-        require(not overridable, f"{name} may be overridden at run time")
-        require(weight or stored, f"{name} is not a constant")
+        require(not overridable, f"{name} may be overridden at run time", OVERRIDABLE)
+        require(weight or stored, f"{name} is not a constant", COMPUTED)
         if weight is not None:
             values.append(vector(weight, size))
         elif stored is not None:
@@ -93,7 +94,7 @@ def _parameters(affine: Node, size: int) -> list[Floats]:
 
 def arithmetic(affine: Node, term: Weight, channels: Channels, where: str) -> Affine:
     """Return what an operator with the constant `term` on one side does to each channel."""
-    require(opset(affine) >= 7, f"{label(affine)} is from before opset 7")
+    require(opset(affine) >= 7, f"{label(affine)} is from before opset 7", OLD_OPSET)
     values = per_channel(term, channels, where)
     term_first = affine.inputs[0] is term.origin
     if affine.op == "Div":

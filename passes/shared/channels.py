@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from graphpass import Node, Tensor, Weight, attribute, label, rank, require, static_dim
+from graphpass import Node, Tensor, Weight, attribute, label, needed, rank, require, static_dim
+from graphpass.ir.refusal import UNKNOWN_SIZE
 
 from .affine import Array, Floats
 
@@ -33,7 +34,9 @@ class Channels:
         order = attribute(transpose, "perm")
         if order is None:
             require(
-                self.rank is not None, f"the rank of the input of {label(transpose)} is unknown"
+                self.rank is not None,
+                f"the rank of the input of {label(transpose)} is unknown",
+                UNKNOWN_SIZE,
             )
             order = list(range(self.rank or 0))[::-1]
         require(
@@ -74,6 +77,7 @@ def per_channel(term: Weight, channels: Channels, where: str) -> Floats:
         require(
             term.ndim <= -channels.axis,
             f"the rank of {where} is unknown, '{term.name}' has {term.ndim} axes",
+            UNKNOWN_SIZE,
         )
     else:
         require(
@@ -97,11 +101,11 @@ def require_not_widened(node: Node, x: Tensor, term: Weight | None, channels: Ch
     """Refuse where `node`, x op term, may be larger than `x`: readers would miss that shape."""
     if term is None or term.ndim == 0:
         return
-    axes = rank(x)
-    require(axes is not None, f"the rank of '{x.name}' is unknown")
-    require(term.ndim <= (axes or 0), f"{label(node)} adds axes to '{x.name}'")
+    axes = needed(rank(x), f"the rank of '{x.name}' is unknown", UNKNOWN_SIZE)
+    require(term.ndim <= axes, f"{label(node)} adds axes to '{x.name}'")
     if term.size > 1:
         require(
             static_dim(x, channels.axis) == channels.size,
             f"'{x.name}' is not known to have {channels.size} channels before {label(node)}",
+            UNKNOWN_SIZE,
         )

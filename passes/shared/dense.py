@@ -21,6 +21,7 @@ from graphpass import (
     either,
     is_output,
     label,
+    needed,
     operator,
     opset,
     optional,
@@ -29,6 +30,7 @@ from graphpass import (
     require,
 )
 from graphpass.ir.questions import is_overridable
+from graphpass.ir.refusal import COMPUTED, OVERRIDABLE, PRECISION, UNKNOWN_SIZE
 from graphpass.rewrite.pattern import Pattern
 
 from .affine import Array, rounded, scaled
@@ -159,7 +161,8 @@ def resolve(
             _absorbs(reader, layer, width, axes or 2) for reader in readers(layer.outputs[0])
         ):
             return None  # its turn comes at the Add
-        require(axes is not None, f"the rank of '{layer.inputs[0].name}' is not known")
+        unknown = f"the rank of '{layer.inputs[0].name}' is not known"
+        require(axes is not None, unknown, UNKNOWN_SIZE)
     _require_convolvable(layer, weight)
     alpha, beta = (attribute(layer, "alpha"), attribute(layer, "beta")) if is_gemm else (1.0, 1.0)
     within, beyond = _bias(layer, bias, beta, width, axes or 2)
@@ -172,8 +175,9 @@ def _refuse_matrix(layer: Node, matrix: Tensor) -> None:
     require(
         not is_overridable(matrix),
         f"{name} may be overridden at run time (it is also a graph input)",
+        OVERRIDABLE,
     )
-    require(False, f"the weight of {label(layer)}, {name}, is not a constant")
+    require(False, f"the weight of {label(layer)}, {name}, is not a constant", COMPUTED)
 
 
 def _require_convolvable(layer: Node, weight: Weight) -> None:
@@ -183,10 +187,14 @@ def _require_convolvable(layer: Node, weight: Weight) -> None:
     require(weight.size > 0, f"the weight of {label(layer)} is empty")
     kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
     types = onnx.defs.get_schema("Conv", version).type_constraints[0].allowed_type_strs
-    require(f"tensor({kind})" in types, f"in opset {version} there is no Conv of {kind} numbers")
+    require(
+        f"tensor({kind})" in types,
+        f"in opset {version} there is no Conv of {kind} numbers",
+        PRECISION,
+    )
     # Conv is defined for float64, but ONNX Runtime has no CPU kernel for it, while it has one for
     # Gemm and MatMul: the model would not load any more
-    require(kind != "double", "ONNX Runtime has no Conv of double numbers")
+    require(kind != "double", "ONNX Runtime has no Conv of double numbers", PRECISION)
 
 
 def _absorbs(add: Node, layer: Node, width: int, axes: int) -> bool:
@@ -269,9 +277,8 @@ def dense_on_map(
 
 def _feature_map(flatten: Node, transpose: Node | None, y: Tensor) -> FeatureMap | None:
     x = flatten.inputs[0]
-    axes = rank(x)
-    require(axes is not None, f"the shape of '{x.name}' is not known")
-    if axes is None or axes < 3 or not flattens(x, flatten):
+    axes = needed(rank(x), f"the shape of '{x.name}' is not known", UNKNOWN_SIZE)
+    if axes < 3 or not flattens(x, flatten):
         return None
     turned = list(range(axes))
     if transpose is not None and _looks_through(transpose, y, x):
@@ -282,9 +289,8 @@ def _feature_map(flatten: Node, transpose: Node | None, y: Tensor) -> FeatureMap
         axes - 2 <= _MOST_SPATIAL_AXES,
         f"'{y.name}' has {axes - 2} spatial axes, a Conv at most {_MOST_SPATIAL_AXES}",
     )
-    sizes = map_sizes(y)
-    require(sizes is not None, f"the size of '{y.name}', {_shown(y)}, is not fixed")
-    assert sizes is not None
+    size = f"the size of '{y.name}', {_shown(y)}, is not fixed"
+    sizes = needed(map_sizes(y), size, UNKNOWN_SIZE)
     row = tuple(sizes[axis - 1] for axis in turned[1:])
     order = tuple(turned[1:].index(axis) for axis in range(1, axes))
     return FeatureMap(y, sizes, row, order)

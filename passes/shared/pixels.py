@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from graphpass import label, require
+from graphpass.ir.refusal import PER_PIXEL
 
 from .affine import Array
 from .dense import Dense, FeatureMap
@@ -32,6 +33,7 @@ def common_pixel(found: Dense, features: FeatureMap) -> Array:
                 False,
                 f"the weights of {label(found.layer)} depend on the pixel (relative spread "
                 f"{_spread(values, shared):.2g}): gemm-to-conv makes a {kernel} kernel of it",
+                PER_PIXEL,
             )
     return pixel.reshape(found.outputs, channels, *[1] * len(window))
 

@@ -17,11 +17,12 @@ from graphpass import (
     constant,
     is_output,
     label,
+    needed,
     operator,
     opset,
     readers,
-    require,
 )
+from graphpass.ir.refusal import UNKNOWN_SIZE
 
 from .sizes import RESHAPES, Size, as_target, moved, product, reshaped, sizes, target_of
 
@@ -117,9 +118,10 @@ class FixReshape(Rule):
         target = target_of(node)
         if target is None or (attribute(node, "allowzero") and Size(0) in target):
             return None
-        found = as_target(target, sizes(x))
-        require(
-            found is not None, f"the shape of {label(node)} holds several sizes known only when run"
+        found = needed(
+            as_target(target, sizes(x)),
+            f"the shape of {label(node)} holds several sizes known only when run",
+            UNKNOWN_SIZE,
         )
         return Op("Reshape", x, np.array(found, np.int64))
 
