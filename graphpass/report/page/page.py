@@ -16,7 +16,6 @@ from typing import Any
 
 import onnx
 
-from graphpass.report.advice import advice
 from graphpass.report.data import PassReport, Report, file_facts, model_facts, plain
 from graphpass.report.page.drawn import pair
 from graphpass.report.render import OUTPUTS, PASSES, outputs, overview, passes, remarks
@@ -122,7 +121,7 @@ def _refusals(report: Report) -> list[dict[str, Any]]:
     for entry in report.passes:
         for refusal in entry.refusals:
             key = (entry.name, _NAMED.sub("…", refusal.reason))
-            said = {"pass": entry.name, "reason": refusal.reason, "advice": advice(refusal.reason)}
+            said = {"pass": entry.name, "reason": refusal.reason, "advice": refusal.advice}
             group = groups.setdefault(key, {**said, "nodes": []})
             group["nodes"].append(refusal.node)
             if len(group["nodes"]) > 1:
