@@ -23,7 +23,7 @@ import click
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.diff import diff
 from graphpass.commands.many import MANY
-from graphpass.commands.options import FREEZE, PASSES, VALIDATION, which
+from graphpass.commands.options import FREEZE, PASSES, VALIDATION, bindings, which
 from graphpass.commands.proof import bisect
 from graphpass.errors import (
     BUG_EXIT_CODE,
@@ -416,6 +416,14 @@ def _print_check(check: Check, verbose: bool) -> None:
 @click.argument("node", required=False)
 @PASSES
 @click.option("--allow-external", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER")
+@click.option("--cost", is_flag=True, help="List what each node costs instead.")
+@click.option(
+    "--bind",
+    multiple=True,
+    callback=bindings,
+    metavar="NAME=NUMBER",
+    help="Size of a symbolic dimension for --cost. May be repeated.",
+)
 def inspect(
     model: str,
     node: str | None,
@@ -423,6 +431,8 @@ def inspect(
     pipeline: str | None,
     skip: tuple[str, ...],
     allow_external: tuple[Path, ...],
+    cost: bool,
+    bind: dict[str, int],
 ) -> None:
     """Show what MODEL holds, what passes would rewrite in it, and why not elsewhere.
 
@@ -435,6 +445,9 @@ def inspect(
     source = sys.stdin.buffer.read() if model == "-" else _place(model)
     steps = without(which(passes, pipeline), skip)
     loaded = Model.load(source, allow_external=allow_external)
+    if cost:
+        inspection.show_cost(_console(), loaded, node, bind)
+        return
     found = inspection.inspect(loaded, steps)
     inspection.show(_console(), loaded, found, node)
 

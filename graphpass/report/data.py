@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import onnx
 
+    from graphpass.ir.cost import Cost
     from graphpass.rewrite.driver import Refusal, Rewrite
     from graphpass.validate.compare import OutputComparison
     from graphpass.validate.latency import Latency
@@ -50,13 +51,15 @@ class ModelFacts:
     """A model in figures.
 
     `operators`: how often each occurs, bodies and functions included. `parameters`: elements of
-    all its constant tensors. `files`: the model file first, then its external data.
+    all its constant tensors. `files`: the model file first, then its external data. `cost`: of one
+    run, where that could be counted.
     """
 
     nodes: int
     operators: Mapping[str, int]
     parameters: int
     files: tuple[FileFacts, ...]
+    cost: Cost | None = None
 
     @property
     def size_bytes(self) -> int:

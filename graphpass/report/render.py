@@ -39,6 +39,7 @@ def overview(report: Report) -> Iterator[Row]:
     yield "parameters", f"{before.parameters:,}", f"{after.parameters:,}", ""
     if before.files and after.files:
         yield "file size", size(before.size_bytes), size(after.size_bytes), ""
+    yield from _costs(report)
     if report.latency is not None:
         time = report.latency
         ratio = f"× {time.ratio:.2f} ({time.ratio_low:.2f} to {time.ratio_high:.2f})"
@@ -47,6 +48,17 @@ def overview(report: Report) -> Iterator[Row]:
         # rounds are compared in pairs: the median of either side alone may say something else
         after_ms = time.before_ms * time.ratio
         yield "latency", f"{time.before_ms:.3g} ms", f"{after_ms:.3g} ms", ratio
+
+
+def _costs(report: Report) -> Iterator[Row]:
+    before, after = report.input.cost, report.output.cost
+    if before is None or after is None:
+        return
+    old, new = before.multiply_adds, after.multiply_adds
+    ratio = f"× {new / old:.2f}" if old and old != new else ""
+    yield "multiply-adds", amount(old), amount(new), ratio
+    yield "weights", size(before.weight_bytes), size(after.weight_bytes), ""
+    yield "activations", size(before.activation_bytes), size(after.activation_bytes), ""
 
 
 def passes(report: Report) -> Iterator[Row]:
@@ -173,6 +185,15 @@ def _some(lines: Sequence[str], everything: bool) -> Iterator[str]:
     yield from shown
     if len(lines) > len(shown):
         yield f"… and {len(lines) - len(shown)} more (-v shows them)"
+
+
+def amount(count: int) -> str:
+    """Write a number of operations for people."""
+    value, units = float(count), ["", " k", " M", " G", " T"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.3g}{units[0]}" if value < 999.5 else f"{value:.0f}{units[0]}"
 
 
 def size(count: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,12 @@ import onnx
 
 from graphpass.errors import RuleError, UsageError
 from graphpass.ir.model import Model
+from graphpass.report import costs
 from graphpass.report.data import model_facts, nodes_of, operator_name
 from graphpass.report.render import say
 from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
+from graphpass.validate.cost import natural_shapes
 from graphpass.validate.process.constants import runtime_for_constants
 
 if TYPE_CHECKING:
@@ -107,6 +109,17 @@ def show(console: Console, model: Model, found: Sequence[Inspected], name: str |
     if not any(part.changed or part.refusals or part.failures for _, part in parts):
         names = ", ".join(one.step.name for one in found)
         say(console, f"nothing that {names} look for begins or ends here")
+
+
+def show_cost(
+    console: Console, model: Model, name: str | None, bind: Mapping[str, int] | None = None
+) -> None:
+    """Print what each node costs, or one: with a batch of 1 and sizes as `bind` has them.
+
+    Raises `UsageError` where there is no node of that name, nor such a dimension.
+    """
+    names = None if name is None else names_of(find_node(model, name))
+    costs.show(console, model.proto, natural_shapes(model.proto, bind), names)
 
 
 def _show_model(console: Console, model: Model) -> None:

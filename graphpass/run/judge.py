@@ -57,6 +57,10 @@ class Judge(Closing):
         if self._validator is not None:
             self._validator.prepare()
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the inputs that the original was run on first, if it was."""
+        return {} if self._validator is None or self.not_run else self._validator.shapes()
+
     def do_without_reference(self, reason: str) -> None:
         """Let structure and the windows of the rewrites decide: the original does not run."""
         self.not_run = reason

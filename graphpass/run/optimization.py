@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from graphpass.errors import DifferenceError
+from graphpass.ir.cost import cost_of
 from graphpass.ir.model import Model
 from graphpass.report.data import (
     DenseNode,
@@ -34,6 +35,7 @@ from graphpass.run.judge import Judge
 from graphpass.run.pipeline import MAX_ROUNDS, Pipeline, Progress
 from graphpass.run.result import Result
 from graphpass.validate.baseline import ReferenceCannotRunError
+from graphpass.validate.cost import natural_shapes
 from graphpass.validate.options import ValidationArguments, ValidationOptions
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ def optimize(
             progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
         )
         _run(pipeline, report)
+        _count(report, judge, pipeline.stages[0][1], loaded.proto)
         if frozen:
             report.warnings.append(_of_frozen(frozen))
         if latency and len(pipeline.stages) > 1:
@@ -224,6 +227,15 @@ def _warnings(pipeline: Pipeline) -> list[str]:
 def _of_frozen(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} inputs that have a default are constants now, as was asked: {shown}"
+
+
+def _count(
+    report: Report, judge: Judge, original: onnx.ModelProto, result: onnx.ModelProto
+) -> None:
+    """Note what a run costs before and after, with the inputs that the original was run on."""
+    shapes = judge.shapes() or natural_shapes(original, judge.options.bind)
+    report.input = replace(report.input, cost=cost_of(original, shapes))
+    report.output = replace(report.output, cost=cost_of(result, shapes))
 
 
 def _measure(report: Report, judge: Judge, stages: list[tuple[str, onnx.ModelProto]]) -> None:

@@ -1,74 +1,52 @@
-"""What one run of a model costs, by its shapes and not by the clock.
+"""How expensive it is to run a model, for deciding what is run, and sizes to count with.
 
-Which feeds are run depends on it, and reports of two runs must not differ.
+Which feeds are run depends on it, and reports of two runs must not differ: nothing is timed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import onnx
 
-from graphpass.ir.inference import infer_shapes
-from graphpass.ir.operators import Trait, traits
-from graphpass.ir.proto_walk import all_graphs
+from graphpass.ir.cost import Shape, node_costs
+from graphpass.validate.feeds.given import require_symbols
+from graphpass.validate.feeds.sizes import classify, first_bindings, size_of
+from graphpass.validate.feeds.specs import input_specs
 
-Shape = Sequence[int]
 
-
-def multiply_adds(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> float:
-    """Estimate the multiply-adds of one run with inputs of these shapes.
+def work(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> float:
+    """Estimate the work of one run: multiply-adds, and for other operators elements written.
 
     Where the shape of a result cannot be inferred, each weight is taken to be used as often as
     the square root of the elements of the largest input: between once, as behind a Flatten, and
     once for each, as at the first Conv. Bodies of loops count once.
     """
-    bound = onnx.ModelProto()
-    bound.CopyFrom(model)
-    for value in bound.graph.input:
-        if value.name in shapes and value.type.WhichOneof("value") == "tensor_type":
-            _fix(value.type.tensor_type, shapes[value.name])
-    inferred = infer_shapes(bound)
-    known: dict[str, Shape] = {}
-    for graph in (*all_graphs(bound), *all_graphs(inferred)):  # what is declared, then what is so
-        for value in (*graph.value_info, *graph.output, *graph.input):
-            shape = _shape(value)
-            if shape is not None:
-                known[value.name] = shape
-        known.update((tensor.name, tuple(tensor.dims)) for tensor in graph.initializer)
-    graphs = all_graphs(bound)
     reuse = math.sqrt(max((math.prod(shape) for shape in shapes.values()), default=1))
-    return sum(_node_cost(node, known, reuse) for graph in graphs for node in graph.node)
+    total = 0.0
+    for node in node_costs(model, shapes):
+        if node.multiply_adds is None:
+            total += node.weight_elements * reuse
+        else:
+            total += node.multiply_adds or math.prod(node.output or (0,))
+    return total
 
 
-def _fix(tensor: onnx.TypeProto.Tensor, shape: Shape) -> None:
-    del tensor.shape.dim[:]
-    for size in shape:
-        tensor.shape.dim.add().dim_value = size
+def natural_shapes(
+    model: onnx.ModelProto, bind: Mapping[str, int] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return shapes for the inputs of a model: those declared, a batch of 1, `bind` for symbols.
 
-
-def _shape(value: onnx.ValueInfoProto) -> Shape | None:
-    if not value.type.tensor_type.HasField("shape"):
-        return None
-    dims = value.type.tensor_type.shape.dim
-    if any(not dim.HasField("dim_value") for dim in dims):
-        return None
-    return [dim.dim_value for dim in dims]
-
-
-def _node_cost(node: onnx.NodeProto, known: Mapping[str, Shape], reuse: float) -> float:
-    inputs = [known.get(name) for name in node.input]
-    output = known.get(node.output[0]) if node.output else None
-    size = math.prod(output) if output is not None else 0
-    weight = inputs[1] if len(inputs) > 1 else None
-    if Trait.CONTRACTION | Trait.ON_MAGNITUDES not in traits(node.op_type) or not weight:
-        return size
-    if node.op_type == "ConvTranspose" and inputs[0] is not None:
-        return math.prod(inputs[0]) * math.prod(weight[1:])
-    if not output:
-        return math.prod(weight) * reuse
-    if Trait.SLIDING in traits(node.op_type):
-        return size * math.prod(weight[1:])
-    # A weight of K x M gives M columns, K multiply-adds for each element.
-    return size * math.prod(weight[-2:]) / max(output[-1], 1)
+    Other symbols get the first size that one of their kind is tried with. Raises `InputsError`
+    where there is no such symbol.
+    """
+    specs = [spec for spec in input_specs(model) if not spec.overridable]
+    classes = classify(specs)
+    require_symbols(bind or {}, classes)
+    bindings = next(first_bindings(classes, bind or {}))
+    return {
+        spec.name: tuple(size_of(dim, bindings) for dim in spec.dims)
+        for spec in specs
+        if spec.dims is not None
+    }

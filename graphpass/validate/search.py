@@ -12,7 +12,7 @@ import onnx
 
 from graphpass.storage.wire import WireError, tensor_array
 from graphpass.validate.baseline import Point, ReferenceCannotRunError
-from graphpass.validate.cost import multiply_adds
+from graphpass.validate.cost import work
 from graphpass.validate.distance import is_discrete, leaves
 from graphpass.validate.feeds.drawn import (
     INTEGER_RANGES,
@@ -22,7 +22,7 @@ from graphpass.validate.feeds.drawn import (
     feed_name,
     overrides,
 )
-from graphpass.validate.feeds.given import InputsError, user_feeds
+from graphpass.validate.feeds.given import InputsError, require_symbols, user_feeds
 from graphpass.validate.feeds.sizes import Bindings, classify, first_bindings, resized, with_batch
 from graphpass.validate.feeds.specs import InputSpec, input_specs
 from graphpass.validate.noise import arithmetic_epsilon, may_be_random
@@ -58,12 +58,7 @@ class FeedSearch:
         self._large = 100.0 if arithmetic_epsilon(model) <= _SINGLE_EPSILON else 8.0
         self._classes = classify(self._specs)
         self._may_resize = self._may_batch = True
-        unknown = sorted(set(options.bind) - set(self._classes))
-        if unknown:
-            have = ", ".join(map(repr, self._classes)) or "none"
-            raise InputsError(
-                f"there is no symbolic dimension '{unknown[0]}' to bind (the model has {have})"
-            )
+        require_symbols(options.bind, self._classes)
 
     def points(self, session: Session, provider: str) -> list[Point]:
         """Run the user's feeds, or drawn ones. Raises ReferenceCannotRunError, InputsError."""
@@ -86,7 +81,7 @@ class FeedSearch:
     def cost(self, feed: Feed) -> float:
         """Estimate the multiply-adds of one run on this feed."""
         if feed.name not in self._costs:
-            self._costs[feed.name] = multiply_adds(self._model, feed.shapes)
+            self._costs[feed.name] = work(self._model, feed.shapes)
         return self._costs[feed.name]
 
     def is_cheap(self, feed: Feed) -> bool:

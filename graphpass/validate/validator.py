@@ -60,6 +60,10 @@ class Validator(Closing):
         for provider in self.options.providers:
             self._original.points(provider)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the inputs in the first feed that the original took."""
+        return self._original.points(self.options.providers[0])[0].feed.shapes
+
     def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Verdict:
         """Compare a skeleton with the original.
 

@@ -3,7 +3,7 @@ import onnx
 import pytest
 
 from graphpass.validate import Validator
-from graphpass.validate.cost import multiply_adds
+from graphpass.validate.cost import work
 from graphpass.validate.feeds.drawn import Recipe, draw_feed, overrides
 from graphpass.validate.feeds.sizes import classify, first_bindings, resized, with_batch
 from graphpass.validate.feeds.specs import input_specs
@@ -180,16 +180,16 @@ def test_overrides_differ_and_keep_the_sign() -> None:
     assert values.tolist() != [-2, 0, 2]
 
 
-def test_cost_counts_multiply_adds() -> None:
+def test_cost_counts_work() -> None:
     image = {"x": (1, 3, 8, 8)}
     kernels = 16 * 3 * 9 + 3 * 16 * 16 * 9
-    cost = multiply_adds(convnet(), image)
+    cost = work(convnet(), image)
     assert kernels * 64 < cost < kernels * 64 * 1.1
-    assert multiply_adds(convnet(), {"x": (2, 3, 8, 8)}) == pytest.approx(2 * cost, rel=0.01)
+    assert work(convnet(), {"x": (2, 3, 8, 8)}) == pytest.approx(2 * cost, rel=0.01)
     product = parse("g (float[N,20] x) => (float[N,30] y) { y = MatMul (x, w) }")
     weight = onnx.numpy_helper.from_array(np.ones((20, 30), np.float32), "w")
     product.graph.initializer.append(weight)
-    assert multiply_adds(product, {"x": (5, 20)}) == 5 * 20 * 30
+    assert work(product, {"x": (5, 20)}) == 5 * 20 * 30
 
 
 def test_cost_follows_shapes_that_are_computed() -> None:
@@ -204,7 +204,7 @@ def test_cost_follows_shapes_that_are_computed() -> None:
     }.items():
         attended.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     attended.graph.output[0].type.tensor_type.ClearField("shape")
-    found = multiply_adds(attended, {"x": (5, 4, 20)})
+    found = work(attended, {"x": (5, 4, 20)})
     assert 5 * 80 * 30 <= found < 5 * 80 * 30 * 1.2
 
 
@@ -212,7 +212,7 @@ def test_where_a_shape_is_unknown_weights_are_used_more_than_once() -> None:
     model = parse("""g (float[N,25] x) => (float[] y) {
         i = NonZero (x) t = Transpose (i) f = Cast <to=1> (t) y = MatMul (f, w) }""")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 30), np.float32), "w"))
-    assert multiply_adds(model, {"x": (4, 25)}) >= 2 * 30 * 10
+    assert work(model, {"x": (4, 25)}) >= 2 * 30 * 10
 
 
 def test_n_counts_samples_where_it_is_not_the_first_axis() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,16 @@ from graphpass.validate.process.channel import Array, Value
 
 class InputsError(UsageError):
     """The user's inputs cannot be read or do not fit the model; one sentence."""
+
+
+def require_symbols(bind: Mapping[str, int], known: Collection[str]) -> None:
+    """Raise `InputsError` where a size is given for a dimension that the model does not have."""
+    unknown = sorted(set(bind) - set(known))
+    if unknown:
+        have = ", ".join(map(repr, known)) or "none"
+        raise InputsError(
+            f"there is no symbolic dimension '{unknown[0]}' to bind (the model has {have})"
+        )
 
 
 def user_feeds(source: Path | str | Mapping[str, Array], specs: Sequence[InputSpec]) -> list[Feed]:

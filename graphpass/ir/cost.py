@@ -1,0 +1,194 @@
+"""What one run of a model costs, by its shapes and not by the clock.
+
+Multiply-adds are those of sums of products: convolutions, matrix products, recurrent layers. What
+else is computed is counted by what it reads and writes alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from graphpass.ir.inference import infer_shapes
+from graphpass.ir.operators import Trait, row
+from graphpass.ir.proto_walk import all_graphs
+from graphpass.storage.reference import byte_count
+
+Shape = Sequence[int]
+
+# inputs of an operator: the data, the weight
+_CONVOLUTIONS = {"Conv": (0, 1), "FusedConv": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
+_PRODUCTS = {
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "MatMulInteger": (0, 1),
+    "FusedMatMul": (0, 1),
+    "QLinearMatMul": (0, 3),
+}
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One node: `output`: the shape of its first output, None where that is unknown.
+
+    `multiply_adds`: of sums of products, 0 for what sums none, None where shapes are unknown.
+    `weight_elements`, `weight_bytes`: of the initializers that it reads. `activation_bytes`: of
+    its outputs, as far as their shapes are known; 0 for another view of what is there already.
+    """
+
+    node: str
+    operator: str
+    output: tuple[int, ...] | None
+    multiply_adds: int | None
+    weight_elements: int
+    weight_bytes: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A whole run with inputs of the shapes `inputs`, by name.
+
+    `multiply_adds`, and `weight_bytes` and `activation_bytes`, each counted once. `uncounted`: sums
+    of products whose shapes are unknown.
+    """
+
+    inputs: Mapping[str, Shape]
+    multiply_adds: int
+    weight_bytes: int
+    activation_bytes: int
+    uncounted: int
+
+
+def cost_of(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Cost:
+    """Count what a run with inputs of these shapes costs. Bodies of loops count once."""
+    nodes = node_costs(model, shapes)
+    weights = [tensor for graph in all_graphs(model) for tensor in graph.initializer]
+    return Cost(
+        {name: list(shape) for name, shape in shapes.items()},
+        sum(node.multiply_adds or 0 for node in nodes),
+        sum(_bytes(tensor.data_type, tensor.dims) for tensor in weights),
+        sum(node.activation_bytes for node in nodes),
+        sum(node.multiply_adds is None for node in nodes),
+    )
+
+
+def node_costs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[NodeCost]:
+    """Count what each node costs, those of bodies included, with inputs of these shapes.
+
+    The model is taken as ONNX infers it; calls of functions are counted as what they do.
+    """
+    bound = onnx.ModelProto()
+    bound.CopyFrom(model)
+    for value in bound.graph.input:
+        if value.name in shapes and value.type.WhichOneof("value") == "tensor_type":
+            _fix(value.type.tensor_type, shapes[value.name])
+    if bound.functions:
+        from onnx import inliner  # rarely needed
+
+        bound = inliner.inline_local_functions(bound)
+    inferred = infer_shapes(bound)
+    known: dict[str, Shape] = {}
+    types: dict[str, int] = {}
+    weights: dict[str, onnx.TensorProto] = {}
+    for graph in (*all_graphs(bound), *all_graphs(inferred)):  # what is declared, then what is so
+        for value in (*graph.value_info, *graph.output, *graph.input):
+            shape = _shape(value)
+            if shape is not None:
+                known[value.name] = shape
+            types[value.name] = value.type.tensor_type.elem_type
+        known.update((tensor.name, tuple(tensor.dims)) for tensor in graph.initializer)
+        weights.update((tensor.name, tensor) for tensor in graph.initializer)
+    return [
+        _node_cost(node, known, types, weights)
+        for graph in all_graphs(bound)
+        for node in graph.node
+    ]
+
+
+def _fix(tensor: onnx.TypeProto.Tensor, shape: Shape) -> None:
+    del tensor.shape.dim[:]
+    for size in shape:
+        tensor.shape.dim.add().dim_value = size
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape | None:
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    dims = value.type.tensor_type.shape.dim
+    if any(not dim.HasField("dim_value") for dim in dims):
+        return None
+    return [dim.dim_value for dim in dims]
+
+
+def _node_cost(
+    node: onnx.NodeProto,
+    known: Mapping[str, Shape],
+    types: Mapping[str, int],
+    weights: Mapping[str, onnx.TensorProto],
+) -> NodeCost:
+    output = known.get(node.output[0]) if node.output else None
+    held = {name: weights[name] for name in node.input if name in weights}.values()
+    found = row(node.op_type, node.domain)
+    written = 0
+    if found is None or Trait.VIEW not in found.traits:
+        written = sum(_written(node.output, known, types))
+    return NodeCost(
+        node.name or (node.output[0] if node.output else ""),
+        node.op_type,
+        None if output is None else tuple(output),
+        _multiply_adds(node, known),
+        sum(math.prod(tensor.dims) for tensor in held),
+        sum(_bytes(tensor.data_type, tensor.dims) for tensor in held),
+        written,
+    )
+
+
+def _written(
+    names: Sequence[str], known: Mapping[str, Shape], types: Mapping[str, int]
+) -> Iterator[int]:
+    for name in names:
+        if types.get(name) and name in known:
+            yield _bytes(types[name], known[name])
+
+
+def _bytes(data_type: int, dims: Sequence[int]) -> int:
+    return byte_count(data_type, list(dims)) or 0
+
+
+def _multiply_adds(node: onnx.NodeProto, known: Mapping[str, Shape]) -> int | None:
+    """Return those of a sum of products, 0 for another operator, None where it is not known."""
+    op = node.op_type
+    inputs = [known.get(name) for name in node.input]
+    output = known.get(node.output[0]) if node.output else None
+    if op == "ConvTranspose":
+        if len(inputs) < 2 or inputs[0] is None or inputs[1] is None:
+            return None
+        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
+    if op in _RECURRENT:
+        if len(inputs) < 3 or inputs[0] is None or inputs[1] is None or inputs[2] is None:
+            return None
+        return math.prod(inputs[0][:2]) * (math.prod(inputs[1]) + math.prod(inputs[2]))
+    roles = _CONVOLUTIONS.get(op) or _PRODUCTS.get(op)
+    if roles is None:
+        return 0
+    data, weight = (inputs[place] if place < len(inputs) else None for place in roles)
+    if output is None:
+        return None
+    if op in _CONVOLUTIONS:
+        return None if weight is None else math.prod(output) * math.prod(weight[1:])
+    length = _summands(node, data, weight)
+    return None if length is None else math.prod(output) * length
+
+
+def _summands(node: onnx.NodeProto, data: Shape | None, weight: Shape | None) -> int | None:
+    """Return how many products each element of a matrix product sums up."""
+    turned = any(a.name == "transB" and a.i for a in node.attribute)
+    if weight:
+        return weight[-1] if turned or len(weight) == 1 else weight[-2]
+    turned = any(a.name == "transA" and a.i for a in node.attribute)
+    return (data[-2] if turned else data[-1]) if data else None
