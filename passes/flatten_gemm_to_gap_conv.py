@@ -29,6 +29,7 @@ from .shared.dense import DENSE_ON_MAP, dense_on_map
 from .shared.flatten import FLATTEN_RULES
 from .shared.heads import feeds_layer, map_sizes
 from .shared.pixels import common_pixel
+from .shared.rows import require_images
 
 _GLOBAL = {
     "ReduceMean": "GlobalAveragePool",
@@ -116,6 +117,7 @@ class DenseOnEqualPixels(Rule):
         if read is None:
             return None
         found, features = read
+        require_images(layer, matrix, layer.inputs[0])
         pixels = math.prod(features.sizes[1:])
         if pixels == 1:
             return found.convolution(features.y, found.kernel(features.row, features.order))

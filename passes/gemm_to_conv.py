@@ -19,7 +19,6 @@ from graphpass import (
     operator,
     opset,
     producer,
-    rank,
     require,
 )
 from graphpass.errors import UsageError
@@ -28,23 +27,13 @@ from graphpass.ir.refusal import POSITIONS
 from .clean_up import DropTranspose, MergeTransposes
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
 from .shared.flatten import FLATTEN_RULES
-from .shared.heads import ALONG_AXIS, BROADCAST, POINTWISE, flattens
+from .shared.integer_layers import IntegerDense
 from .shared.positions import DenseOnMergedPositions, DenseOnPositions
 from .shared.reshapes import DropReshape, MergeReshapes
-from .shared.sizes import RESHAPES
+from .shared.rows import makes_rows_of_map, merging_view, recurrent, require_images
 from .shared.transposes import TRANSPOSE_RULES
 
 _TARGETS = ("dense", "features", "all")
-_KEEPS_ROWS = (
-    *POINTWISE,
-    *ALONG_AXIS,
-    "BatchNormalization",
-    "Gemm",
-    "LayerNormalization",
-    "MatMul",
-)
-_RECURRENT = ("GRU", "LSTM", "RNN")
-_WALK = 1000  # nodes followed from a dense layer to where its rows come from
 
 
 @dataclass(frozen=True)
@@ -73,13 +62,15 @@ class DenseOnFeatureMap(Rule):
         if read is None:
             return None
         found, features = read
-        recurrent = None if self.positions else _recurrent(features.y)
+        steps = None if self.positions else recurrent(features.y)
         require(
-            recurrent is None,
+            steps is None,
             f"the rows of '{layer.inputs[0].name}' are the steps of a sequence:"
-            f" {label(recurrent or layer)} makes them",
+            f" {label(steps or layer)} makes them",
             POSITIONS,
         )
+        if not self.positions:
+            require_images(layer, matrix, layer.inputs[0])
         return found.convolution(features.y, found.kernel(features.row, features.order))
 
 
@@ -95,18 +86,20 @@ class DenseOnRows(Rule):
         self, layer: Node, matrix: Tensor, bias: Tensor | None, add: Node | None, x: Tensor
     ) -> Any:
         turned = operator(layer) == "Gemm" and attribute(layer, "transA") != 0
-        if not turned and _makes_rows_of_map(producer(x), layer):
+        if not turned and makes_rows_of_map(producer(x), layer):
             return None  # the other rule converts it, or says why not
         found = resolve(layer, matrix, bias, add)
         if found is None:
             return None
-        merged = None if self.positions else _merging_view(layer)
+        merged = None if self.positions else merging_view(layer)
         require(
             merged is None,
             f"the rows of '{x.name}' are not images: {label(merged or layer)} makes them of a "
             "tensor with more axes",
             POSITIONS,
         )
+        if not self.positions:
+            require_images(layer, matrix, x)
         rows: Any = Op("Transpose", x, perm=[1, 0]) if turned else x
         if opset(layer) < 13:
             pixels = Op("Unsqueeze", rows, axes=[2, 3])
@@ -123,53 +116,6 @@ _LAYOUT: tuple[Rule, ...] = (
     MergeReshapes(),
     *TRANSPOSE_RULES,
 )
-
-
-def _recurrent(y: Tensor) -> Node | None:
-    """Return the recurrent layer whose steps, each an output of its own, `y` holds."""
-    for _ in range(_WALK):
-        node = producer(y)
-        if node is None:
-            return None
-        if operator(node) in _RECURRENT:
-            return node if node.outputs[0] is y else None
-        if operator(node) not in (*RESHAPES, *POINTWISE, "Transpose"):
-            return None
-        y = node.inputs[0]
-    return None
-
-
-def _makes_rows_of_map(source: Node | None, layer: Node) -> bool:
-    if source is None or operator(source) != "Flatten" or source.graph is not layer.graph:
-        return False
-    axes = rank(source.inputs[0])
-    return axes is None or (axes > 2 and flattens(source.inputs[0], source))
-
-
-def _merging_view(layer: Node) -> Node | None:
-    """Return the view that makes the rows of `layer` of a tensor of three axes or more."""
-    x = layer.inputs[0]
-    for _ in range(_WALK):
-        node = producer(x)
-        if node is None:
-            return None
-        op = operator(node)
-        if op in RESHAPES:
-            axes = rank(node.inputs[0])
-            if axes is not None and axes < 3:
-                return None
-            return None if flattens(node.inputs[0], node) else node
-        if op in BROADCAST:
-            x = next((t for t in node.inputs if producer(t) is not None), node.inputs[0])
-        elif op in _KEEPS_ROWS and not (op == "Gemm" and attribute(node, "transA")):
-            x = node.inputs[0]
-        else:
-            return None
-    # layers that were converted end in a Flatten: so long a chain is one of refused layers
-    require(
-        False, f"too many layers lie between '{layer.inputs[0].name}' and the nearest feature map"
-    )
-    return None
 
 
 @dataclass(frozen=True)
@@ -199,7 +145,11 @@ class GemmToConv(Pass):
         everything = self.target == "all"
         plain: tuple[Rule, ...] = ()
         if self.target != "features":
-            plain = (DenseOnRows(everything), DenseOnPositions(everything))
+            plain = (
+                DenseOnRows(everything),
+                DenseOnPositions(everything),
+                IntegerDense(everything),
+            )
         if everything:
             plain = (DenseOnMergedPositions(), *plain, *_LAYOUT)
         return (DenseOnFeatureMap(everything), *plain, *FLATTEN_RULES)

@@ -34,6 +34,7 @@ from graphpass.ir.refusal import COMPUTED, OVERRIDABLE, PRECISION, UNKNOWN_SIZE
 from graphpass.rewrite.pattern import Pattern
 
 from .affine import Array, rounded, scaled
+from .dequantize import Quantized, quantized, stored_weight
 from .heads import flattens, is_pixel, map_sizes
 
 _MOST_SPATIAL_AXES = 3
@@ -63,8 +64,9 @@ DENSE_ON_MAP = dense(
 class Dense:
     """alpha · x · matrix + bias, then `+ rest`: what was read out of the nodes.
 
-    `matrix` is [outputs, inputs], or [inputs, outputs] unless `outputs_first`. `bias` holds one
-    value per output; what does not is `rest`. `transposed`: x comes as [inputs, N].
+    `matrix` is [outputs, inputs], or [inputs, outputs] unless `outputs_first`; where it is stored
+    as integers behind DequantizeLinear, `stored` has them as well. `bias` holds one value per
+    output; what does not is `rest`. `transposed`: x comes as [inputs, N].
     """
 
     layer: Node
@@ -74,6 +76,7 @@ class Dense:
     bias: Tensor | Weight | Array | None
     rest: Op | Tensor | Array | None
     transposed: bool
+    stored: Quantized | None = None
 
     @property
     def inputs(self) -> int:
@@ -87,7 +90,8 @@ class Dense:
 
     def convolution(self, y: Any, kernel: Weight | Array) -> Op:
         """Return Flatten(Conv(y, kernel, bias)) + rest; the Conv's output has one pixel."""
-        conv = Op("Conv", y, kernel, self.bias, kernel_shape=list(kernel.shape[2:]))
+        size = list(kernel.shape[2:])
+        conv = Op("Conv", y, self._dequantized(kernel), self.bias, kernel_shape=size)
         rows = Op("Flatten", conv, axis=1)
         return rows if self.rest is None else Op("Add", rows, self.rest)
 
@@ -98,9 +102,18 @@ class Dense:
         """
         pixel = [1] * (axes - 2)
         y = Op("Transpose", x, perm=[0, axes - 1, *range(1, axes - 1)])
-        conv = Op("Conv", y, self.kernel((self.inputs, *pixel)), self.bias, kernel_shape=pixel)
+        kernel = self._dequantized(self.kernel((self.inputs, *pixel)))
+        conv = Op("Conv", y, kernel, self.bias, kernel_shape=pixel)
         result = Op("Transpose", conv, perm=[0, *range(2, axes), 1])
         return result if self.rest is None else Op("Add", result, self.rest)
+
+    def _dequantized(self, kernel: Weight | Array) -> Weight | Array | Op:
+        """Return the weights of which `kernel` holds the integers, with one step per output."""
+        if self.stored is None:
+            return kernel
+        node, step = self.stored.node, self.stored.step
+        attributes = {**node.attrs, "axis": None if step.size == 1 else 0}
+        return Op("DequantizeLinear", kernel, *node.inputs[1:], **attributes)
 
     def kernel(self, sizes: Sequence[int], order: Sequence[int] | None = None) -> Weight | Array:
         """Return alpha · matrix as [outputs, C, H, W, …].
@@ -125,6 +138,10 @@ class Dense:
 
     def summed(self, pixel: Array, count: int) -> Weight | Array:
         """Return alpha · count · pixel: the weights of the mean over `count` equal pixels."""
+        require(
+            self.stored is None,
+            f"the weights of {label(self.layer)} are integers, whose sum over pixels may be none",
+        )
         return scaled(_weight(pixel, self.matrix), np.full((1,) * pixel.ndim, self.alpha * count))
 
 
@@ -143,7 +160,8 @@ def resolve(
     place of.
     """
     is_gemm = operator(layer) == "Gemm"
-    weight = constant(matrix)
+    stored = quantized(matrix)
+    weight = constant(matrix) if stored is None else stored.levels
     axes = rank(layer.inputs[0])
     if not is_gemm and (rank(matrix) != 2 or (axes not in (2, None)) != stacked):
         return None  # a product of stacks of matrices
@@ -163,11 +181,13 @@ def resolve(
             return None  # its turn comes at the Add
         unknown = f"the rank of '{layer.inputs[0].name}' is not known"
         require(axes is not None, unknown, UNKNOWN_SIZE)
-    _require_convolvable(layer, weight)
+    _require_convolvable(layer, weight if stored is None else stored.step)
+    if stored is not None:
+        _require_step_per_output(layer, stored, 0 if outputs_first else 1)
     alpha, beta = (attribute(layer, "alpha"), attribute(layer, "beta")) if is_gemm else (1.0, 1.0)
     within, beyond = _bias(layer, bias, beta, width, axes or 2)
     transposed = is_gemm and attribute(layer, "transA") != 0
-    return Dense(layer, weight, outputs_first, alpha, within, beyond, transposed)
+    return Dense(layer, weight, outputs_first, alpha, within, beyond, transposed, stored)
 
 
 def _refuse_matrix(layer: Node, matrix: Tensor) -> None:
@@ -178,6 +198,24 @@ def _refuse_matrix(layer: Node, matrix: Tensor) -> None:
         OVERRIDABLE,
     )
     require(False, f"the weight of {label(layer)}, {name}, is not a constant", COMPUTED)
+
+
+def _require_step_per_output(layer: Node, stored: Quantized, axis: int) -> None:
+    """Refuse integers whose steps do not go with the outputs, on `axis`, or that alpha scales."""
+    stored.require_steps()
+    name = label(stored.node)
+    require(stored.levels.size > 0, f"the weight of {label(layer)} is empty")
+    require(
+        operator(layer) != "Gemm" or attribute(layer, "alpha") == 1,
+        f"{label(layer)} scales the integers of {name}",
+    )
+    if stored.step.size == 1 and stored.step.ndim < 2:
+        return
+    given = attribute(stored.node, "axis")
+    require(
+        stored.step.ndim == 1 and (1 if given is None else given) % 2 == axis,
+        f"the steps of {name} are not one for each output of {label(layer)}",
+    )
 
 
 def _require_convolvable(layer: Node, weight: Weight) -> None:
@@ -205,7 +243,9 @@ def _absorbs(add: Node, layer: Node, width: int, axes: int) -> bool:
     if add.graph is not layer.graph:
         return False
     others = [tensor for tensor in add.inputs if tensor is not product]
-    term = constant(others[0]) if len(others) == 1 else None
+    if len(others) != 1:
+        return False
+    term = stored_weight(others[0])
     return term is not None and _is_per_output(term.shape, width, axes)
 
 
@@ -220,6 +260,9 @@ def _bias(layer: Node, bias: Tensor | None, beta: float, width: int, axes: int) 
     if bias is None or beta == 0:
         return None, None
     weight = constant(bias)
+    stored = quantized(bias)
+    if stored is not None and beta == 1 and stored.levels.shape == (width,):
+        return bias, None
     if weight is None:
         factor = np.asarray(beta, bias.dtype) if beta != 1 and bias.dtype is not None else None
         require(beta == 1 or factor is not None, f"the element type of '{bias.name}' is not known")

@@ -58,3 +58,9 @@ def quantized(tensor: Tensor) -> Quantized | None:
     if len(found) < 2 or found[0] is None or found[1] is None or None in found:
         return None
     return Quantized(node, found[0], found[1], found[2] if len(found) > 2 else None)
+
+
+def stored_weight(tensor: Tensor) -> Weight | None:
+    """Return a constant, or the integers behind a DequantizeLinear of constants; None: neither."""
+    found = quantized(tensor)
+    return constant(tensor) if found is None else found.levels

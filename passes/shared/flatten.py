@@ -24,6 +24,7 @@ from graphpass import (
     rank,
     readers,
     require,
+    static_shape,
 )
 from graphpass.ir.operators import Trait, has, is_training
 
@@ -31,6 +32,7 @@ from .heads import (
     ALONG_AXIS,
     BROADCAST,
     POINTWISE,
+    QUANTIZED,
     comes_from_conv,
     feeds_layer,
     flattens,
@@ -106,6 +108,20 @@ class FlattenAfterPointwise(Rule):
         if not _moves(flatten, f, y) or not has(f, Trait.ELEMENTWISE):
             return None
         return _flattened(f, y, *_further(f))
+
+
+class FlattenAfterQuantization(Rule):
+    """QuantizeLinear(Flatten(y), d, z) = Flatten(QuantizeLinear(y, d, z)) with one step d.
+
+    DequantizeLinear likewise.
+    """
+
+    pattern = Op(QUANTIZED, _FLATTEN, any_("step"), ..., bind="f")
+
+    def rewrite(self, f: Node, flatten: Node, step: Tensor, y: Tensor) -> Any:
+        if static_shape(step) not in ((), (1,)) or not _moves(flatten, f, y):
+            return None
+        return _flattened(f, y, step, *f.inputs[2:])
 
 
 class FlattenAfterConstant(Rule):
@@ -217,6 +233,7 @@ FLATTEN_RULES: tuple[Rule, ...] = (
     ViewOfViewIsFlatten(),
     ViewIsFlatten(),
     FlattenAfterPointwise(),
+    FlattenAfterQuantization(),
     FlattenAfterConstant(),
     FlattenAfterTwo(),
     FlattenAfterSoftmax(),

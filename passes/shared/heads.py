@@ -5,11 +5,14 @@ from __future__ import annotations
 from graphpass import Node, Tensor, constant, operator, producer, rank, static_dim
 from graphpass.ir.operators import Trait, named
 
+from .dequantize import stored_weight
 from .sizes import RESHAPES, product, reshaped, sizes
 
 POINTWISE = named(Trait.ELEMENTWISE)
 BROADCAST = named(Trait.BROADCASTING)
 ALONG_AXIS = named(Trait.ALONG_AXIS | Trait.NORMALIZATION)
+# element by element, where they have one step for the whole tensor
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 
 _POOLS = ("ReduceMax", "ReduceMean")
 _LAYERS = ("Gemm", "MatMul")
@@ -64,7 +67,7 @@ def feeds_layer(tensor: Tensor, within: Node) -> bool:
                 if op == "Gemm" or rank(current) == 2:
                     return True
                 continue
-            plain = op in (*RESHAPES, *POINTWISE, "Transpose", "BatchNormalization")
+            plain = op in (*RESHAPES, *POINTWISE, *QUANTIZED, "Transpose", "BatchNormalization")
             if plain or (op in BROADCAST and len(_computed(reader)) == 1):
                 stack.append(reader.outputs[0])
     return False
@@ -99,7 +102,7 @@ def comes_from_conv(tensor: Tensor) -> bool:
             return node is not None
         if op in BROADCAST:
             tensor = [*_computed(node), tensor][0]
-        elif op in (*POINTWISE, *ALONG_AXIS, "BatchNormalization"):
+        elif op in (*POINTWISE, *ALONG_AXIS, *QUANTIZED, "BatchNormalization"):
             tensor = node.inputs[0]
         else:
             return False
@@ -111,5 +114,5 @@ def _computed(node: Node) -> list[Tensor]:
 
 
 def _is_matrix(tensor: Tensor) -> bool:
-    weight = constant(tensor)
+    weight = stored_weight(tensor)
     return weight is not None and weight.ndim == 2

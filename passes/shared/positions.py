@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from graphpass import Node, Op, Rule, Tensor, any_, constant, label, operator, rank, require
+from graphpass import Node, Op, Rule, Tensor, any_, label, operator, rank, require
+from graphpass.ir.refusal import POSITIONS
 
 from .dense import dense, resolve
+from .dequantize import stored_weight
 from .heads import flattens
 from .sizes import RESHAPES, product, reshaped, sizes
 
@@ -40,6 +42,7 @@ class DenseOnPositions(Rule):
         require(
             self.asked,
             f"the rows of '{x.name}' are not images, but positions of a sequence or map",
+            POSITIONS,
         )
         require(axes > 2, f"'{x.name}' is a vector")
         require(axes <= _MOST_AXES, f"'{x.name}' has {axes} axes, a Conv at most {_MOST_AXES}")
@@ -48,7 +51,7 @@ class DenseOnPositions(Rule):
 
 def _require_a_layer(product: Node) -> None:
     """Refuse a MatMul that has no constant matrix on the right."""
-    weights = [constant(tensor) for tensor in product.inputs]
+    weights = [stored_weight(tensor) for tensor in product.inputs]
     require(
         any(weight is not None for weight in weights),
         f"both operands of {label(product)} are computed: it is no layer with weights of its own",

@@ -209,6 +209,21 @@ CASES = (
         d=np.float32(0.01),
         b=(6,),
     ),
+    _dense(
+        "a quantized head",
+        "(uint8[N,6,3,3] x) => (float[N,4] y) {f = Flatten(x)"
+        " h = DequantizeLinear(f, d, z) k = Gemm<transB=1>(h, w, b) y = Relu(k)}",
+        w=(4, 54),
+        b=(4,),
+        d=np.float32(0.01),
+        z=np.uint8(120),
+    ),
+    _dense(
+        "a layer on integers",
+        "(uint8[N,24] x) => (int32[N,4] y) {y = MatMulInteger(x, w, z)}",
+        w=np.random.default_rng(3).integers(-100, 100, (24, 4)).astype(np.int8),
+        z=np.uint8(120),
+    ),
     _all(
         "positions of a sequence",
         "(float[N,7,8] x) => (float[N,7,4] y) {a = MatMul(x, W) c = Add(a, b) r = Relu(c)"
