@@ -233,6 +233,8 @@ def optimize(
         raise RuntimeUnavailableError(f"{error}; {hint}") from error
     _write_reports(result.report, reports, result.skeletons)
     _write_reproducers(result.report, reproducers)
+    if options["validate"] and (skipped := result.report.levels_not_run):
+        click.echo(f"graphpass: {skipped}", err=True)
     if not quiet:
         from graphpass.report.render import terminal
 
@@ -396,11 +398,14 @@ def _is_given(name: str) -> bool:
 
 def _print_check(check: Check, verbose: bool) -> None:
     from graphpass.report.render import print_table, say
+    from graphpass.validate.verdict import SILENT
 
     console = _console()
     say(console, f"{check.status}: {check.reason}", style="green" if check.ok else "red")
     for name in check.random_outputs:
         say(console, f"not compared, since it differs between two runs: '{name}'", style="yellow")
+    for name in check.silent_outputs:
+        say(console, f"not compared, since it {SILENT}: '{name}'", style="yellow")
     shown = check.comparisons if verbose else [c for c in check.comparisons if not c.ok]
     if shown:
         rows = (

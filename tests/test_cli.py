@@ -25,6 +25,7 @@ from graphpass.rewrite import registry
 from graphpass.run import optimization
 from graphpass.run.judge import Judge
 from graphpass.testing import graph
+from graphpass.validate import Runtime
 
 from .toys import KINDS, chain
 
@@ -309,6 +310,36 @@ def test_4_what_does_not_run_is_not_written(graphpass: Command, tmp_path: Path) 
     assert len(onnx.load(tmp_path / "custom.opt.onnx").graph.node) == 1
     done = graphpass("optimize", path)  # what it does to it can be run
     assert done.code == 0 and "each rewrite was run on its own" in done.out
+    quiet = graphpass("optimize", path, "-q")
+    assert quiet.code == 0 and quiet.out == ""
+    assert quiet.err.startswith("graphpass: levels 3, 4 of validation did not run: the original")
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_4_a_process_that_dies_twice_while_the_result_is_checked(
+    graphpass: Command, model: Path, monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    load, worker, left = Runtime.load, Runtime.worker, [killed]
+
+    def deadly(runtime: Runtime) -> Any:
+        found = worker(runtime)
+        if left[0]:
+            left[0] -= 1
+            os.kill(found.pid, signal.SIGKILL)
+        return found
+
+    def loading(runtime: Runtime, source: Any, *arguments: Any) -> Any:
+        if isinstance(source, Path):  # the written file
+            monkeypatch.setattr(Runtime, "worker", deadly)
+        return load(runtime, source, *arguments)
+
+    monkeypatch.setattr(Runtime, "load", loading)
+    done = graphpass("optimize", model, "--passes", "tidy")
+    if killed == 1:
+        assert done.code == 0
+        return
+    failed(done, 4, "SIGKILL")
+    assert names(model.parent) == ["net.onnx"]
 
 
 def test_4_a_provider_that_is_not_there(graphpass: Command, model: Path) -> None:

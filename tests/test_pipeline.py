@@ -15,6 +15,7 @@ from graphpass.errors import DifferenceError, RuntimeUnavailableError, UsageErro
 from graphpass.report.data import Check
 from graphpass.rewrite.match import Match
 from graphpass.rewrite.surgery import Built, Surgeon
+from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
 from graphpass.testing import graph
@@ -300,6 +301,31 @@ def test_of_a_model_that_does_not_run_each_rewrite_is_run_on_its_own(tmp_path: P
     assert result.report.delivery is not None and result.report.delivery.ok
 
 
+def test_what_did_not_run_is_said_and_nothing_is_called_validated_that_was_not() -> None:
+    report = graphpass.optimize(_unknown_operator(), Tidy()).report
+    assert report.validated and [entry.level for entry in report.not_run] == [3, 4]
+    assert report.levels_not_run.startswith("levels 3, 4 of validation did not run: the original")
+    with pytest.raises(RuntimeUnavailableError, match="cannot load the model"):
+        graphpass.optimize(_unknown_operator(), [])  # no rewrite: nothing was run
+    unasked = graphpass.optimize(chain(), Tidy(), validate=False).report
+    assert not unasked.validated and [entry.level for entry in unasked.not_run] == [2, 3, 4]
+    assert graphpass.optimize(chain(), Tidy()).report.not_run == []
+
+
+@pytest.mark.parametrize("steps", [[Tidy()], []])
+def test_inputs_of_nan_throughout_blame_no_rule(steps: list[Pass]) -> None:
+    inputs = {"x": np.full((2, 7), np.nan, np.float32)}
+    result = graphpass.optimize(chain(), steps, inputs=inputs)
+    report = result.report
+    assert not report.faulty and bool(report.rewrites) == bool(steps)
+    assert report.validated == bool(steps)
+    assert [entry.level for entry in report.not_run] == ([3] if steps else [2, 3])
+    with pytest.raises(RuntimeUnavailableError, match="NaN throughout"):
+        graphpass.optimize(chain(), steps, inputs=inputs, strict=True)
+    wrong = graphpass.optimize(chain(), [Negate("c1")], inputs=inputs).report  # its window tells
+    assert [out.rewrite.site for out in wrong.passes[0].quarantined] == ["a1"]
+
+
 def test_strict_does_not_do_without_running_the_model() -> None:
     with pytest.raises(RuntimeUnavailableError, match="the original model does not run"):
         graphpass.optimize(_unknown_operator(), Tidy(), strict=True)
@@ -309,8 +335,8 @@ def test_where_neither_the_model_nor_any_rewrite_runs_nothing_is_kept() -> None:
     model = _unknown_operator()
     with pytest.raises(RuntimeUnavailableError, match="its window cannot be run either"):
         graphpass.optimize(model, Mysterious())
-    by_hand = graphpass.optimize(_unknown_operator(), ByHand(0.01)).report.passes[0]
-    assert by_hand.outcome == "rolled back" and "other than by rules" in by_hand.reason
+    with pytest.raises(RuntimeUnavailableError, match="other than by rules"):
+        graphpass.optimize(_unknown_operator(), ByHand(0.01))
     assert graphpass.optimize(model, Mysterious(), validate=False).report.rewrites == 1
 
 
@@ -442,5 +468,5 @@ def test_compare_names_output_and_error() -> None:
     assert graphpass.compare(model, chain()).status == "equal"
     check = graphpass.compare(model, other)
     assert check.status == "differs" and "output 'y' differs by" in check.reason
-    other.graph.output[0].name = "z"
+    other.graph.output[0].name = other.graph.node[-1].output[0] = "z"
     assert graphpass.compare(model, other).status in ("interface changed", "invalid")

@@ -153,6 +153,14 @@ class Lines(Watch, Closing):
         elif not self._quiet:
             told = f"{outcome.model}: {outcome.status}, {outcome.seconds:.1f} s"
             click.echo(f"[{self._done}/{self._total}] {told}", err=True)
+        self._tell_what_did_not_run(outcome)
+
+    def _tell_what_did_not_run(self, outcome: Outcome) -> None:
+        report = outcome.report or {}
+        if report.get("not_run") and report["settings"]["validate"]:
+            levels = ", ".join(str(entry["level"]) for entry in report["not_run"])
+            why = report["not_run"][-1]["reason"]
+            click.echo(f"graphpass: {outcome.model}: not run: level {levels}: {why}", err=True)
 
     def close(self) -> None:
         """Lines stay."""

@@ -82,11 +82,7 @@ def node_costs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[Node
 
     The model is taken as ONNX infers it; calls of functions are counted as what they do.
     """
-    bound = onnx.ModelProto()
-    bound.CopyFrom(model)
-    for value in bound.graph.input:
-        if value.name in shapes and value.type.WhichOneof("value") == "tensor_type":
-            _fix(value.type.tensor_type, shapes[value.name])
+    bound = _bound(model, shapes)
     if bound.functions:
         from onnx import inliner  # rarely needed
 
@@ -108,6 +104,25 @@ def node_costs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[Node
         for graph in all_graphs(bound)
         for node in graph.node
     ]
+
+
+def shapes_of_outputs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Infer the shapes of the outputs for inputs of these shapes, as far as that is known."""
+    bound = _bound(model, shapes)
+    for value in bound.graph.output:  # what is declared of other sizes is not so for these
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.ClearField("shape")
+    found = ((value.name, _shape(value)) for value in infer_shapes(bound).graph.output)
+    return {name: shape for name, shape in found if shape is not None}
+
+
+def _bound(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
+    bound = onnx.ModelProto()
+    bound.CopyFrom(model)
+    for value in bound.graph.input:
+        if value.name in shapes and value.type.WhichOneof("value") == "tensor_type":
+            _fix(value.type.tensor_type, shapes[value.name])
+    return bound
 
 
 def _fix(tensor: onnx.TypeProto.Tensor, shape: Shape) -> None:

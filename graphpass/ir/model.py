@@ -16,6 +16,7 @@ from graphpass.errors import ModelError
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.nodes import Constant, Function, Graph, Node, Variable
 from graphpass.ir.reader import read_function, read_graph
+from graphpass.ir.soundness import make_sound
 from graphpass.ir.weight import Array
 from graphpass.ir.writer import Writer
 from graphpass.storage import remote, wire
@@ -52,11 +53,26 @@ class Model:
     ) -> Model:
         """Read a model file or URL, the bytes of one, or take a ModelProto (which stays as it is).
 
-        `allow_external`: further folders that external data may lie in. Raises `ModelError`
-        with one sentence where there is no usable model.
+        Nodes that come before what they read are sorted. `allow_external`: further folders that
+        external data may lie in. Raises `ModelError` with one sentence where there is no usable
+        model (see `soundness`).
         """
         if isinstance(source, Model):
             return source.copy()
+        model = cls._read_as_it_is(source, allow_external)
+        try:
+            make_sound(model.proto)
+        except ModelError as error:
+            named = f"{model.source}: " if model.source is not None else ""
+            raise ModelError(f"{named}{error}") from None
+        return model
+
+    @classmethod
+    def _read_as_it_is(
+        cls,
+        source: onnx.ModelProto | bytes | str | os.PathLike[str],
+        allow_external: Sequence[Path],
+    ) -> Model:
         spool = spooling.Spool()
         if isinstance(source, bytes):
             path = spool.folder / "input.onnx"

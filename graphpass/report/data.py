@@ -71,8 +71,8 @@ class ModelFacts:
 class Check:
     """What validation said: a `Verdict` of the validator, or "not validated".
 
-    `reason` is one sentence. `random_outputs` were left out; `dropped_feeds` did not run on the
-    original either.
+    `reason` is one sentence. `random_outputs` and `silent_outputs` were not compared (see
+    `Verdict`); `dropped_feeds` did not run on the original either.
     """
 
     status: str
@@ -80,6 +80,7 @@ class Check:
     reason: str
     comparisons: tuple[OutputComparison, ...] = ()
     random_outputs: tuple[str, ...] = ()
+    silent_outputs: tuple[str, ...] = ()
     dropped_feeds: tuple[str, ...] = ()
 
     @classmethod
@@ -91,6 +92,7 @@ class Check:
             verdict.reason,
             verdict.comparisons,
             verdict.random_outputs,
+            verdict.silent_outputs,
             verdict.dropped_feeds,
         )
 
@@ -143,6 +145,14 @@ class PassReport:
 
 
 @dataclass(frozen=True)
+class NotRun:
+    """A level of validation that did not run, and why, in one sentence."""
+
+    level: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class DenseNode:
     """A node that is no convolution and mixes features as one would; `reason`: why it stays."""
 
@@ -153,12 +163,17 @@ class DenseNode:
 
 @dataclass
 class Report:
-    """A whole run: what went in, what was done to it, what came out."""
+    """A whole run: what went in, what was done to it, what came out.
+
+    `validated`: whether what was done was run beside what it replaces, as a whole or rewrite by
+    rewrite. `not_run`: the levels that have nothing to say.
+    """
 
     settings: Mapping[str, Any]
     input: ModelFacts
     output: ModelFacts
     validated: bool
+    not_run: list[NotRun] = field(default_factory=list)
     passes: list[PassReport] = field(default_factory=list)
     rounds: int = 0
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -175,6 +190,15 @@ class Report:
     def rewrites(self) -> int:
         """How many rewrites were kept."""
         return sum(len(entry.rewrites) for entry in self.passes)
+
+    @property
+    def levels_not_run(self) -> str:
+        """Say in one sentence which levels of validation did not run and why; "" if all did."""
+        if not self.not_run:
+            return ""
+        levels = ", ".join(str(entry.level) for entry in self.not_run)
+        one = "level" if len(self.not_run) == 1 else "levels"
+        return f"{one} {levels} of validation did not run: {self.not_run[-1].reason}"
 
     @property
     def slower(self) -> bool:
@@ -209,6 +233,7 @@ _TOP_LEVEL = (
     "input",
     "output",
     "validated",
+    "not_run",
     "rounds",
     "passes",
     "delivery",

@@ -47,6 +47,11 @@ class WindowVerdict:
     reason: str = ""
 
     @property
+    def was_run(self) -> bool:
+        """Whether both sides were run."""
+        return self.status != "not run"
+
+    @property
     def ok(self) -> bool:
         """Whether nothing speaks against the rewrite."""
         return self.status != "differs"

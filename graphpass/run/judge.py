@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from graphpass.errors import GraphpassError
+from graphpass.errors import GraphpassError, RuntimeUnavailableError
 from graphpass.report.data import Check
 from graphpass.resources import Closing
 from graphpass.rewrite.window import Window, WindowVerdict
@@ -19,6 +19,8 @@ from graphpass.validate.process.constants import runtime_for_constants
 from graphpass.validate.process.runtime import RunError, available_cpus
 from graphpass.validate.structure import check_structure
 from graphpass.validate.validator import Latency, Validator
+
+_OF_OUTPUTS = ("equal", "within tolerance", "differs", "not comparable")
 
 
 class Judge(Closing):
@@ -33,7 +35,8 @@ class Judge(Closing):
     ) -> None:
         self.options = options
         self.validates = validate
-        self.not_run = ""  # why the original cannot be run, where that is so
+        self.not_run = ""  # why the model as a whole tells nothing, where that is so
+        self._runs = True  # whether it can be run all the same
         self._original = onnx.ModelProto()
         self._original.CopyFrom(original)  # passes go on patching theirs
         self._validator = Validator(self._original, options) if validate else None
@@ -42,6 +45,11 @@ class Judge(Closing):
     def original(self) -> onnx.ModelProto:
         """The skeleton that candidates are held against."""
         return self._original
+
+    @property
+    def runs(self) -> bool:
+        """Whether the original can be run."""
+        return self._validator is not None and self._runs
 
     @property
     def threads(self) -> int:
@@ -59,17 +67,25 @@ class Judge(Closing):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the inputs that the original was run on first, if it was."""
-        return {} if self._validator is None or self.not_run else self._validator.shapes()
+        return {} if self._validator is None or not self._runs else self._validator.shapes()
 
-    def do_without_reference(self, reason: str) -> None:
-        """Let structure and the windows of the rewrites decide: the original does not run."""
-        self.not_run = reason
+    def nothing_to_compare(self) -> str:
+        """Say why no output tells anything; "" where one does, or nothing is validated."""
+        return self._validator.nothing_to_compare() if self._validator is not None else ""
+
+    def do_without_reference(self, reason: str, *, runs: bool = False) -> None:
+        """Let structure and the windows of the rewrites decide.
+
+        `runs`: the original does run, so that a candidate has to, but its outputs tell nothing.
+        """
+        self.not_run, self._runs = reason, runs
 
     def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Check:
         """Compare a skeleton with the original."""
-        if self._validator is not None and not self.not_run:
+        if self._validator is not None and self._runs:
             verdict = self._validator.check(candidate, interface_may_change=interface_may_change)
-            return Check.of(verdict)
+            if not (self.not_run and verdict.status in _OF_OUTPUTS):
+                return Check.of(verdict)
         problems = check_structure(
             self._original, candidate, interface_may_change=interface_may_change
         )
@@ -88,17 +104,21 @@ class Judge(Closing):
             return Check("invalid", False, str(error))
         if problem:
             return Check("differs", False, f"it is not the model that was checked: {problem}")
-        if self._validator is None or self.not_run:
+        if self._validator is None or not self._runs:
             return self._unrun("the model that was checked")
         try:
             self._validator.load(path)
         except RunError as error:
+            if error.kind != "load":  # it says nothing of the file
+                raise RuntimeUnavailableError(
+                    f"the written file was not checked: {error}"
+                ) from None
             return Check("cannot run", False, str(error))
         return Check("equal", True, "to the byte the model that was checked; ONNX Runtime loads it")
 
     def _unrun(self, what: str) -> Check:
         if self.not_run:
-            return Check("windows only", True, f"{what}; each rewrite was run, but not the model")
+            return Check("windows only", True, f"{what}; each rewrite was run, but not the whole")
         return Check("not validated", True, f"{what}; it was not run")
 
     def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
@@ -115,7 +135,7 @@ class Judge(Closing):
 
     def latency(self, before: onnx.ModelProto, after: onnx.ModelProto) -> Latency | None:
         """Time two skeletons in turn; None where that cannot be done."""
-        if self._validator is None or self.not_run:
+        if self._validator is None or not self._runs:
             return None
         try:
             return self._validator.latency(before, after)

@@ -20,6 +20,7 @@ from graphpass.ir.model import Model
 from graphpass.report.data import (
     DenseNode,
     FileFacts,
+    NotRun,
     PassReport,
     Report,
     bytes_facts,
@@ -150,6 +151,11 @@ def _prepare(judge: Judge, strict: bool) -> None:
         if strict:
             raise
         judge.do_without_reference(str(error))
+        return
+    if silence := judge.nothing_to_compare():
+        if strict:
+            raise ReferenceCannotRunError(silence)
+        judge.do_without_reference(silence, runs=True)
 
 
 def _run(pipeline: Pipeline, report: Report) -> None:
@@ -165,6 +171,8 @@ def _run(pipeline: Pipeline, report: Report) -> None:
         report.passes = pipeline.reports
         report.rounds = pipeline.rounds
         report.output = model_facts(model.proto)
+        report.validated = pipeline.judge.validates and not pipeline.unproven
+        report.not_run = _levels_not_run(pipeline)
         report.not_convolutional = _dense_nodes(model.proto, pipeline.reports)
         report.warnings = _warnings(pipeline)
 
@@ -209,6 +217,18 @@ def _dense_nodes(proto: onnx.ModelProto, passes: Sequence[PassReport]) -> list[D
     return found
 
 
+def _levels_not_run(pipeline: Pipeline) -> list[NotRun]:
+    judge = pipeline.judge
+    if not judge.validates:
+        return [NotRun(level, "as --no-validate asks") for level in (2, 3, 4)]
+    if not judge.not_run:
+        return []
+    found = [NotRun(3, judge.not_run)]
+    if pipeline.unproven:
+        found.insert(0, NotRun(2, "there is no rewrite that was run on its own"))
+    return found if judge.runs else [*found, NotRun(4, judge.not_run)]
+
+
 def _warnings(pipeline: Pipeline) -> list[str]:
     found = []
     if not pipeline.settled:
@@ -216,11 +236,18 @@ def _warnings(pipeline: Pipeline) -> list[str]:
             f"after {MAX_ROUNDS} rounds the passes still found something to rewrite: run it again"
         )
     if pipeline.judge.not_run:
-        found.append(f"each rewrite was run on its own, not the model: {pipeline.judge.not_run}")
+        did = "nothing was run" if pipeline.unproven else "each rewrite was run on its own"
+        found.append(f"{did}, not the model: {pipeline.judge.not_run}")
     checks = [entry.check for entry in pipeline.reports if entry.check is not None]
-    if random := {name for check in checks for name in check.random_outputs}:
-        names = ", ".join(f"'{name}'" for name in sorted(random))
-        found.append(f"not compared, since they differ between two runs of the original: {names}")
+    random = {name for check in checks for name in check.random_outputs}
+    silent = {name for check in checks for name in check.silent_outputs}
+    for why, names in (
+        ("they differ between two runs of the original", random),
+        ("they have no elements or are NaN throughout", silent),
+    ):
+        if names:
+            listed = ", ".join(f"'{name}'" for name in sorted(names))
+            found.append(f"not compared, since {why}: {listed}")
     return found
 
 

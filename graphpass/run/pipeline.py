@@ -151,11 +151,20 @@ class Pipeline:
             state.quarantine.update(entry.rewrite.key for entry in report.quarantined)
             state.over = bool(report.reason)
 
+    @property
+    def unproven(self) -> bool:
+        """Whether nothing was run beside what it replaces: not the model, nor any rewrite."""
+        proofs = (rewrite.proof for report in self.reports for rewrite in report.rewrites)
+        return bool(self.judge.not_run) and not any(p is not None and p.was_run for p in proofs)
+
     def _require_proof(self) -> None:
         """Raise where the original does not run, and no rewrite on its own does either."""
-        undone = [entry for report in self.reports for entry in report.quarantined]
-        if self.judge.not_run and undone and not self._rewrites_kept():
-            raise RuntimeUnavailableError(f"{self.judge.not_run}, and {undone[0].reason}")
+        if self.judge.runs or not self.judge.validates or not self.unproven:
+            return
+        undone = [entry.reason for report in self.reports for entry in report.quarantined]
+        undone += [report.reason for report in self.reports if report.reason]
+        why = f", and {undone[0]}" if undone else ""
+        raise RuntimeUnavailableError(f"{self.judge.not_run}{why}")
 
     def _run(self, index: int, state: _State) -> bool:
         """Run one pass; return whether it changed the model."""

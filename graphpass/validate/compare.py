@@ -59,7 +59,7 @@ class OutputComparison:
     output's own dtype) leave out elements below 1e-3 of its scale.
 
     `comparable` is False where the floor exceeds `MAX_NOISE_FLOOR` and would excuse the error.
-    `blank`: the original is NaN throughout, which says nothing.
+    `blank`: the original is NaN throughout, or has no elements, which says nothing.
     """
 
     name: str
@@ -186,7 +186,7 @@ def compare_leaf(
     if reference is None or candidate is None:
         return OutputComparison(*label)
     if reference.size == 0:
-        return OutputComparison(*label, dtype=reference.dtype.name)
+        return OutputComparison(*label, dtype=reference.dtype.name, blank=True)
     if noise is not None and noise.structure_changed:
         noise = None
     if is_discrete(reference):

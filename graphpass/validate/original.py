@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx
 
 from graphpass.validate import noise
@@ -16,10 +17,12 @@ from graphpass.validate.baseline import (
     Point,
     ReferenceCannotRunError,
 )
-from graphpass.validate.distance import identical, leaves, magnitude
+from graphpass.validate.distance import identical, is_discrete, leaves, magnitude, wide
 from graphpass.validate.options import ValidationOptions
+from graphpass.validate.process.channel import Array
 from graphpass.validate.process.runtime import Level, RunError, Runtime, Session
-from graphpass.validate.search import FeedSearch, run_point
+from graphpass.validate.search import FeedSearch, is_blank, run_point
+from graphpass.validate.verdict import SILENT
 
 
 class Original:
@@ -75,6 +78,25 @@ class Original:
     def random_outputs(self, provider: str) -> set[str]:
         """Return the leaves known to differ between two runs of the original."""
         return self._random.get(provider, set())
+
+    def silent_outputs(self, provider: str) -> set[str]:
+        """Return the leaves that have no elements, or are NaN throughout, on every feed."""
+        found = [leaves(point.outputs) for point in self._points.get(provider, ())]
+        return {
+            name
+            for name in (found[0] if found else ())
+            if all(_is_silent(outputs.get(name)) for outputs in found)
+        }
+
+    def silence(self, provider: str) -> str:
+        """Say why no output tells anything, in one sentence; "" where one does."""
+        points = self.points(provider)
+        if all(is_blank(point.feed.values) for point in points):
+            return "all inputs are NaN throughout, so that outputs tell nothing"
+        silent = self.silent_outputs(provider)
+        if silent and all(name in silent for point in points for name in leaves(point.outputs)):
+            return f"output '{min(silent)}' {SILENT}, and so are all others"
+        return ""
 
     def deepen(self, point: Point) -> bool:
         """Measure more of what moves the original's outputs; False where all is measured."""
@@ -176,6 +198,14 @@ class Original:
             self._runtime.load(model, point.provider, level) as session,
         ):
             point.add_noise(session.run(point.feed.values).outputs)
+
+
+def _is_silent(array: Array | None) -> bool:
+    if array is None:
+        return False
+    if is_discrete(array):
+        return array.size == 0
+    return bool(np.isnan(wide(array)).all())  # of none, all are
 
 
 def _unsteady(session: Session, point: Point) -> set[str]:

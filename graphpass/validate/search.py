@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx
 
+from graphpass.ir.cost import shapes_of_outputs
 from graphpass.storage.wire import WireError, tensor_array
 from graphpass.validate.baseline import Point, ReferenceCannotRunError
 from graphpass.validate.cost import work
-from graphpass.validate.distance import is_discrete, leaves
+from graphpass.validate.distance import is_discrete, leaves, wide
 from graphpass.validate.feeds.drawn import (
     INTEGER_RANGES,
     Feed,
@@ -37,6 +38,7 @@ _FURTHER_FEEDS = (("large", 2), ("uniform", 3), ("zeros", 1))
 # How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
 _FEWER_FEEDS = ((1e9, 1), (_CHEAP_COST, 2), (0.0, 3))
 _GENTLER_FEEDS = ("uniform", "small")
+_POSITIVE_FEEDS = ("uniform", "one to two")  # probabilities, scales
 _SINGLE_EPSILON = 2.0**-23
 _MAX_ATTEMPTS = 80
 _MAX_SEARCH_S = 60.0
@@ -76,6 +78,8 @@ class FeedSearch:
                 feed = self._draw(replace(recipe, kind=kind))
                 points.extend(self._try(session, provider, feed))
         points.extend(self._overridden(session, provider, first.feed))
+        for point in points:
+            self._require_elements(point)
         return points
 
     def cost(self, feed: Feed) -> float:
@@ -129,7 +133,8 @@ class FeedSearch:
         start = time.monotonic()
         for recipe in itertools.islice(self._recipes(dict(self._options.bind)), _MAX_ATTEMPTS):
             try:
-                return [run_point(session, provider, self._draw(recipe))], recipe
+                point = run_point(session, provider, self._draw(recipe))
+                return self._with_elements(session, point, recipe)
             except RunError as error:
                 first_error = first_error or error
                 if error.kind == "timeout" or time.monotonic() - start > _MAX_SEARCH_S:
@@ -138,6 +143,19 @@ class FeedSearch:
             f"no inputs were found that the original model accepts ({first_error});"
             " give some with --inputs, or sizes with --bind"
         )
+
+    def _with_elements(
+        self, session: Session, point: Point, recipe: Recipe
+    ) -> tuple[list[Point], Recipe]:
+        """Return a point whose outputs are not all empty, where other values make one."""
+        for kind in _POSITIVE_FEEDS:
+            if not _all_empty(point.outputs):
+                break
+            other = replace(recipe, kind=kind)
+            for found in self._try(session, point.provider, self._draw(other)):
+                if not _all_empty(found.outputs):
+                    return [found], other
+        return [point], recipe
 
     def _recipes(self, fixed: Bindings) -> Iterator[Recipe]:
         """Yield sizes with ranges of integers, plausible ones first."""
@@ -215,13 +233,32 @@ class FeedSearch:
                         f" but bound to {self._options.bind[symbol]}"
                     )
             try:
-                points.append(self._complete(session, provider, given))
+                point = self._complete(session, provider, given)
+                self._require_elements(point)
+                points.append(point)
             except RunError as error:
                 last = error
                 self.dropped.append(f"{given.name}: {error}")
         if not points:
             raise ReferenceCannotRunError(f"the original model does not run on the inputs: {last}")
-        return points
+        telling = [point for point in points if not is_blank(point.feed.values)]
+        if len(telling) < len(points) and telling:
+            blank = (point.feed.name for point in points if point not in telling)
+            self.dropped.extend(f"{name}: NaN throughout, which tells nothing" for name in blank)
+        return telling or points
+
+    def _require_elements(self, point: Point) -> None:
+        """Refuse sizes that were asked for and leave an output without elements."""
+        empty = [n for n, a in leaves(point.outputs).items() if a is not None and a.size == 0]
+        if not empty or not (self._options.bind or self._options.inputs is not None):
+            return
+        inferred = shapes_of_outputs(self._model, point.feed.shapes)
+        for name in empty:
+            if 0 in inferred.get(name, ()):
+                raise InputsError(
+                    f"with {point.feed.name}, output '{name}' has no elements, so that nothing"
+                    " could be compared: give larger sizes"
+                )
 
     def _complete(self, session: Session, provider: str, given: Feed) -> Point:
         """Run the user's feed, inputs that it lacks drawn in sizes that fit. Raises RunError."""
@@ -247,6 +284,18 @@ _OVERRIDDEN_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 def run_point(session: Session, provider: str, feed: Feed) -> Point:
     """Run the original on one feed. Raises RunError."""
     return Point(provider, feed, session.run(feed.values).outputs)
+
+
+def is_blank(values: Mapping[str, Value]) -> bool:
+    """Whether there are floats among the inputs, and all of them are NaN."""
+    arrays = [array for array in leaves(values).values() if array is not None]
+    floats = [array for array in arrays if array.size and not is_discrete(array)]
+    return bool(floats) and all(np.isnan(wide(array)).all() for array in floats)
+
+
+def _all_empty(outputs: Mapping[str, Value]) -> bool:
+    arrays = [array for array in leaves(outputs).values() if array is not None]
+    return bool(arrays) and not any(array.size for array in arrays)
 
 
 def _beginning_with(row: Value, rows: Value) -> Value:

@@ -12,7 +12,10 @@ from graphpass.ir.proto_walk import all_graphs, all_nodes
 
 # From here on an initializer that is also an input is a default; before, all are constants.
 _OVERRIDABLE_FROM_IR_VERSION = 4
+_LONGEST = 80  # characters of a value in a sentence
 _LISTED = 5  # so many names are enough to see what is meant
+
+_Described = onnx.ModelProto | onnx.GraphProto | onnx.ValueInfoProto
 
 
 def check_structure(
@@ -79,14 +82,35 @@ def _lost_metadata(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[
     kept = {key: value for key, value in new.items() if key in old or key not in used}
     yield from _dict_changes("opset", old, kept)  # a new node may need one that is new
     for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version"):
-        one, two = getattr(before, name), getattr(after, name)
-        if one != two:
-            yield f"{name} was {one!r} and is {two!r}"
-    properties = {entry.key: entry.value for entry in before.metadata_props}
-    yield from _dict_changes(
-        "metadata", properties, {entry.key: entry.value for entry in after.metadata_props}
-    )
+        yield from _text_changes(name, getattr(before, name), getattr(after, name))
+    yield from _described("the model", before, after)
+    yield from _text_changes("the name of the graph", before.graph.name, after.graph.name)
+    yield from _described("the graph", before.graph, after.graph)
+    for what, one, two in (
+        ("input", before.graph.input, after.graph.input),
+        ("output", before.graph.output, after.graph.output),
+    ):
+        described = {value.name: value for value in two}
+        for value in one:
+            if value.name in described:  # what is gone is a change of the interface
+                yield from _described(f"{what} '{value.name}'", value, described[value.name])
     yield from _function_changes(before, after)
+
+
+def _described(what: str, before: _Described, after: _Described) -> Iterator[str]:
+    yield from _text_changes(f"the doc_string of {what}", before.doc_string, after.doc_string)
+    one, two = ({e.key: e.value for e in owner.metadata_props} for owner in (before, after))
+    yield from _dict_changes(f"metadata of {what}", one, two)
+
+
+def _text_changes(what: str, before: object, after: object) -> Iterator[str]:
+    if before != after:
+        yield f"{what} was {_short(before)} and is {_short(after)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
@@ -122,7 +146,7 @@ def _dict_changes(what: str, before: dict[str, Any], after: dict[str, Any]) -> I
     yield from _set_changes(what, set(before), set(after))
     for key in sorted(set(before) & set(after)):
         if before[key] != after[key]:
-            yield f"{what} '{key}' was {before[key]!r} and is {after[key]!r}"
+            yield f"{what} '{key}' was {_short(before[key])} and is {_short(after[key])}"
 
 
 def _set_changes(what: str, before: set[str], after: set[str]) -> Iterator[str]:

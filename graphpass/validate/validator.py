@@ -64,6 +64,11 @@ class Validator(Closing):
         """Return the shapes of the inputs in the first feed that the original took."""
         return self._original.points(self.options.providers[0])[0].feed.shapes
 
+    def nothing_to_compare(self) -> str:
+        """Say why no candidate can be told from the original, on no provider; "" if one can."""
+        reasons = [self._original.silence(provider) for provider in self.options.providers]
+        return reasons[0] if all(reasons) else ""
+
     def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Verdict:
         """Compare a skeleton with the original.
 
@@ -259,7 +264,14 @@ class Validator(Closing):
         if failed:
             return self._verdict("differs", accusation(failed), comparisons)
         settled = {(c.name, c.provider) for c in comparisons if c.ok and not c.blank}
-        unsettled = [c for c in comparisons if (c.name, c.provider) not in settled]
+        unsettled = [
+            c
+            for c in comparisons
+            if (c.name, c.provider) not in settled
+            and c.name not in self._original.silent_outputs(c.provider)
+        ]
+        if not unsettled and not settled:
+            unsettled = comparisons
         if unsettled:
             return self._verdict("not comparable", incomparable(unsettled[0]), comparisons)
         if not comparisons:
@@ -270,6 +282,10 @@ class Validator(Closing):
                 "equal", "all outputs are equal where ONNX Runtime optimizes nothing", comparisons
             )
         return self._verdict("within tolerance", acquittal(comparisons), comparisons)
+
+    def _silent(self) -> set[str]:
+        found = self._original.silent_outputs
+        return {name for provider in self.options.providers for name in found(provider)}
 
     def _verdict(self, status: Status, reason: str, comparisons: list[OutputComparison]) -> Verdict:
         random = {
@@ -282,6 +298,7 @@ class Validator(Closing):
             reason,
             tuple(comparisons),
             tuple(sorted(random)),
+            tuple(sorted(self._silent())),
             tuple(self._original.dropped),
         )
 

@@ -19,12 +19,15 @@ Status = Literal[
     "not comparable",
 ]
 
+SILENT = "has no elements, or is NaN throughout, in the original, whatever is fed"
+
 
 @dataclass(frozen=True)
 class Verdict:
     """What came of a check; `reason` is one sentence with output, feed, provider and figures.
 
-    `random_outputs` differ between two runs of the original and are left out; `dropped_feeds`
+    `random_outputs` differ between two runs of the original and are left out, and so are
+    `silent_outputs`, which are NaN throughout or have no elements on every feed. `dropped_feeds`
     are those that the original itself did not take, each with the reason.
     """
 
@@ -32,6 +35,7 @@ class Verdict:
     reason: str
     comparisons: tuple[OutputComparison, ...] = ()
     random_outputs: tuple[str, ...] = ()
+    silent_outputs: tuple[str, ...] = ()
     dropped_feeds: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -54,7 +58,7 @@ def accusation(failed: list[OutputComparison]) -> str:
 def incomparable(one: OutputComparison) -> str:
     """Say why nothing can be said about an output."""
     if one.blank:
-        return f"output '{one.name}' is NaN throughout in the original, whatever is fed"
+        return f"output '{one.name}' {SILENT}"
     if one.noise_floor is None:
         return f"output '{one.name}' changes its shape when the original's inputs move by one ulp"
     return (

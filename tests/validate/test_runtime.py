@@ -159,14 +159,31 @@ def test_a_death_in_the_middle_of_a_run_is_one_sentence(
 ) -> None:
     session = runtime.load(parse(COUNTING))
     pid = runtime.worker().pid
-    killer = threading.Timer(0.2, os.kill, (pid, death))
+    end = threading.Event()
+
+    def kill() -> None:  # each that begins: one that dies is tried again
+        while not end.wait(0.5):
+            for pids in Path("/proc/self/task").glob("*/children"):
+                for child in pids.read_text().split():
+                    os.kill(int(child), death)
+
+    killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(RunError, match=f"was killed by {death.name}.* while running") as caught:
+    with pytest.raises(RunError, match=f"was killed by {death.name}.* while ") as caught:
         session.run({"trips": np.int64(2**62), "x": np.float32(0)})
+    end.set()
+    killer.join()
     assert caught.value.kind == "crash"
     assert wait_until_gone(pid)
     run = session.run({"trips": np.int64(3), "x": np.float32(0)})
     assert np.asarray(run.outputs["y"]) == 3
+
+
+def test_what_a_worker_dies_of_once_is_tried_again(runtime: Runtime) -> None:
+    session = runtime.load(parse(COUNTING))
+    threading.Timer(0.2, os.kill, (runtime.worker().pid, signal.SIGKILL)).start()
+    outputs = session.run({"trips": np.int64(400_000), "x": np.float32(0)}).outputs
+    assert np.asarray(outputs["y"]) == 400_000
 
 
 def test_a_worker_that_died_idle_is_replaced_without_a_word(runtime: Runtime) -> None:

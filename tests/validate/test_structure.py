@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -71,8 +74,8 @@ def test_opsets_and_metadata_are_kept() -> None:
         "opset 'ai.onnx' was 17 and is 18",
         "ir_version was 9 and is 8",
         "producer_name was '' and is 'graphpass'",
-        "metadata 'author' is gone",
-        "metadata 'date' was 'today' and is 'tomorrow'",
+        "metadata of the model 'author' is gone",
+        "metadata of the model 'date' was 'today' and is 'tomorrow'",
     ]
 
 
@@ -170,3 +173,30 @@ def test_large_weights_inside_bodies_keep_their_shapes_for_inference() -> None:
     after, applied = apply_to(pipeline("default"), model)
     assert [rewrite.rule for rewrite in applied.rewrites] == ["DenseOnRows"] * 2
     assert check_structure(Model.load(model).proto, Model.load(after).proto) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (lambda m: m, "the model"),
+        (lambda m: m.graph, "the graph"),
+        (lambda m: m.graph.input[0], "input 'x'"),
+        (lambda m: m.graph.output[0], "output 'y'"),
+    ],
+)
+@pytest.mark.parametrize("interface_may_change", [False, True])
+def test_descriptions_and_metadata_are_kept(
+    where: Callable[[onnx.ModelProto], Any], what: str, interface_may_change: bool
+) -> None:
+    before = model()
+    where(before).doc_string = "d" * 200
+    where(before).metadata_props.add(key="k", value="v")
+    problems = check_structure(before, model(), interface_may_change=interface_may_change)
+    assert problems[0].startswith(f"the doc_string of {what} was 'ddd") and len(problems[0]) < 200
+    assert problems[1] == f"metadata of {what} 'k' is gone"
+
+
+def test_the_name_of_the_graph_is_kept() -> None:
+    after = model()
+    after.graph.name = "other"
+    assert check_structure(model(), after) == ["the name of the graph was 'g' and is 'other'"]

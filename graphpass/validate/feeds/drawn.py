@@ -125,6 +125,8 @@ def _floats(shape: tuple[int, ...], recipe: Recipe, rng: np.random.Generator) ->
         return np.zeros(shape)
     if recipe.kind == "uniform":
         return rng.uniform(0.0, 1.0, shape)
+    if recipe.kind == "one to two":
+        return rng.uniform(1.0, 2.0, shape)
     return rng.standard_normal(shape) * {"large": recipe.large, "small": 0.01}.get(recipe.kind, 1.0)
 
 

@@ -10,10 +10,10 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import onnx
 
@@ -33,6 +33,7 @@ from graphpass.validate.process.channel import (
 if TYPE_CHECKING:
     import subprocess
 
+_Answer = TypeVar("_Answer")
 Level = Literal["none", "extended", "all"]
 FailureKind = Literal["load", "run", "memory", "timeout", "crash"]
 
@@ -122,7 +123,10 @@ class Runtime(Closing):
 
 
 class Session(Closing):
-    """A model loaded in the worker. Use as a context manager, or `close` to free its memory."""
+    """A model loaded in the worker. Use as a context manager, or `close` to free its memory.
+
+    What the worker dies of is tried once more, in another one.
+    """
 
     def __init__(self, runtime: Runtime, head: Head, blobs: list[Any]) -> None:
         self._runtime, self._head, self._blobs = runtime, head, blobs
@@ -135,6 +139,9 @@ class Session(Closing):
 
     def ensure_open(self) -> _Worker:
         """Open the session if the worker that held it is gone; return the worker."""
+        return _tried_again(self._open)
+
+    def _open(self) -> _Worker:
         worker = self._runtime.worker()
         if self._home is not worker:
             worker.request(self._head, self._blobs, "loading")
@@ -153,11 +160,10 @@ class Session(Closing):
         return shapes
 
     def _run(self, feeds: Mapping[str, Value], options: Head) -> tuple[Head, list[bytearray]]:
-        worker = self.ensure_open()
         blobs: list[Any] = []
         described = {name: encode(value, blobs) for name, value in feeds.items()}
         head = {"op": "run", "id": self.number, "feeds": described, **options}
-        return worker.request(head, blobs, "running")
+        return _tried_again(lambda: self._open().request(head, blobs, "running"))
 
     def close(self) -> None:
         """Free what the session holds in the worker."""
@@ -165,6 +171,16 @@ class Session(Closing):
             with contextlib.suppress(RunError):
                 self._home.request({"op": "close", "id": self.number}, (), "closing")
         self._home = None
+
+
+def _tried_again(ask: Callable[[], _Answer]) -> _Answer:
+    """Ask once more where the process died: it may have been killed for what others do."""
+    try:
+        return ask()
+    except RunError as error:
+        if error.kind != "crash":
+            raise
+    return ask()
 
 
 def run_rounds(
