@@ -177,7 +177,9 @@ class Writer:
                 by_name[name] if constant is None else self._initializer(constant, by_name)
             )
         if self.initializers_are_inputs:
-            self._write_initializer_inputs(graph, proto, set(order), input_names, tensors)
+            # under their own names: a tensor may have been handed on to another initializer
+            named = dict(zip(order, tensors, strict=True))
+            self._write_initializer_inputs(graph, proto, input_names, named)
         if len(tensors) == len(proto.initializer) and all(
             a is b and a.name == name  # a tensor may have been handed on to another initializer
             for a, b, name in zip(tensors, proto.initializer, order, strict=True)
@@ -204,16 +206,15 @@ class Writer:
     def _write_initializer_inputs(
         graph: Graph,
         proto: onnx.GraphProto,
-        names: set[str],
         input_names: set[str],
-        tensors: list[TensorProto],
+        tensors: Mapping[str, TensorProto],
     ) -> None:
-        gone = {t.name for t in proto.initializer} - names
+        gone = {t.name for t in proto.initializer} - set(tensors)
         kept = [value for value in proto.input if value.name not in gone]
         added = [
-            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            for tensor in tensors
-            if tensor.name not in input_names
+            onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+            for name, tensor in tensors.items()
+            if name not in input_names
         ]
         # a body's initializers need not be its inputs: those are what the node passes in
         if graph.parent is not None or (not added and len(kept) == len(proto.input)):
