@@ -27,7 +27,7 @@ from graphpass.dense.map_geometry import (
     strides,
     write_metadata,
 )
-from graphpass.dense.oracle import Checked, Oracle, Probe
+from graphpass.dense.oracle import Checked, Oracle, Probe, giving_logits
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
 from graphpass.follow.image_input import images, native_size, trace_image
 from graphpass.follow.trace import LAYOUTS, FixedResolutionError
@@ -283,8 +283,7 @@ def _check(
     tell: Progress,
 ) -> Probe:
     if logits:
-        original = original.copy()
-        apply(make("drop-softmax"), original)
+        original = giving_logits(original)
         found = _traced(original)
     oracle = Oracle(
         original, found, runtime, pooled=report.head == "global", cams=cams(done, found)

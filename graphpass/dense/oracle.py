@@ -31,8 +31,6 @@ from graphpass.follow.traced import Collapse, Trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import operator
 from graphpass.ir.weight import Array
-from graphpass.rewrite.driver import apply
-from graphpass.rewrite.registry import make
 from graphpass.validate.compare import (
     Noise,
     OutputComparison,
@@ -41,6 +39,7 @@ from graphpass.validate.compare import (
     compare_leaf,
     measure_noise,
 )
+from graphpass.validate.logits import softmax_outputs, with_logits
 from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
 from graphpass.validate.process.runtime import RunError, Runtime, Session
 
@@ -124,8 +123,7 @@ class Oracle:
 
     def _logit_heads(self) -> tuple[Trace, list[Head]]:
         """Trace the original without the Softmax at its end, and cut out its heads."""
-        bare = self.original.copy()
-        apply(make("drop-softmax"), bare)
+        bare = giving_logits(self.original)
         found = trace_image(bare.graph)
         return found, cut_heads(bare.proto, found)
 
@@ -394,6 +392,13 @@ class Oracle:
         )
 
 
+def giving_logits(model: Model) -> Model:
+    """Return a model whose outputs are what its own Softmax reads, where they are a Softmax."""
+    bare = model.copy()
+    bare.restore(with_logits(bare.proto, softmax_outputs(bare.proto)))
+    return bare
+
+
 def _sample(batch: int, rows: int, columns: int) -> list[tuple[int, int, int]]:
     """Return (image, row, column) of every cell, or of a seeded sample where they are many."""
     cells = [(b, i, j) for b in range(batch) for i in range(rows) for j in range(columns)]
@@ -432,4 +437,4 @@ def _declared_out(native: Trace, collapse: Collapse) -> list[int | None]:
     return declared(native, collapse.node.outputs[0])[1]
 
 
-__all__ = ["Checked", "Oracle", "Probe"]
+__all__ = ["Checked", "Oracle", "Probe", "giving_logits"]

@@ -332,6 +332,8 @@ def _expand(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
 
 
 def _resize(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    if attribute(node, "coordinate_transformation_mode") == "align_corners":
+        raise AxisError("aligns the corners of its map, and looks elsewhere in one of another size")
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
     if sizes is not None and constant(sizes) is not None:
         raise AxisError("resizes the map to a constant size")

@@ -177,7 +177,7 @@ class Tracer:
                 self.found.values[id(node.outputs[0])] = sizes[start:end]
             return
         compute = SHAPE_ARITHMETIC.get(op)
-        if compute is None or not any(id(t) in self.found.values for t in node.inputs):
+        if compute is None:
             return
         values = [self.found.value(t) if t.name else None for t in node.inputs]
         if any(v is None and t.name for v, t in zip(values, node.inputs, strict=True)):

@@ -167,6 +167,7 @@ class Report:
 
     `validated`: whether what was done was run beside what it replaces, as a whole or rewrite by
     rewrite. `not_run`: the levels that have nothing to say.
+    `interface`: which inputs and outputs are others now, and how, one sentence each.
     """
 
     settings: Mapping[str, Any]
@@ -181,6 +182,7 @@ class Report:
     latency: Latency | None = None
     slower_because_of: str = ""
     not_convolutional: list[DenseNode] = field(default_factory=list)
+    interface: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     started_at: str = ""
     load_s: float = 0.0
@@ -240,6 +242,7 @@ _TOP_LEVEL = (
     "latency",
     "slower_because_of",
     "not_convolutional",
+    "interface",
     "warnings",
 )
 

@@ -102,6 +102,7 @@ def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
         yield from _some(lines, everything)
     if not report.validated:
         yield "nothing was validated, as --no-validate asks"
+    yield from report.interface
     yield from report.warnings
     if report.slower:
         yield _slower(report)

@@ -29,6 +29,7 @@ class Editor:
         self._names = set(_names(graph))
         self._made: list[Node] = []
         self._replaced: list[tuple[Tensor, Tensor]] = []
+        self._put_out: list[tuple[Tensor, Tensor, Node]] = []
 
     def node(
         self,
@@ -80,6 +81,15 @@ class Editor:
         """Let what reads `old` read `new` once the edit is complete."""
         self._replaced.append((old, new))
 
+    def put_out(self, output: Tensor, new: Tensor) -> None:
+        """Let the graph's `output` be `new`; what reads it goes on reading what it was."""
+        former = producer(output)
+        if former is None:
+            raise ValueError(f"'{output.name}' is computed by no node")
+        kept = Variable(self.fresh(f"{output.name}.kept"), output.dtype, output.shape)
+        self._put_out.append((output, kept, former))
+        self._replaced.append((output, new))
+
     def fresh(self, base: str) -> str:
         """Return a name near `base` that the graph does not have."""
         name, count = base, 0
@@ -103,8 +113,12 @@ class Editor:
                 node.inputs.clear()
             return
         self.graph.nodes.extend(self._made)
+        for output, kept, former in self._put_out:
+            _relink(output, kept)
+            former.outputs[_index(former.outputs, output)] = kept
         dropped = [self._take_place(old, new) for old, new in self._replaced]
-        _sweep(self.graph, [*dropped, *self._made])
+        formers = [former for _, _, former in self._put_out]
+        _sweep(self.graph, [*dropped, *formers, *self._made])
 
     def _operand(self, value: Tensor | Array | None, base: str) -> Tensor:
         if value is None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from graphpass.errors import RuleError
 from graphpass.ir.nodes import Graph
 from graphpass.rewrite.form import Form, read
+from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.pattern import Op, either, siblings
 from graphpass.rewrite.survey import Survey
 
@@ -74,14 +75,15 @@ class Pass:
     """A named step of a pipeline: rules that are applied until none fits, or a `run` of its own.
 
     A subclass sets `name`, and `rules` (a tuple, or a property where they depend on options) or
-    `run`. Its dataclass fields are its options. `changes_interface`: whether it may change
-    inputs and outputs of the model. `sweeps`: whether nodes and initializers that nothing reads
-    are removed first. `surveys`: what is looked for in whole scopes before the rules are applied.
+    `run`. Its dataclass fields are its options. `changes_interface`: what it may change of
+    inputs and outputs of the model (`Interface`; True: anything). `sweeps`: whether nodes and
+    initializers that nothing reads are removed first. `surveys`: what is looked for in whole
+    scopes before the rules are applied.
     """
 
     name: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]] = ()
-    changes_interface: ClassVar[bool] = False
+    changes_interface: ClassVar[Interface | bool] = False
     sweeps: ClassVar[bool] = False
     surveys: ClassVar[tuple[Survey, ...]] = ()
 

@@ -11,6 +11,7 @@ import onnx
 from graphpass.errors import GraphpassError, RuntimeUnavailableError
 from graphpass.report.data import Check
 from graphpass.resources import Closing
+from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.storage.identity import difference
 from graphpass.storage.wire import read_skeleton
@@ -80,7 +81,9 @@ class Judge(Closing):
         """
         self.not_run, self._runs = reason, runs
 
-    def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Check:
+    def check(
+        self, candidate: onnx.ModelProto, *, interface_may_change: Interface | bool = False
+    ) -> Check:
         """Compare a skeleton with the original."""
         if self._validator is not None and self._runs:
             verdict = self._validator.check(candidate, interface_may_change=interface_may_change)

@@ -30,6 +30,7 @@ from graphpass.report.data import (
     nodes_of,
     operator_name,
 )
+from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.registry import PIPELINES, without
 from graphpass.rewrite.rule import Pass
 from graphpass.run.judge import Judge
@@ -37,7 +38,9 @@ from graphpass.run.pipeline import MAX_ROUNDS, Pipeline, Progress
 from graphpass.run.result import Result
 from graphpass.validate.baseline import ReferenceCannotRunError
 from graphpass.validate.cost import natural_shapes
+from graphpass.validate.logits import softmax_outputs
 from graphpass.validate.options import ValidationArguments, ValidationOptions
+from graphpass.validate.structure import interface_changes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -174,6 +177,7 @@ def _run(pipeline: Pipeline, report: Report) -> None:
         report.validated = pipeline.judge.validates and not pipeline.unproven
         report.not_run = _levels_not_run(pipeline)
         report.not_convolutional = _dense_nodes(model.proto, pipeline.reports)
+        report.interface = _interface(pipeline)
         report.warnings = _warnings(pipeline)
 
 
@@ -238,6 +242,8 @@ def _warnings(pipeline: Pipeline) -> list[str]:
     if pipeline.judge.not_run:
         did = "nothing was run" if pipeline.unproven else "each rewrite was run on its own"
         found.append(f"{did}, not the model: {pipeline.judge.not_run}")
+    for entry in pipeline.by_hand:
+        found.extend(f"{entry.name}: {refusal.reason}" for refusal in entry.refusals)
     checks = [entry.check for entry in pipeline.reports if entry.check is not None]
     random = {name for check in checks for name in check.random_outputs}
     silent = {name for check in checks for name in check.silent_outputs}
@@ -248,6 +254,19 @@ def _warnings(pipeline: Pipeline) -> list[str]:
         if names:
             listed = ", ".join(f"'{name}'" for name in sorted(names))
             found.append(f"not compared, since {why}: {listed}")
+    return found
+
+
+def _interface(pipeline: Pipeline) -> list[str]:
+    """Say which inputs and outputs are others now, and how."""
+    before, after = pipeline.stages[0][1], pipeline.model.proto
+    still = set(softmax_outputs(after))
+    logits = [name for name in softmax_outputs(before) if name not in still]
+    found = interface_changes(before, after)
+    for entry in pipeline.declared:
+        found.extend(f"{entry.name}: {note}" for note in entry.notes[-1:])
+    if Interface.LOGITS in pipeline.interface_may_change:
+        found += [f"output '{name}' gives the logits of its Softmax" for name in logits]
     return found
 
 

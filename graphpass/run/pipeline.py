@@ -21,6 +21,7 @@ from graphpass.errors import DifferenceError, GraphpassError, RuleError, Runtime
 from graphpass.ir.model import Model
 from graphpass.report.data import Check, PassReport, Quarantined
 from graphpass.rewrite.driver import Applied, Rewrite, SpoiltError, apply, described
+from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
@@ -47,7 +48,7 @@ class _State:
     step: Pass
     report: PassReport
     before: onnx.ModelProto = field(default_factory=onnx.ModelProto)
-    interface_may_change: bool = False
+    interface_may_change: Interface = Interface.NOTHING
     quarantine: set[tuple[str, str]] = field(default_factory=set)
     over: bool = False  # it was undone as a whole and is not run again
     settled_at: int = -1  # the version of the model that it has nothing more to do on
@@ -88,7 +89,7 @@ class Pipeline:
         self.progress = progress or (lambda text, done: None)
         self.rounds = 0
         self.settled = False
-        self.interface_may_change = False
+        self.interface_may_change = Interface.NOTHING
         # the model before the first pass, and after each that changed it: what latency blames
         self.stages: list[tuple[str, onnx.ModelProto]] = [("", _copy(model.proto))]
         self._states = [_State.of(step) for step in steps]
@@ -100,6 +101,16 @@ class Pipeline:
     def reports(self) -> list[PassReport]:
         """What each pass did."""
         return [state.report for state in self._states]
+
+    @property
+    def by_hand(self) -> list[PassReport]:
+        """What those passes did that change the model other than by rules."""
+        return [state.report for state in self._states if state.by_hand]
+
+    @property
+    def declared(self) -> list[PassReport]:
+        """What those passes did that declare to change the interface."""
+        return [state.report for state in self._states if state.step.changes_interface]
 
     def run(self) -> None:
         """Run the passes in order, and again until nothing changes.
@@ -131,7 +142,8 @@ class Pipeline:
         self._careful = True
         self.model.restore(self.stages[0][1])
         del self.stages[1:]
-        self.rounds, self.settled, self.interface_may_change = 0, False, False
+        self.rounds, self.settled = 0, False
+        self.interface_may_change = Interface.NOTHING
         self._unchecked.clear()
         self._states[:] = [_State.of(state.step) for state in self._states]
         for state, (quarantine, over) in zip(self._states, undone, strict=True):
@@ -173,7 +185,8 @@ class Pipeline:
             return False
         self.progress(state.step.name, (index + 0.1) / len(self._states))
         state.before = _copy(self.model.proto)
-        state.interface_may_change = self.interface_may_change or state.step.changes_interface
+        declared = Interface.of(state.step.changes_interface)
+        state.interface_may_change = self.interface_may_change | declared
         try:
             return self._apply_and_check(state, left)
         except GraphpassError as error:

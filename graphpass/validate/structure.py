@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from graphpass.ir.proto_walk import all_graphs, all_nodes
+from graphpass.rewrite.interface import Interface
 
 # From here on an initializer that is also an input is a default; before, all are constants.
 _OVERRIDABLE_FROM_IR_VERSION = 4
@@ -19,14 +20,19 @@ _Described = onnx.ModelProto | onnx.GraphProto | onnx.ValueInfoProto
 
 
 def check_structure(
-    before: onnx.ModelProto, after: onnx.ModelProto, *, interface_may_change: bool = False
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    *,
+    interface_may_change: Interface | bool = False,
 ) -> list[str]:
     """Return what is wrong with `after`, one sentence each: interface first, then validity.
 
+    Of the interface, what was declared may change, and nothing more.
     Data of external tensors is not read. What the checker already finds in `before` is not
     held against `after`; there, only the nodes that are new are checked.
     """
-    problems = [] if interface_may_change else list(_interface_changes(before, after))
+    allowed = Interface.of(interface_may_change)
+    problems = list(_undeclared_changes(before, after, allowed))
     return problems + list(_lost_metadata(before, after)) + list(_invalidity(before, after))
 
 
@@ -39,6 +45,59 @@ def _interface_changes(before: onnx.ModelProto, after: onnx.ModelProto) -> Itera
     yield from _value_changes("input", _caller_inputs(before), _caller_inputs(after))
     yield from _value_changes("output", before.graph.output, after.graph.output)
     yield from _set_changes("default of input", _overridable(before), _overridable(after))
+
+
+def interface_changes(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    """Say which inputs and outputs are others now, and how."""
+    names = {value.name for value in before.graph.output}
+    new = [value for value in after.graph.output if value.name not in names]
+    kept = [value for value in after.graph.output if value.name in names]
+    return [
+        *_value_changes("input", _caller_inputs(before), _caller_inputs(after)),
+        *_value_changes("output", before.graph.output, kept),
+        *(f"output '{value.name}' is new: {_type(value.type)}" for value in new),
+        *_set_changes("default of input", _overridable(before), _overridable(after)),
+    ]
+
+
+def _undeclared_changes(
+    before: onnx.ModelProto, after: onnx.ModelProto, allowed: Interface
+) -> Iterator[str]:
+    """Yield what differs in the interface beyond what was declared."""
+    if Interface.OTHER in allowed:
+        return
+    inputs, outputs = _caller_inputs(after), list(after.graph.output)
+    if Interface.OUTPUTS in allowed:
+        outputs = outputs[: len(before.graph.output)]
+    pairs = [(_caller_inputs(before), inputs, allowed & Interface.SIZES)]
+    pairs.append((list(before.graph.output), outputs, allowed))
+    for what, (old, new, may) in zip(("input", "output"), pairs, strict=True):
+        if [value.name for value in old] != [value.name for value in new]:
+            yield from _value_changes(what, old, new)
+            continue
+        for one, two in zip(old, new, strict=True):
+            if one.type != two.type and not _is_declared(one.type, two.type, may):
+                yield f"{what} '{one.name}' was {_type(one.type)} and is {_type(two.type)}"
+    yield from _set_changes("default of input", _overridable(before), _overridable(after))
+
+
+def _is_declared(one: onnx.TypeProto, two: onnx.TypeProto, allowed: Interface) -> bool:
+    """Whether a type may become another: sizes that vary now, or axes for the places of a map."""
+    if {one.WhichOneof("value"), two.WhichOneof("value")} != {"tensor_type"}:
+        return False
+    old, new = one.tensor_type, two.tensor_type
+    if old.elem_type != new.elem_type:
+        return False
+    if Interface.MAPS in allowed:
+        return True
+    return (
+        Interface.SIZES in allowed
+        and len(old.shape.dim) == len(new.shape.dim)
+        and all(
+            a == b or (not b.HasField("dim_value") and not a.dim_param)
+            for a, b in zip(old.shape.dim, new.shape.dim, strict=True)
+        )
+    )
 
 
 def _value_changes(

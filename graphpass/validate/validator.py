@@ -8,21 +8,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from graphpass.resources import Closing
+from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.validate.baseline import FULL_NOISE, Point
 from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
 from graphpass.validate.distance import leaves
 from graphpass.validate.latency import Latency, latency_of
+from graphpass.validate.logits import softmax_outputs, with_logits
 from graphpass.validate.noise import base_tolerance
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
 from graphpass.validate.process.channel import Value
 from graphpass.validate.process.constants import runtime_for_constants
 from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session, run_rounds
+from graphpass.validate.resolutions import Resolutions
+from graphpass.validate.rows import Rows, shaped_like
 from graphpass.validate.structure import check_structure, interface_problems
 from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, incomparable
 
@@ -48,6 +51,7 @@ class Validator(Closing):
         self._runtime = Runtime(limits, self.options.threads)
         self._original = Original(reference, self.options, self._runtime)
         self._ones_may_move = False
+        self._logits: dict[tuple[str, ...], Validator] = {}
         self._policy = Policy(
             base_tolerance(self._original.epsilon),
             self.options.factor,
@@ -69,33 +73,77 @@ class Validator(Closing):
         reasons = [self._original.silence(provider) for provider in self.options.providers]
         return reasons[0] if all(reasons) else ""
 
-    def check(self, candidate: onnx.ModelProto, *, interface_may_change: bool = False) -> Verdict:
+    def check(
+        self, candidate: onnx.ModelProto, *, interface_may_change: Interface | bool = False
+    ) -> Verdict:
         """Compare a skeleton with the original.
 
         Both run without ONNX Runtime's optimizations on every feed, and the candidate on the
         first as its users will run it, at the default level; one that is expensive to run is not
         run on that feed twice, unless it is found to differ there.
-        `interface_may_change`: outputs are compared by position, further ones are not, and axes
-        of size 1 may come and go (a map of one cell is the answer for the image).
+        `interface_may_change`: what of the interface may be another. Outputs are compared by
+        position, further ones are not, and axes of size 1 may come and go (a map of one cell is
+        the answer for the image). A batch that varies now is run with several rows against the
+        original's single runs, a resolution at other sizes; where an output may be its logits,
+        they are the original's own.
         """
         original = self._original.model
+        allowed = Interface.of(interface_may_change)
+        if Interface.LOGITS in allowed:
+            dropped = tuple(_without_softmax(original, candidate))
+            if dropped:
+                return self._beside_logits(dropped).check(
+                    candidate, interface_may_change=allowed & ~Interface.LOGITS
+                )
         problems = check_structure(original, candidate, interface_may_change=interface_may_change)
         if problems:
             changed = bool(interface_problems(original, candidate)) and not interface_may_change
             status: Status = "interface changed" if changed else "invalid"
             return Verdict(status, problems[0], problems=tuple(problems))
-        self._ones_may_move = interface_may_change
+        self._ones_may_move = bool(allowed)
         comparisons: list[OutputComparison] = []
         for provider in self.options.providers:
             points = self._original.points(provider)
             try:
                 comparisons.extend(self._compare(candidate, provider, points))
+                if Interface.SIZES in allowed and not _has_failed(comparisons):
+                    further, problem = self._elsewhere(candidate, points[0])
+                    comparisons.extend(further)
+                    if problem:
+                        return self._verdict("differs", problem, comparisons)
             except RunError as error:
                 reason = f"{error} (provider {provider}, where the original runs)"
                 return self._verdict("cannot run", reason, comparisons)
             if _has_failed(comparisons):
                 break
         return self._judge(comparisons)
+
+    def _elsewhere(
+        self, candidate: onnx.ModelProto, point: Point
+    ) -> tuple[list[OutputComparison], str]:
+        """Compare with several rows and at other sizes, where the candidate takes them."""
+        original = self._original
+        random = original.random_outputs(point.provider)
+        about = (original.model, self._runtime, point.provider, point.feed.values)
+        rows = Rows(
+            *about, self._policy, original.epsilon, original.is_cheap(point), self.options.seed
+        )
+        sizes = Resolutions(*about, self._policy, original.epsilon, self.options.seed)
+        done: list[OutputComparison] = []
+        for judge in (rows, sizes):
+            compared, problem = judge.compare(candidate, random)
+            done += compared
+            if problem or _has_failed(compared):
+                return done, problem
+        return done, ""
+
+    def _beside_logits(self, outputs: tuple[str, ...]) -> Validator:
+        """Return a validator whose original gives the logits of `outputs`."""
+        if outputs not in self._logits:
+            self._logits[outputs] = Validator(
+                with_logits(self._original.model, outputs), self.options
+            )
+        return self._logits[outputs]
 
     def load(self, path: Path) -> None:
         """Have ONNX Runtime load a file on every provider. Raises RunError."""
@@ -151,6 +199,8 @@ class Validator(Closing):
     def close(self) -> None:
         """End the worker process."""
         self._runtime.close()
+        for other in self._logits.values():
+            other.close()
 
     def _compare(
         self, candidate: onnx.ModelProto, provider: str, points: list[Point]
@@ -231,7 +281,7 @@ class Validator(Closing):
         outputs = session.run(point.feed.values).outputs
         if self._ones_may_move and len(outputs) >= len(point.outputs):
             pairs = zip(point.outputs.items(), outputs.values(), strict=False)
-            return {name: _with_ones_of(expected, value) for (name, expected), value in pairs}
+            return {name: shaped_like(expected, value) for (name, expected), value in pairs}
         if len(outputs) != len(point.outputs):
             return outputs
         # By position: where a pass may change the interface, names may differ.
@@ -307,9 +357,7 @@ def _has_failed(comparisons: list[OutputComparison]) -> bool:
     return any(not c.ok and c.comparable for c in comparisons)
 
 
-def _with_ones_of(expected: Value, value: Value) -> Value:
-    """Return `value` with the shape of `expected`, where they differ only in axes of size 1."""
-    if not (isinstance(expected, np.ndarray) and isinstance(value, np.ndarray)):
-        return value
-    wide = [[size for size in array.shape if size != 1] for array in (expected, value)]
-    return value.reshape(expected.shape) if wide[0] == wide[1] else value
+def _without_softmax(original: onnx.ModelProto, candidate: onnx.ModelProto) -> list[str]:
+    """Return the outputs that end in a Softmax in the original, and do not in the candidate."""
+    still = set(softmax_outputs(candidate))
+    return [name for name in softmax_outputs(original) if name not in still]

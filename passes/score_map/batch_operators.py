@@ -8,6 +8,7 @@ for a change that is exact with one row as natively, and refuses by `require`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -23,11 +24,19 @@ from graphpass import (
     opset,
     require,
 )
-from graphpass.ir.operators import Trait, has
+from graphpass.ir.operators import Trait, has, named
 
 from ..shared.sizes import moved, slices
 from .batch_reshapes import reshape
 from .batch_rows import ONE, Batch, Changes, Rows, Size
+
+
+class Ranks(Protocol):
+    """Knows how many axes tensors have."""
+
+    def rank(self, node: Node, tensor: Tensor) -> int:
+        """Return the number of axes. Refuses where it is unknown."""
+
 
 Handler = Callable[[Batch, Node, list[int]], "Sequence[Rows | None] | None"]
 
@@ -36,6 +45,7 @@ _OPEN_END = (1 << 31) - 1  # the end of a Slice that means "to the end", or beyo
 _MATMULS = ("MatMul", "MatMulInteger")
 _STAYS = (
     Trait.SLIDING,
+    Trait.POOL,
     Trait.ALONG_AXIS,
     Trait.NORMALIZATION,
     Trait.SAMPLING,
@@ -47,7 +57,7 @@ _MOVES_WITHIN = frozenset(
 )
 
 
-def place_after(batch: Batch, node: Node, index: int, axis: int) -> int:
+def place_after(batch: Ranks, node: Node, index: int, axis: int) -> int:
     """Return on which axis of the outputs lies what lies on `axis` of an input, unmixed."""
     op = operator(node)
     met = met_axes(batch, node, index)
@@ -83,7 +93,7 @@ def place_after(batch: Batch, node: Node, index: int, axis: int) -> int:
     return axis
 
 
-def met_axes(batch: Batch, node: Node, index: int) -> dict[int, int]:
+def met_axes(batch: Ranks, node: Node, index: int) -> dict[int, int]:
     """Return which axes of an input meet which axis of the output, as numpy broadcasts them."""
     op = operator(node)
     if has(node, Trait.BROADCASTING) or has(node, Trait.ELEMENTWISE) or (op, index) == ("Gemm", 2):
@@ -96,7 +106,7 @@ def met_axes(batch: Batch, node: Node, index: int) -> dict[int, int]:
     return {}
 
 
-def bound_axes(batch: Batch, node: Node, index: int) -> dict[int, int]:
+def bound_axes(batch: Ranks, node: Node, index: int) -> dict[int, int]:
     """Return which axes of an input must have the size of which axis of the output, 1 or not."""
     op = operator(node)
     if op in ("BatchNormalization", "InstanceNormalization"):
@@ -118,7 +128,7 @@ def bound_axes(batch: Batch, node: Node, index: int) -> dict[int, int]:
     return {}
 
 
-def _after_reduction(batch: Batch, node: Node, axis: int) -> int:
+def _after_reduction(batch: Ranks, node: Node, axis: int) -> int:
     op = operator(node)
     if op.startswith("Global") or attribute(node, "keepdims") != 0:
         return axis
@@ -485,7 +495,7 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("Reshape", "Flatten"), reshape),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(named(Trait.REDUCTION), _reduce),
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,

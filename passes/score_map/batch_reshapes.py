@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from graphpass import Node, label, operator, opset, require
+from graphpass import Node, Tensor, label, operator, opset, require
+from graphpass.ir.weight import Array
 
-from ..shared.sizes import Size, as_target, product, quotient, reshaped
-from .batch_rows import ONE, Batch, Changes, Rows
+from ..shared.sizes import INFERRED, Size, as_target, product, quotient, reshaped, target_of
+from .batch_rows import Batch, Changes, Rows
 
 
 def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
@@ -22,7 +23,7 @@ def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
         return None
     require(held == [0], f"{label(node)} has a shape that is computed from the rows of a batch")
     rows = batch.rows[id(node.inputs[0])]
-    own, made = batch.freed(node.inputs[0]), batch.native(node.outputs[0])
+    own, made = batch.freed(node.inputs[0]), _native(batch, node)
     require(
         own is not None and made is not None,
         f"what {label(node)} makes of the shape of '{node.inputs[0].name}' is not known",
@@ -32,29 +33,79 @@ def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
     wanted = _wanted(batch, own, made, rows)
     if as_is is not None and (as_is.plain or wanted is None or not wanted.plain):
         return [as_is]
+    unknown = any(_is_unknown(name) for size in (*own, *made) for name in size.names)
+    require(
+        wanted is not None or not unknown,
+        f"the sizes at {label(node)} are computed and not known: clean-up makes constants of what "
+        "does not vary (--passes clean-up,free-batch)",
+    )
     require(
         wanted is not None,
         f"{label(node)} joins the rows of a batch with other axes, in an order that leaves none "
         "of its axes to the batch",
     )
     assert wanted is not None
-    sizes = list(made)
-    sizes[wanted.axis] = wanted.size(Size(1, (batch.name,)))
-    target = as_target(sizes, own)
-    require(
-        target is not None and opset(node) >= 5,
-        f"{label(node)} names the batch beside another size that varies",
-    )
-    assert target is not None
-    shape = np.array(target, np.int64)
+    shape = _target(batch, node, own, made, wanted)
 
     def change(changes: Changes) -> None:
         like = node if operator(node) == "Reshape" else None
-        new = changes.edit.one("Reshape", [node.inputs[0], shape], like=like, allowzero=None)
+        operands = [node.inputs[0], shape(changes)]
+        new = changes.edit.one("Reshape", operands, like=like, allowzero=None)
         changes.edit.replace(node.outputs[0], new)
 
     batch.change(change, f"{label(node)} takes the batch as it comes")
     return [wanted]
+
+
+def _native(batch: Batch, node: Node) -> list[Size] | None:
+    """Return the sizes that the node makes with as many rows as natively."""
+    made = reshaped(node, batch.native(node.inputs[0]), batch.native)
+    inferred = batch.native(node.outputs[0])
+    plain = inferred is not None and not any(size.names for size in inferred)
+    return inferred if plain or made is None else made
+
+
+def _target(
+    batch: Batch, node: Node, own: list[Size], made: list[Size], wanted: Rows
+) -> Callable[[Changes], Tensor | Array]:
+    """Return what makes the shape under which the rows lie as `wanted`: a constant if possible."""
+    require(opset(node) >= 5, f"{label(node)} names the batch in an attribute, before opset 5")
+    sizes = list(made)
+    sizes[wanted.axis] = wanted.size(Size(1, (batch.name,)))
+    constant = as_target(sizes, own)
+    if constant is not None:
+        return lambda changes: np.array(constant, np.int64)
+    asked = target_of(node, batch.freed) or []
+    others = [size for axis, size in enumerate(asked) if axis != wanted.axis]
+    require(
+        operator(node) == "Reshape" and len(asked) == len(made) and opset(node) >= 10,
+        f"{label(node)} names the batch beside another size that varies",
+    )
+    require(
+        wanted.plain or INFERRED not in others,
+        f"{label(node)} infers a size beside that of the batch",
+    )
+
+    def computed(changes: Changes) -> Tensor:
+        edit, source, axis = changes.edit, node.inputs[1], wanted.axis
+        rows = changes.count if INFERRED in others else np.array([-1], np.int64)
+        parts: list[Tensor | Array] = [rows]
+        if axis:
+            parts.insert(0, edit.one("Slice", [source, *_bounds(0, axis)]))
+        if axis < len(made) - 1:
+            parts.append(edit.one("Slice", [source, *_bounds(axis + 1, len(made))]))
+        return edit.one("Concat", parts, axis=0)
+
+    return computed
+
+
+def _bounds(start: int, end: int) -> list[Array]:
+    return [np.array([start], np.int64), np.array([end], np.int64)]
+
+
+def _is_unknown(name: str) -> bool:
+    """Whether a size has no name of the user's: ONNX's inference, or we, made one up."""
+    return name.startswith(("unk__", "?"))
 
 
 def _as_is(batch: Batch, node: Node, own: list[Size], rows: Rows) -> Rows | None:
@@ -96,6 +147,3 @@ def _split(
     if product((inner, *made[axis + 1 :])) != behind:
         return None
     return Rows(axis, outer, inner)
-
-
-__all__ = ["ONE", "reshape"]

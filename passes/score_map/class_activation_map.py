@@ -9,6 +9,7 @@ from graphpass import Graph, Pass, Tensor, operator, producer, require
 from graphpass.follow.image_input import traced
 from graphpass.follow.traced import Trace
 from graphpass.rewrite.edit import Editor
+from graphpass.rewrite.interface import Interface
 
 from .lift import SOFTMAXES, TO_NHWC, Lifted, Lifter
 
@@ -22,7 +23,7 @@ class ClassActivationMap(Pass):
     """
 
     name: ClassVar[str] = "class-activation-map"
-    changes_interface: ClassVar[bool] = True
+    changes_interface: ClassVar[Interface] = Interface.OUTPUTS
 
     def run(self, graph: Graph) -> list[str]:
         """Compute the last linear layer before the pooling, too, and put it out."""
@@ -59,12 +60,27 @@ def _cam(edit: Editor, found: Trace, output: Tensor, last: Lifted) -> Tensor:
     cam = edit.one("Identity", [cells])
     cam.name = edit.fresh(f"{output.name}.cam")
     cam.dtype, cam.is_graph_output = output.dtype, True
-    (source, *_) = [c.source for c in found.heads]
-    height, width = found.map_size(source)
+    height, width = found.map_size(_map_of(found, output, last))
     batch, count = (output.shape or [None])[0], _classes(output)
     channels_last = found.layout == "NHWC"
     cam.shape = [batch, height, width, count] if channels_last else [batch, count, height, width]
     return cam
+
+
+def _map_of(found: Trace, output: Tensor, last: Lifted) -> Tensor:
+    """Return the feature map that a class activation map is computed from, that of its head."""
+    sources = {id(collapse.source): collapse.source for collapse in found.heads}
+    reached: dict[int, Tensor] = {}
+    stack = [last.cells]
+    while stack:
+        tensor = stack.pop()
+        if id(tensor) in sources:
+            reached[id(tensor)] = tensor
+            continue
+        node = producer(tensor)
+        stack.extend(node.inputs if node is not None else ())
+    require(len(reached) == 1, f"'{output.name}' is computed from several feature maps")
+    return reached.popitem()[1]
 
 
 def _classes(output: Tensor) -> int | None:

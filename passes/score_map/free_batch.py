@@ -13,6 +13,7 @@ from graphpass.follow.image_input import images
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.reader import value_type
 from graphpass.rewrite.edit import Editor
+from graphpass.rewrite.interface import Interface
 
 from .batch_rows import Batch, Changes, Rows
 from .batch_walk import follow
@@ -28,7 +29,7 @@ class FreeBatch(Pass):
     """
 
     name: ClassVar[str] = "free-batch"
-    changes_interface: ClassVar[bool] = True
+    changes_interface: ClassVar[Interface] = Interface.SIZES
 
     def run(self, graph: Graph) -> list[str]:
         """Prove that rows do not meet, let nothing fix their number, declare the batch symbolic."""

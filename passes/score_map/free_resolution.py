@@ -10,11 +10,14 @@ import numpy as np
 from graphpass import Graph, Node, Pass, Tensor, attribute, label, operator, opset, require
 from graphpass.follow.image_axes import AxisError, Spatial, size_of, target_sizes
 from graphpass.follow.image_input import traced
-from graphpass.follow.trace import LAYOUTS, trace
+from graphpass.follow.trace import LAYOUTS, FixedResolutionError, trace
 from graphpass.follow.traced import Trace
 from graphpass.rewrite.edit import Editor
+from graphpass.rewrite.interface import Interface
 
+from .free_places import free_places
 from .lift import SOFTMAXES, cellwise_softmax
+from .places import FixedSizeError
 from .pool_to_global import make_global
 
 _LARGER = (1, 7, 32, 45, 96)  # pixels more: sizes at which maps are compared
@@ -31,13 +34,27 @@ class FreeResolution(Pass):
     """
 
     name: ClassVar[str] = "free-resolution"
-    changes_interface: ClassVar[bool] = True
+    changes_interface: ClassVar[Interface] = Interface.SIZES
 
     def run(self, graph: Graph) -> list[str]:
         """Free the trunk and declare height and width symbolic."""
-        native = traced(graph)
-        if native is None:
+        if graph.parent is not None or graph.is_function:
             return []
+        try:
+            native = traced(graph)
+        except FixedResolutionError as error:
+            try:
+                return free_places(graph)
+            except FixedSizeError:
+                raise error from None
+        if native is None:
+            return free_places(graph)
+        if not native.heads:
+            try:
+                return free_places(graph)
+            except FixedSizeError:
+                if native.reshapes:
+                    raise
 
         def at(larger: int) -> Trace:
             size = (native.size[0] + larger, native.size[1] + larger)

@@ -11,6 +11,7 @@ from graphpass import Graph, Pass, Tensor, require
 from graphpass.follow.image_input import traced
 from graphpass.follow.traced import Trace
 from graphpass.rewrite.edit import Editor
+from graphpass.rewrite.interface import Interface
 
 from .lift import TO_NHWC, Lifted, Lifter
 
@@ -24,7 +25,7 @@ class UnflattenHead(Pass):
     """
 
     name: ClassVar[str] = "unflatten-head"
-    changes_interface: ClassVar[bool] = True
+    changes_interface: ClassVar[Interface] = Interface.MAPS
 
     def run(self, graph: Graph) -> list[str]:
         """Lift the head; the outputs get height and width."""

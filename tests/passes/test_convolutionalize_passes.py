@@ -243,6 +243,21 @@ def test_class_activation_map() -> None:
     np.testing.assert_allclose(cam.mean(axis=(2, 3)), y, rtol=1e-4, atol=1e-5)
 
 
+def test_each_of_two_heads_has_its_own_map() -> None:
+    model = network(
+        "p = GlobalAveragePool(a) c = Conv(p, V) y = Flatten(c)"
+        " d = Conv<strides=[2,2]>(a, U) q = GlobalAveragePool(d) e = Conv(q, V) z = Flatten(e)",
+        "float[N,5] y, float[N,5] z",
+        U=(4, 4, 2, 2),
+    )
+    result, _ = apply_to(make("class-activation-map"), model)
+    assert interface(result)[3:] == [["N", 5, 6, 6], ["N", 5, 3, 3]]
+    y, z, *maps = run(result)
+    assert [cam.shape for cam in maps] == [(2, 5, 6, 6), (2, 5, 3, 3)]
+    for answer, cam in zip((y, z), maps, strict=True):
+        np.testing.assert_allclose(cam.mean(axis=(2, 3)), answer, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("head", "reason"),
     [

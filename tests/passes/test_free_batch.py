@@ -214,7 +214,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
         "TopK of 'v' compares along axis 0 of 'r'",
     ),
     "a BatchNormalization in training": (
-        "y = BatchNormalization<training_mode=1>(r, g, g, g, g)",
+        "y, m, v = BatchNormalization<training_mode=1>(r, g, g, g, g)",
         "float[1,4,6,6] y",
         {"g": np.ones(4, np.float32)},
         17,

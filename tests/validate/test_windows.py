@@ -30,6 +30,7 @@ from graphpass.validate.process.channel import Value
 from graphpass.validate.process.runtime import Run, Session
 from graphpass.validate.window.check import check_windows
 from graphpass.validate.window.prepare import Terms, prepare
+from tests.doc_tables import rows_of, write_table
 
 from .cases import cases
 from .sabotage import (
@@ -42,7 +43,6 @@ from .sabotage import (
 )
 
 SEEDS = int(os.environ.get("GRAPHPASS_SABOTAGE_SEEDS", "2"))
-DOCS = Path(__file__).parents[2] / "docs" / "proof.md"
 
 
 @dataclass
@@ -153,12 +153,11 @@ def test_every_damage_that_changes_the_function_is_caught(tally: Tally) -> None:
 
 def test_the_table_in_the_docs_is_of_this_net(tally: Tally) -> None:
     if os.environ.get("GRAPHPASS_WRITE_DOCS"):
-        _write("sabotage", _table(tally))
-        _write("rules", _rule_table(tally))
-    text = DOCS.read_text(encoding="utf-8")
-    assert set(_rows(text, "sabotage")) == set(DAMAGES)
-    assert set(_rows(text, "rules")) == {rule for rule, _ in tally.drawn}
-    for name, cells in _rows(text, "sabotage").items():
+        write_table("sabotage", _table(tally))
+        write_table("rules", _rule_table(tally))
+    assert set(rows_of("sabotage")) == set(DAMAGES)
+    assert set(rows_of("rules")) == {rule for rule, _ in tally.drawn}
+    for name, cells in rows_of("sabotage").items():
         drawn, caught = cells[0], cells[1]
         assert drawn == caught or name in TINY, f"{name}: {cells}"
 
@@ -187,19 +186,6 @@ def _rule_table(tally: Tally) -> list[str]:
             cells.append(f"{caught}/{drawn}")
         lines.append(f"| {rule} | {cells[0]} | {cells[1]} |")
     return lines
-
-
-def _write(name: str, lines: list[str]) -> None:
-    text = DOCS.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    head, rest = text.split(begin)
-    DOCS.write_text(head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1], "utf-8")
-
-
-def _rows(text: str, name: str) -> dict[str, list[str]]:
-    part = text.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in part.splitlines()]
-    return {row[0]: row[1:] for row in rows[2:]}
 
 
 # ------------------------------------------------------------------------- how small an error is
@@ -246,17 +232,17 @@ def test_the_smallest_error_of_one_weight_that_is_caught(summands: int, runtime:
     sizes = [k for k, always in zip(steps, caught, strict=True) if always]
     assert sizes and sizes == list(range(max(sizes), 1, -1)), "a larger error is easier to see"
     if os.environ.get("GRAPHPASS_WRITE_DOCS"):
-        rows = _rows(DOCS.read_text(encoding="utf-8"), "smallest") | {
+        rows = rows_of("smallest") | {
             str(summands): [f"2^-{max(sizes)} ({2.0 ** -max(sizes):.1g})"]
         }
         lines = [
             f"| {n} | {cells[0]} |" for n, cells in sorted(rows.items(), key=lambda r: int(r[0]))
         ]
-        _write(
+        write_table(
             "smallest",
             ["| summands | smallest relative error always caught |", "|--:|---|", *lines],
         )
-    (written,) = _rows(DOCS.read_text(encoding="utf-8"), "smallest")[str(summands)]
+    (written,) = rows_of("smallest")[str(summands)]
     promised = int(re.findall(r"2\^-(\d+)", written)[0])
     assert max(sizes) >= promised - 1  # which elements are drawn depends on the number of seeds
 

@@ -1,0 +1,284 @@
+"""What operators make of the places of a map: for each, the axes of its outputs.
+
+A handler gets what is known so far, the node and the axes of its inputs. It raises FixedSizeError
+where the operator ties the network to one size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import partial
+from operator import add as operator_add
+
+from graphpass import Node, attribute, axes_of, constant, label, operator, opset
+from graphpass.follow.geometry import Window, kernel_of, windows_of
+from graphpass.ir.operators import Trait, has, named
+
+from .places import Axes, Axis, FixedSizeError, Followed, Places, count_of, places_in
+
+Handler = Callable[[Followed, Node, list[Axes]], Sequence[Axes]]
+
+_OPEN_END = (1 << 31) - 1
+_EVEN = ("half_pixel", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn")
+
+
+def joined(node: Node, columns: Sequence[Axes]) -> Axes:
+    """Return the axes of an elementwise operator, as numpy broadcasts them."""
+    rank = max(map(len, columns))
+    padded = [(1,) * (rank - len(axes)) + axes for axes in columns]
+    return tuple(_joined_axis(node, column) for column in zip(*padded, strict=True))
+
+
+def _joined_axis(node: Node, column: Sequence[Axis]) -> Axis:
+    wide = [axis for axis in column if count_of(axis) != 1 or isinstance(axis, Places)]
+    places = [axis for axis in wide if isinstance(axis, Places)]
+    if not places:
+        return wide[0] if wide else 1
+    if any(isinstance(axis, int) for axis in wide):
+        (count, *_) = [count_of(axis) for axis in wide if isinstance(axis, int)]
+        raise FixedSizeError(f"{label(node)} has a value of its own for each of {count} places")
+    if len({axis.dim for axis in places}) > 1:
+        raise FixedSizeError(f"{label(node)} joins different dimensions of the image")
+    counts = sorted({axis.count for axis in places})
+    if len(counts) > 1:
+        raise FixedSizeError(f"{label(node)} joins maps of {counts[0]} and of {counts[-1]} places")
+    return places[0]
+
+
+def elementwise(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    """All inputs, place by place."""
+    return [joined(node, inputs)] * len(node.outputs)
+
+
+def _slide(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    if any(places_in(other) for other in inputs[1:]):
+        raise FixedSizeError(f"{label(node)} has a kernel that is computed from the image")
+    if any(index < 2 for index in places_in(axes)):
+        raise FixedSizeError(f"{label(node)} takes places of the image for channels")
+    found.windows.append(node)
+    windows = windows_of(node)
+    natively = found.natively(node.inputs[0])
+    whole = (
+        operator(node) == "AveragePool"
+        and len(places_in(natively)) == len(windows)
+        and all(w.covers(count_of(a)) for a, w in zip(natively[2:], windows, strict=True))
+        and max(map(count_of, natively[2:])) > 1
+    )
+    if whole:
+        found.pooled[id(node)] = node
+        return [(*axes[:2], *(1,) * len(windows))]
+    channels = count_of(inputs[1][0]) if has(node, Trait.CONTRACTION) else axes[1]
+    made = [_slid(node, a, w.count) for a, w in zip(axes[2:], windows, strict=True)]
+    return [(axes[0], channels, *made)] * len(node.outputs)
+
+
+def _slid(node: Node, axis: Axis, count: Callable[[int], int]) -> Axis:
+    size = count(count_of(axis))
+    if size < 1:
+        raise FixedSizeError(f"nothing of the image is left after {label(node)}")
+    return Places(axis.dim, size) if isinstance(axis, Places) else size
+
+
+def _conv_transpose(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    if attribute(node, "output_shape") or (attribute(node, "auto_pad") or "NOTSET") != "NOTSET":
+        raise FixedSizeError(f"{label(node)} names the size of its output, or pads towards it")
+    if any(index < 2 for index in places_in(axes)) or places_in(inputs[1]):
+        raise FixedSizeError(f"{label(node)} takes places of the image for channels")
+    found.windows.append(node)
+    kernel = kernel_of(node)
+    extra = attribute(node, "output_padding") or [0] * len(kernel)
+    channels = count_of(inputs[1][1]) * attribute(node, "group")
+    made = [
+        _slid(node, axis, partial(_widened, window, more))
+        for axis, window, more in zip(axes[2:], windows_of(node), extra, strict=True)
+    ]
+    return [(axes[0], channels, *made)]
+
+
+def _widened(window: Window, extra: int, size: int) -> int:
+    span = window.dilation * (window.kernel - 1) + 1
+    return window.stride * (size - 1) + extra + span - window.begin - window.end
+
+
+def _global_pool(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    found.windows.append(node)
+    return [(*inputs[0][:2], *(1,) * (len(inputs[0]) - 2))]
+
+
+def _reduce(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    if operator(node) in ("ArgMax", "ArgMin"):
+        over = {attribute(node, "axis") % len(axes)}
+    else:
+        over = {axis % len(axes) for axis in axes_of(node) or range(len(axes))}
+    lost = over & places_in(axes).keys()
+    if lost and operator(node) in ("ArgMax", "ArgMin"):
+        raise FixedSizeError(f"{label(node)} counts places of the image")
+    kept = attribute(node, "keepdims") != 0
+    return [tuple(1 if i in over else a for i, a in enumerate(axes) if kept or i not in over)]
+
+
+def _resize(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = inputs[0]
+    mode = attribute(node, "coordinate_transformation_mode")
+    if mode is not None and mode not in _EVEN:
+        raise FixedSizeError(f"{label(node)} ({mode}) looks elsewhere in a map of another size")
+    if attribute(node, "keep_aspect_ratio_policy") not in (None, "stretch"):
+        raise FixedSizeError(f"{label(node)} keeps an aspect ratio")
+    natively, made = found.natively(node.inputs[0]), found.natively(node.outputs[0])
+    if found.native is None:
+        shape = found.shapes.get(node.outputs[0].name)
+        if shape is None:
+            raise FixedSizeError(f"the sizes of {label(node)} are not known")
+        made = tuple(shape)
+    factors = [Fraction(count_of(b), count_of(a)) for a, b in zip(natively, made, strict=True)]
+    result: list[Axis] = []
+    for axis, factor, size in zip(axes, factors, made, strict=True):
+        if not isinstance(axis, Places):
+            result.append(count_of(size))
+            continue
+        if (axis.count * factor).denominator != 1:
+            raise FixedSizeError(f"{label(node)} does not divide a map of {axis.count} places")
+        count = int(axis.count * factor)
+        whole = _image(found, axis.dim)
+        towards_it = count_of(size) == _image(found.native or found, axis.dim)
+        if towards_it and count != whole:
+            raise FixedSizeError(
+                f"{label(node)} resizes to the size of the image, and makes {count} of {whole}"
+            )
+        result.append(Places(axis.dim, count))
+    if found.native is not None and _asked(found, node, axes) != [count_of(a) for a in result]:
+        found.changed[id(node)] = node
+    return [tuple(result)]
+
+
+def _image(found: Followed, dim: int) -> int:
+    """Return how many places the image has along a dimension."""
+    places = places_in(found.axes[id(found.image)]).values()
+    return next(axis.count for axis in places if axis.dim == dim)
+
+
+def _asked(found: Followed, node: Node, axes: Axes) -> list[int] | None:
+    """Return the sizes that a Resize as it is makes of `axes`; None where that is not known."""
+    listed = attribute(node, "axes")
+    over = list(range(len(axes))) if listed is None else [a % len(axes) for a in listed]
+    sizes = [count_of(axis) for axis in axes]
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        asked = found.value(node.inputs[3])
+        if asked is None:
+            return None
+        for axis, size in zip(over, asked.reshape(-1).tolist(), strict=True):
+            sizes[axis] = int(size)
+        return sizes
+    place = 2 if operator(node) == "Resize" and opset(node) >= 11 else 1
+    scales = attribute(node, "scales")
+    if scales is None and len(node.inputs) > place:
+        value = found.value(node.inputs[place])
+        scales = None if value is None else value.reshape(-1).tolist()
+    if scales is None:
+        return None
+    for axis, scale in zip(over, scales, strict=True):
+        sizes[axis] = math.floor(sizes[axis] * scale)
+    return sizes
+
+
+def _depth_to_space(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes, block = inputs[0], attribute(node, "blocksize")
+    channels = count_of(axes[1])
+    if operator(node) == "DepthToSpace":
+        channels //= block**2
+        return [(axes[0], channels, *(_slid(node, a, lambda n: n * block) for a in axes[2:]))]
+    if any(count_of(axis) % block for axis in axes[2:]):
+        raise FixedSizeError(f"{label(node)} does not divide its map by {block}")
+    made = [_slid(node, axis, lambda n: n // block) for axis in axes[2:]]
+    return [(axes[0], channels * block**2, *made)]
+
+
+def _concat(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    at = attribute(node, "axis") % len(inputs[0])
+    if any(isinstance(axes[at], Places) for axes in inputs):
+        raise FixedSizeError(f"{label(node)} joins maps side by side")
+    for axes in inputs:
+        for index, axis in enumerate(axes):
+            others = [count_of(other[index]) for other in inputs]
+            if index != at and isinstance(axis, int) and max(others) != axis:
+                raise FixedSizeError(
+                    f"{label(node)} joins maps of {min(others)} and of {max(others)} places"
+                )
+            alone = isinstance(axis, int) and any(isinstance(o[index], Places) for o in inputs)
+            if index != at and alone:
+                raise FixedSizeError(f"{label(node)} joins a map with a constant of {axis} places")
+    beside = [tuple(1 if i == at else a for i, a in enumerate(axes)) for axes in inputs]
+    made = list(joined(node, beside))
+    made[at] = sum(count_of(axes[at]) for axes in inputs)
+    return [tuple(made)]
+
+
+def _slice(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = list(inputs[0])
+    starts = found.integers(node, 1, "starts") or []
+    ends = found.integers(node, 2, "ends") or []
+    over = found.integers(node, 3, "axes") or list(range(len(starts)))
+    steps = found.integers(node, 4, "steps") or [1] * len(starts)
+    computed = len(node.inputs) > 2 and constant(node.inputs[2]) is None
+    for place, start, end, step in zip(over, starts, ends, steps, strict=True):
+        at = place % len(axes)
+        axis = axes[at]
+        size = len(
+            range(count_of(axis))[slice(start, end if abs(end) <= _OPEN_END else None, step)]
+        )
+        if isinstance(axis, Places):
+            to_the_end = end < 0 or end >= _OPEN_END or computed
+            if step < 1 or start < 0 or not (to_the_end or end >= axis.count):
+                raise FixedSizeError(f"{label(node)} cuts the map at constant places")
+            if not to_the_end and found.native is None:
+                to_the_end = True  # natively all: at other sizes it would cut
+            axes[at] = Places(axis.dim, size)
+        else:
+            axes[at] = size
+    return [tuple(axes)]
+
+
+def _pad(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    axes = list(inputs[0])
+    pads = found.integers(node, 1, "pads") or []
+    over = found.integers(node, 3, "axes") or list(range(len(axes)))
+    for index, place in enumerate(over):
+        more = pads[index] + pads[len(over) + index]
+        axis = axes[place]
+        axes[place] = _slid(node, axis, partial(operator_add, more))
+    return [tuple(axes)]
+
+
+def _recurrent(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    layout = bool(attribute(node, "layout"))
+    steps = 1 if layout else 0
+    if set(places_in(inputs[0])) - {steps} or any(places_in(axes) for axes in inputs[1:]):
+        raise FixedSizeError(f"{label(node)} takes places of the image for features")
+    if len(node.inputs) > 4 and node.inputs[4].name:
+        raise FixedSizeError(f"{label(node)} is told how many steps there are")
+    outputs = [list(found.natively(tensor)) for tensor in node.outputs if tensor.name]
+    first = list(found.natively(node.outputs[0]))
+    if first:
+        first[steps] = inputs[0][steps]
+    return [tuple(first), *(tuple(axes) for axes in outputs[1:])]
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("Conv", "MaxPool", "AveragePool", "LpPool"), _slide),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), _depth_to_space),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(named(Trait.REDUCTION), _reduce),
+    "Concat": _concat,
+    "ConvTranspose": _conv_transpose,
+    "Pad": _pad,
+    "Slice": _slice,
+}
+
+__all__ = ["HANDLERS", "elementwise"]
