@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphpass.commands.check import check
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.diff import diff
 from graphpass.commands.many import MANY
-from graphpass.commands.options import FREEZE, PASSES, VALIDATION, bindings, which
+from graphpass.commands.options import FREEZE, PASSES, TARGET, VALIDATION, bindings, which
 from graphpass.commands.proof import bisect
 from graphpass.errors import (
     BUG_EXIT_CODE,
@@ -112,6 +113,7 @@ def _reports(
 @click.option("--in-place", is_flag=True, help="Replace the input, in one step.")
 @MANY
 @PASSES
+@TARGET
 @VALIDATION
 @click.option("--no-validate", is_flag=True, help="Do not run the model at all.")
 @click.option("--strict", is_flag=True, help="Stop where something would have to be undone.")
@@ -164,6 +166,7 @@ def optimize(
     in_place: bool,
     passes: str | None,
     pipeline: str | None,
+    profile: str | None,
     no_validate: bool,
     external_data: Any,
     external_data_size_threshold: int | None,
@@ -196,7 +199,7 @@ def optimize(
 
         options |= {"jobs": jobs, "scheduler": scheduler, "force": force, **saving}
         options |= {"reproducers": reproducers, "quiet": quiet, "verbose": verbose}
-        chosen = which(passes, pipeline)
+        chosen = which(passes, pipeline, profile)
         return many.optimize(models, out_dir, chosen, reports, _console(), **options)
     for name, given in (("--jobs", jobs), ("--scheduler", scheduler), ("--force", force)):
         if given:
@@ -216,7 +219,7 @@ def optimize(
         with _progress(quiet) as progress:
             options["sha256"] = bool(reports)  # nobody else would see it
             result = optimization.optimize(
-                source, which(passes, pipeline), progress=progress, **options
+                source, which(passes, pipeline, profile), progress=progress, **options
             )
             with result:
                 if target is None:
@@ -241,6 +244,11 @@ def optimize(
         title = f"{'standard input' if model == '-' else model} → {target or 'standard output'}"
         console = _console(stderr=target is None)
         terminal(result.report, console, title=title, verbose=verbose)
+        if profile is not None and isinstance(target, Path):
+            from graphpass.commands.check import fit_of, show
+
+            console.print()
+            show(fit_of(target, profile, options["bind"]), console, verbose=verbose)
     return 0
 
 
@@ -502,6 +510,7 @@ commands.add_command(convolutionalize)
 commands.add_command(heatmap)
 commands.add_command(bisect)
 commands.add_command(diff)
+commands.add_command(check)
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,7 @@
 """The built-in passes, in the order of the default pipeline."""
 
 from .clean_up import CleanUp
+from .conv_to_gemm import ConvToGemm
 from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
 from .gemm_to_conv import GemmToConv
@@ -18,6 +19,7 @@ from .score_map import (
 __all__ = [
     "ClassActivationMap",
     "CleanUp",
+    "ConvToGemm",
     "DropSoftmax",
     "FlattenGemmToGapConv",
     "FoldBatchNorm",

@@ -40,6 +40,13 @@ PASSES = options(
     click.option("--pipeline", metavar="NAME", help="default, runtime, fast or conv-only."),
     click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out."),
 )
+TARGET = click.option(
+    "--target",
+    "profile",
+    metavar="NAME",
+    help="Run the passes that a chip or runtime asks for, and say what it does not take of the"
+    " result: ane, ethos-u, onnxruntime-cpu, tensorrt, tidl, vitis-dpu, or a .toml file.",
+)
 FREEZE = click.option(
     "--freeze-initializers",
     is_flag=True,
@@ -94,10 +101,19 @@ VALIDATION = options(
 )
 
 
-def which(passes: str | None, pipeline: str | None) -> str:
-    """Return what to run, as `graphpass.optimize` takes it. Raises `UsageError`."""
+def which(passes: str | None, pipeline: str | None, target: str | None = None) -> str:
+    """Return what to run, as `graphpass.optimize` takes it. Raises `UsageError`.
+
+    `target`: one whose profile names the passes, unless they are given.
+    """
     if passes is not None and pipeline is not None:
         raise UsageError("give either --passes or --pipeline")
+    if target is not None:
+        from graphpass.targets.profile import load
+
+        profile = load(target)
+        if passes is None and pipeline is None:
+            return profile.passes
     if pipeline is not None:
         from graphpass.rewrite.registry import PIPELINES
 

@@ -1,0 +1,139 @@
+"""Does a model fit a target? Node by node: which limit fails, who says so, what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from graphpass.ir.cost import node_costs
+from graphpass.ir.model import Model
+from graphpass.ir.nodes import Constant, Graph, Node
+from graphpass.ir.questions import constant, label, operator, producer
+from graphpass.ir.refusal import RefusedError
+from graphpass.targets.expression import UnknownValueError
+from graphpass.targets.facts import facts_of
+from graphpass.targets.profile import Limit, Profile, Source
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A node that the target does not take. `reason`: one sentence with the values it has."""
+
+    node: str
+    operator: str
+    reason: str
+    source: Source
+    advice: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a target takes of a model, and what not.
+
+    `multiply_adds` of nodes that fit and in all, None where sizes are unknown. `partitions`: into
+    how many pieces the nodes that fit fall, each of which can run in one go.
+    """
+
+    target: str
+    nodes: int
+    misfits: tuple[Misfit, ...]
+    multiply_adds_on: int | None
+    multiply_adds: int | None
+    partitions: int
+
+    @property
+    def nodes_on(self) -> int:
+        """How many nodes the target takes."""
+        return self.nodes - len({misfit.node for misfit in self.misfits})
+
+
+def fit(model: Model, profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> Fit:
+    """Say what `profile` takes of `model`. `shapes`: of the inputs, for counting multiply-adds.
+
+    Nodes that compute constants count as part of what reads them: a compiler folds them.
+    """
+    scopes = model.scopes()
+    nodes = [node for scope in scopes for node in scope.nodes if not _is_constant(node)]
+    misfits = [misfit for node in nodes for misfit in _misfits(node, profile)]
+    off = {misfit.node for misfit in misfits}
+    counted = {entry.node: entry.multiply_adds for entry in node_costs(model.proto, shapes)}
+    known = [counted.get(_key(node), 0) for node in nodes]
+    on = [counted.get(_key(node), 0) for node in nodes if label(node) not in off]
+    return Fit(
+        profile.name,
+        len(nodes),
+        tuple(misfits),
+        None if None in on else sum(filter(None, on)),
+        None if None in known else sum(filter(None, known)),
+        sum(_partitions(scope, off) for scope in scopes),
+    )
+
+
+def _key(node: Node) -> str:
+    return str(node.name or node.outputs[0].name)
+
+
+def _is_constant(node: Node) -> bool:
+    return bool(node.outputs) and all(
+        isinstance(tensor, Constant) or constant(tensor) is not None
+        for tensor in node.outputs
+        if tensor.name
+    )
+
+
+def _misfits(node: Node, profile: Profile) -> Iterator[Misfit]:
+    name = operator(node)
+    if profile.operators and name not in profile.operators:
+        source = next(iter(profile.operators.values()))
+        yield Misfit(label(node), name, f"{name} is not among the operators it takes", source, "")
+        return
+    values = facts_of(node)
+    for limit in profile.limits:
+        if limit.concerns(name) and (reason := _failure(limit, values)):
+            yield Misfit(label(node), name, reason, limit.source, limit.advice)
+
+
+def _failure(limit: Limit, values: Mapping[str, object]) -> str:
+    """Return why a limit fails; empty where it holds."""
+    try:
+        if limit.when is not None and not limit.when.holds(values):
+            return ""
+        if limit.holds.holds(values):
+            return ""
+    except UnknownValueError as unknown:
+        return f"{limit.holds.text} cannot be told: {unknown} is not known"
+    except (ArithmeticError, TypeError, RefusedError) as error:
+        return f"{limit.holds.text} cannot be told: {error}"
+    shown = ", ".join(f"{name} = {values[name]}" for name in limit.holds.names)
+    return f"{limit.holds.text} does not hold: {shown}"
+
+
+def _partitions(graph: Graph, off: set[str]) -> int:
+    """Count the pieces of `graph` that the target can run in one go.
+
+    A node belongs to a piece with its producers unless a path between them leaves the target: a
+    level grows where the target is entered again, and pieces are what hangs together in a level.
+    """
+    levels: dict[int, int] = {}
+    pieces: dict[int, int] = {}  # union-find over nodes by identity
+
+    def root(key: int) -> int:
+        while pieces[key] != key:
+            pieces[key] = pieces[pieces[key]]
+            key = pieces[key]
+        return key
+
+    nodes = [node for node in graph.nodes if not _is_constant(node)]
+    for node in nodes:  # producers come first
+        sources = [source for t in node.inputs if (source := producer(t)) is not None]
+        sources = [source for source in sources if id(source) in levels]
+        is_on = label(node) not in off
+        entered = [levels[id(s)] + (is_on and label(s) in off) for s in sources]
+        level = levels[id(node)] = max(entered, default=0)
+        if not is_on:
+            continue
+        pieces[id(node)] = id(node)
+        for source in sources:
+            if id(source) in pieces and levels[id(source)] == level:
+                pieces[root(id(source))] = root(id(node))
+    return len({root(key) for key in pieces})

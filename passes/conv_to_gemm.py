@@ -1,0 +1,91 @@
+"""conv-to-gemm: convolutions whose kernel is as large as their input become dense layers.
+
+The inverse of gemm-to-conv, for targets that take a vector as a matrix product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphpass import (
+    Node,
+    Op,
+    Pass,
+    Rule,
+    Tensor,
+    Weight,
+    any_,
+    attribute,
+    const,
+    label,
+    opset,
+    optional,
+    rank,
+    require,
+    static_dim,
+)
+from graphpass.follow.geometry import windows_of
+from graphpass.ir.operators import Trait, named
+
+from .shared.reshapes import DropReshape, MergeReshapes
+
+_POINTWISE = named(Trait.ELEMENTWISE, without=Trait.RANDOM)
+_MOST_AXES = 6
+_COPIES_SIZES = 5  # from this opset on, a 0 in the shape of a Reshape stands for the input's size
+
+
+def _pixel(rows: Op, outputs: int, axes: int) -> Op:
+    """Rows [N, M] as maps of one cell."""
+    return Op("Reshape", rows, np.array([0, outputs, *[1] * axes], np.int64))
+
+
+class ConvOverWholeInput(Rule):
+    """Conv(x, W[M, C, kh, kw], b) = Gemm(Flatten(x), W as [M, C·kh·kw], b) as [N, M, 1, 1].
+
+    Where x is [N, C, kh, kw] and nothing is padded: there is one window, and it is all of x. The
+    same products are summed, maybe in another order.
+    """
+
+    pattern = Op("Conv", any_("x"), const("weight"), optional(const("bias")), bind="conv")
+
+    def rewrite(self, conv: Node, x: Tensor, weight: Weight, bias: Weight | None) -> Any:
+        axes = len(weight.shape) - 2
+        sizes = [static_dim(x, axis) for axis in range(2, 2 + axes)]
+        windows = windows_of(conv)
+        if None in sizes or len(windows) != axes:
+            return None
+        pairs = list(zip(windows, sizes, strict=True))
+        if not all(window.covers(size) for window, size in pairs if size is not None):
+            return None
+        require(attribute(conv, "group") == 1, f"{label(conv)} has groups, which a Gemm has not")
+        require(opset(conv) >= _COPIES_SIZES, f"{label(conv)} is from before opset 5")
+        outputs = weight.shape[0]
+        term = np.zeros(outputs, weight.dtype) if bias is None else bias
+        rows = Op("Gemm", Op("Flatten", x), weight.reshape(outputs, -1), term, transB=1)
+        return _pixel(rows, outputs, axes)
+
+
+class PixelAfterPointwise(Rule):
+    """f(y[N, M] as [N, M, 1, 1]) = f(y) as [N, M, 1, 1] for f that works element by element."""
+
+    pattern = Op(_POINTWISE, Op("Reshape", any_("y"), const("shape"), bind="view"), ..., bind="f")
+
+    def rewrite(self, f: Node, view: Node, y: Tensor, shape: Weight) -> Any:
+        listed = shape.array().tolist() if rank(y) == 2 and shape.size < _MOST_AXES else []
+        if listed[:2] != [0, static_dim(y, 1)] or set(listed[2:]) != {1}:
+            return None
+        bounds = [tensor for tensor in f.inputs[1:] if tensor.name]  # as Clip has them
+        if any(rank(tensor) != 0 for tensor in bounds):
+            return None
+        return Op("Reshape", Op(f.op, y, *f.inputs[1:], **f.attrs), shape)
+
+
+@dataclass(frozen=True)
+class ConvToGemm(Pass):
+    """Convolutions whose kernel is as large as their input become Gemm, for targets that ask it."""
+
+    name = "conv-to-gemm"
+    rules = (ConvOverWholeInput(), PixelAfterPointwise(), MergeReshapes(), DropReshape())

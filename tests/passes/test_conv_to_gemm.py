@@ -1,0 +1,72 @@
+"""conv-to-gemm: a convolution over one window is a dense layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphpass.rewrite.registry import make
+from graphpass.testing import check, check_refused, check_replay, check_untouched, graph
+
+TO_GEMM = make("conv-to-gemm")
+
+
+@pytest.mark.parametrize("opset", [7, 12, 13, 18])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ("N,6,1,1", (4, 6, 1, 1)),
+        ("N,3,4,5", (7, 3, 4, 5)),
+        ("N,3,9", (4, 3, 9)),
+        ("2,2,3,2,2", (5, 2, 3, 2, 2)),
+    ],
+)
+def test_one_window_is_a_row_of_the_matrix(
+    shape: str, kernel: tuple[int, ...], bias: bool, opset: int
+) -> None:
+    ones = ",".join("1" for _ in kernel[2:])
+    batch = shape.split(",")[0]
+    text = f"(float[{shape}] x) => (float[{batch},{kernel[0]},{ones}] y)"
+    terms: dict[str, Any] = {"b": (kernel[0],)} if bias else {}
+    model = graph(
+        f"{text} {{ y = Conv(x, W{', b' if bias else ''}) }}", opset=opset, W=kernel, **terms
+    )
+    check(TO_GEMM, model, "Flatten Gemm Reshape")
+    check_replay(TO_GEMM, model)
+
+
+def test_layers_in_a_row_lose_their_views() -> None:
+    model = graph(
+        """(float[N,3,5,5] x) => (float[N,4] y) {
+            a = Conv(x, U, b)  r = Relu(a)  c = Conv(r, V)  k = Clip(c, low)  y = Flatten(k)
+        }""",
+        U=(6, 3, 5, 5),
+        b=(6,),
+        V=(4, 6, 1, 1),
+        low=np.float32(-0.5),
+    )
+    check(TO_GEMM, model, "Flatten Gemm Relu Gemm Clip")
+    check_replay(TO_GEMM, model)
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        ("Conv", "N,3,5,5"),  # more than one window
+        ("Conv", "N,3,h,w"),
+        ("Conv<pads=[1,1,1,1]>", "N,3,4,4"),
+        ("Conv<dilations=[2,2]>", "N,3,7,7"),
+        ('Conv<auto_pad="SAME_UPPER">', "N,3,4,4"),
+    ],
+)
+def test_more_than_one_window_is_left_alone(conv: str, shape: str) -> None:
+    model = graph(f"(float[{shape}] x) => (float y) {{ y = {conv}(x, W) }}", W=(2, 3, 4, 4))
+    check_untouched(TO_GEMM, model)
+
+
+def test_groups_are_refused() -> None:
+    text = "(float[N,4,1,1] x) => (float[N,6,1,1] y) { y = Conv<group=2>(x, W) }"
+    check_refused(TO_GEMM, graph(text, W=(6, 2, 1, 1)), "Conv of 'y' has groups")
