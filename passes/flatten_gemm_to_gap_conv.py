@@ -19,13 +19,15 @@ from graphpass import (
     axes_of,
     dtype,
     either,
+    label,
     operator,
     optional,
     rank,
     require,
 )
+from graphpass.ir.refusal import UNKNOWN_SIZE, needed
 
-from .shared.dense import DENSE_ON_MAP, dense_on_map
+from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
 from .shared.flatten import FLATTEN_RULES
 from .shared.heads import feeds_layer, map_sizes
 from .shared.pixels import common_pixel
@@ -65,6 +67,39 @@ class ReduceIsGlobalPool(Rule):
         if attribute(reduce, "keepdims") == 0:
             return Op("Flatten", result, axis=1)
         return result if turned == sorted(turned) else Op("Transpose", result, perm=turned)
+
+
+class MergeMeans(Rule):
+    """ReduceMean(ReduceMean(y, a), b) = ReduceMean(y, a ∪ b); ReduceMax likewise.
+
+    Of means over equally many elements each the mean is that of all; the sums are rounded in
+    another order. Which of two equal maxima is kept shows in no value.
+    """
+
+    pattern = Op(
+        ("ReduceMean", "ReduceMax"),
+        Op(("ReduceMean", "ReduceMax"), any_("y"), optional(any_("first")), bind="inner"),
+        optional(any_("second")),
+        bind="outer",
+    )
+
+    def rewrite(
+        self, outer: Node, inner: Node, y: Tensor, first: Tensor | None, second: Tensor | None
+    ) -> Any:
+        count = rank(y)
+        listed, further = axes_of(inner), axes_of(outer)
+        kept = attribute(inner, "keepdims")
+        alike = operator(inner) == operator(outer) and kept == attribute(outer, "keepdims")
+        if not alike or count is None or not listed or not further:
+            return None
+        if not feeds_layer(outer.outputs[0], outer):
+            return None
+        gone = {axis % count for axis in listed}
+        left = [axis for axis in range(count) if kept or axis not in gone]
+        axes = sorted(gone | {left[axis] for axis in further})
+        if first is None:
+            return Op(outer.op, y, **{**outer.attrs, "axes": axes})
+        return Op(outer.op, y, np.array(axes, np.int64), **outer.attrs)
 
 
 class WholeWindowIsGlobalPool(Rule):
@@ -126,6 +161,39 @@ class DenseOnEqualPixels(Rule):
         return found.convolution(Op("GlobalAveragePool", features.y), kernel)
 
 
+class DenseOnSums(Rule):
+    """Gemm(ReduceSum(y[N, C, H, W], [2, 3]), W, b) = Flatten(Conv(GlobalAveragePool(y), H·W·W, b)).
+
+    The sum over all pixels is H·W times their mean.
+    """
+
+    pattern = dense(Op("ReduceSum", any_("y"), optional(any_("axes")), bind="reduce", shared=True))
+
+    def rewrite(
+        self,
+        layer: Node,
+        matrix: Tensor,
+        bias: Tensor | None,
+        add: Node | None,
+        reduce: Node,
+        y: Tensor,
+        axes: Tensor | None,
+    ) -> Any:
+        count, listed = rank(y), axes_of(reduce)
+        if count is None or count < 3 or not listed or attribute(reduce, "keepdims"):
+            return None
+        if sorted(axis % count for axis in listed) != list(range(2, count)) or not _can_pool(y):
+            return None
+        found = resolve(layer, matrix, bias, add)
+        if found is None or found.transposed:
+            return None
+        sizes = needed(map_sizes(y), f"the size of '{y.name}' is not fixed", UNKNOWN_SIZE)
+        fits = sizes[0] == found.inputs
+        require(fits, f"{label(layer)} has weights for {found.inputs} channels, not {sizes[0]}")
+        kernel = found.on_mean(math.prod(sizes[1:]), count - 2)
+        return found.convolution(Op("GlobalAveragePool", y), kernel)
+
+
 @dataclass(frozen=True)
 class FlattenGemmToGapConv(Pass):
     """Turn dense layers on pooled features into GlobalAveragePool (or -MaxPool) and a 1x1 Conv.
@@ -136,8 +204,10 @@ class FlattenGemmToGapConv(Pass):
 
     name: ClassVar[str] = "flatten-gemm-to-gap-conv"
     rules: ClassVar[tuple[Rule, ...]] = (
+        MergeMeans(),
         ReduceIsGlobalPool(),
         WholeWindowIsGlobalPool(),
         DenseOnEqualPixels(),
+        DenseOnSums(),
         *FLATTEN_RULES,
     )

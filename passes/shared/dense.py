@@ -28,6 +28,7 @@ from graphpass import (
     rank,
     readers,
     require,
+    static_dim,
 )
 from graphpass.ir.questions import is_overridable
 from graphpass.ir.refusal import COMPUTED, OVERRIDABLE, PRECISION, UNKNOWN_SIZE
@@ -135,6 +136,15 @@ class Dense:
         if self.alpha == 1:
             return kernel
         return scaled(_weight(kernel, weight), np.full((1,) * kernel.ndim, self.alpha))
+
+    def on_mean(self, count: int, spatial: int) -> Weight | Array:
+        """Return the weights [outputs, inputs, 1, …] for the mean of `count` pixels, not their sum.
+
+        `spatial`: the number of axes behind the channels.
+        """
+        values = self.matrix.array()
+        rows = values if self.outputs_first else np.ascontiguousarray(values.T)
+        return self.summed(rows.reshape(self.outputs, self.inputs, *[1] * spatial), count)
 
     def summed(self, pixel: Array, count: int) -> Weight | Array:
         """Return alpha · count · pixel: the weights of the mean over `count` equal pixels."""
@@ -307,7 +317,7 @@ def dense_on_map(
 ) -> tuple[Dense, FeatureMap] | None:
     """Read a dense layer and the map that it works on; None if this is another structure."""
     found = resolve(layer, matrix, bias, add)
-    features = None if found is None or found.transposed else _feature_map(*x)
+    features = None if found is None or found.transposed else _feature_map(*x, found.inputs)
     if found is None or features is None:
         return None
     size = math.prod(features.sizes)
@@ -318,7 +328,9 @@ def dense_on_map(
     return found, features
 
 
-def _feature_map(flatten: Node, transpose: Node | None, y: Tensor) -> FeatureMap | None:
+def _feature_map(
+    flatten: Node, transpose: Node | None, y: Tensor, inputs: int
+) -> FeatureMap | None:
     x = flatten.inputs[0]
     axes = needed(rank(x), f"the shape of '{x.name}' is not known", UNKNOWN_SIZE)
     if axes < 3 or not flattens(x, flatten):
@@ -333,10 +345,22 @@ def _feature_map(flatten: Node, transpose: Node | None, y: Tensor) -> FeatureMap
         f"'{y.name}' has {axes - 2} spatial axes, a Conv at most {_MOST_SPATIAL_AXES}",
     )
     size = f"the size of '{y.name}', {_shown(y)}, is not fixed"
-    sizes = needed(map_sizes(y), size, UNKNOWN_SIZE)
+    sizes = needed(map_sizes(y) or _fixed_by_weights(y, inputs), size, UNKNOWN_SIZE)
     row = tuple(sizes[axis - 1] for axis in turned[1:])
     order = tuple(turned[1:].index(axis) for axis in range(1, axes))
     return FeatureMap(y, sizes, row, order)
+
+
+def _fixed_by_weights(y: Tensor, inputs: int) -> tuple[int, ...] | None:
+    """Return the sizes of a map of which one is not known: with another, the layer would fail.
+
+    `inputs`: the number of elements that the layer has weights for.
+    """
+    found = [static_dim(y, axis) for axis in range(1, rank(y) or 0)]
+    known = math.prod(size for size in found if size is not None)
+    if found.count(None) != 1 or known < 1 or inputs % known:
+        return None
+    return tuple(inputs // known if size is None else size for size in found)
 
 
 def _looks_through(transpose: Node, y: Tensor, x: Tensor) -> bool:

@@ -441,6 +441,72 @@ def test_a_head_on_rows_and_one_on_a_map() -> None:
     check(both, model, after, exact=True)
 
 
+MEANS = {
+    "rows": ("a = ReduceMean<axes=[3], keepdims=0>(x) b = ReduceMean<axes=[2], keepdims=0>(a)", 1),
+    "columns": ("a = ReduceMean<axes=[2], keepdims=0>(x) b = ReduceMean<axes=[-1], keepdims=0>(a)",
+                1),
+    "maxima": ("a = ReduceMax<axes=[3], keepdims=0>(x) b = ReduceMax<axes=[2], keepdims=0>(a)", 1),
+    "a mean of maxima": (
+        "a = ReduceMax<axes=[3], keepdims=0>(x) b = ReduceMean<axes=[2], keepdims=0>(a)", 2),
+    "of other axes": (
+        "a = ReduceMean<axes=[3], keepdims=0>(x) b = ReduceMean<axes=[1], keepdims=0>(a)", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("means, left", MEANS.values(), ids=MEANS)
+def test_a_mean_of_means_is_one(means: str, left: int) -> None:
+    model = graph(
+        f"(float[N,6,2,4] x) => (float[N,5] y) {{{means} y = MatMul(b, W)}}",
+        W=integers(2 if "axes=[1]" in means else 6, 5),
+    )
+    result = check(PASS, model, exact=True)
+    pools = [name for name in operators(result).split() if "Pool" in name or "Reduce" in name]
+    assert len(pools) == left, pools
+
+
+def test_a_mean_that_others_read_stays() -> None:
+    model = graph(
+        "(float[N,6,2,4] x) => (float[N,5] y, float[N,6,2] z) {"
+        "a = ReduceMean<axes=[3], keepdims=0>(x) b = ReduceMean<axes=[2], keepdims=0>(a)"
+        " y = MatMul(b, W) z = Relu(a)}",
+        W=integers(6, 5),
+    )
+    _, applied = apply_to(PASS, model)
+    assert "MergeMeans" not in [rewrite.rule for rewrite in applied.rewrites]
+
+
+@pytest.mark.parametrize("sizes, axes", [("4,2", [2, 3]), ("8", [-1]), ("2,2,2", [3, 2, 4])])
+@pytest.mark.parametrize("layer", ["y = Gemm(a, W, b)", "y = Gemm<alpha=2.0>(a, W)"])
+def test_a_sum_over_the_pixels_is_their_mean_times_their_number(
+    sizes: str, axes: list[int], layer: str
+) -> None:
+    model = graph(
+        f"(float[N,6,{sizes}] x) => (float[N,5] y) {{a = ReduceSum<keepdims=0>(x, axes) {layer}}}",
+        W=integers(6, 5),
+        axes=np.array(axes),
+        **({"b": integers(5)} if ", b)" in layer else {}),
+    )
+    check(PASS, model, "GlobalAveragePool Conv Flatten", exact=True)
+
+
+def test_a_sum_over_unknown_pixels_is_refused() -> None:
+    model = graph(
+        "(float[N,6,h,2] x) => (float[N,5] y) {a = ReduceSum<keepdims=0>(x, axes) y = Gemm(a, W)}",
+        W=integers(6, 5),
+        axes=np.array([2, 3]),
+    )
+    check_refused(PASS, model, "the size of 'x' is not fixed")
+
+
+def test_sums_over_channels_are_left() -> None:
+    model = graph(
+        "(float[N,6,2] x) => (float[N,5] y) {a = ReduceSum<keepdims=0>(x, axes) y = Gemm(a, W)}",
+        W=integers(2, 5),
+        axes=np.array([1]),
+    )
+    check_untouched(PASS, model)
+
+
 def test_a_second_run_finds_nothing() -> None:
     model = graph(
         "(float[N,3,2,2] x) => (float[N,5] y)"

@@ -261,6 +261,24 @@ def test_a_map_of_unknown_size_is_refused() -> None:
     check_refused(PASS, model, "the size of 'x', [N, 3, h, w], is not fixed")
 
 
+@pytest.mark.parametrize("map_, perm", [("3,h,2", ""), ("3,2,w", ""), ("2,w,3", "[0,3,1,2]")])
+def test_one_unknown_size_follows_from_the_weights(map_: str, perm: str) -> None:
+    turn = f"t = Transpose<perm={perm}>(x)" if perm else "t = Relu(x)"
+    model = graph(
+        f"(float[N,{map_}] x) => (float[N,4] y) {{ {turn} f = Flatten(t) y = Gemm(f, W) }}",
+        W=(12, 4),
+    )
+    after = "Transpose Conv Flatten" if perm else "Relu Conv<kernel_shape=[2,2]> Flatten"
+    check(PASS, model, after, exact=True, dims={"N": 3, "h": 2, "w": 2})
+
+
+def test_a_size_that_weights_do_not_fit_is_refused() -> None:
+    model = graph(
+        "(float[N,5,h,1] x) => (float[N,4] y) { f = Flatten(x) y = Gemm(f, W) }", W=(12, 4)
+    )
+    check_refused(PASS, model, "the size of 'x', [N, 5, h, 1], is not fixed")
+
+
 def test_a_map_of_unknown_rank_is_refused() -> None:
     model = graph(
         "(float[N,12] x, int64[k] s) => (float[N,4] y)"

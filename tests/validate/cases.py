@@ -70,6 +70,10 @@ def _merge(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "merge-branches", text, constants=constants)
 
 
+def _pooled(name: str, text: str, **constants: Any) -> Case:
+    return Case(name, "flatten-gemm-to-gap-conv", text, constants=constants)
+
+
 def _all(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "gemm-to-conv{target=all}", text, constants=constants)
 
@@ -223,6 +227,21 @@ CASES = (
         "(uint8[N,24] x) => (int32[N,4] y) {y = MatMulInteger(x, w, z)}",
         w=np.random.default_rng(3).integers(-100, 100, (24, 4)).astype(np.int8),
         z=np.uint8(120),
+    ),
+    _pooled(
+        "means one after the other",
+        "(float[N,6,5,4] x) => (float[N,3] y) {a = ReduceMean<axes=[3], keepdims=0>(x)"
+        " c = ReduceMean<axes=[2], keepdims=0>(a) y = Gemm<transB=1>(c, w, b)}",
+        w=(3, 6),
+        b=(3,),
+    ),
+    _pooled(
+        "sums over the pixels",
+        "(float[N,6,5,4] x) => (float[N,3] y) {a = ReduceSum<keepdims=0>(x, axes)"
+        " y = Gemm<transB=1>(a, w, b)}",
+        w=(3, 6),
+        b=(3,),
+        axes=_ints(2, 3),
     ),
     _all(
         "positions of a sequence",

@@ -29,6 +29,7 @@ from graphpass.validate import Runtime
 from graphpass.validate.process.channel import Value
 from graphpass.validate.process.runtime import Run, Session
 from graphpass.validate.window.check import check_windows
+from graphpass.validate.window.magnitude import roundings
 from graphpass.validate.window.prepare import Terms, prepare
 from tests.doc_tables import rows_of, write_table
 
@@ -143,6 +144,11 @@ def test_undamaged_windows_are_not_accused(sites: list[Site], runtime: Runtime) 
         for site, verdict in zip(sites, verdicts, strict=True):
             assert verdict.status == "ok", f"{site.name}, {site.rewrite.rule}: {verdict}"
             assert verdict.bound in ("elementwise", "equal"), f"{site.name}: {verdict}"
+
+
+def test_roundings_of_a_mean_of_constants_are_counted() -> None:
+    model = graph("(float[N,3] x) => (float[N,3] y) {m = ReduceMean(W) y = Mul(x, m)}", W=(4, 3))
+    assert not roundings(model.graph, {}).sparse
 
 
 def test_every_damage_that_changes_the_function_is_caught(tally: Tally) -> None:

@@ -195,6 +195,8 @@ def _keeps_zeros(
     inputs = {value.name for value in graph.input}
     name = node.input[0]
     if name not in inputs and name not in producers:  # a constant from the left: MatMul(W, x)
+        if len(node.input) < 2:
+            return False  # a mean of constants
         name = node.input[1]
     while name not in inputs:
         source = producers.get(name)
