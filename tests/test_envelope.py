@@ -458,7 +458,8 @@ def test_what_is_only_looked_at_comes_out_as_it_went_in(name: str, tmp_path: Pat
     for source in (proto, proto.SerializeToString(), file):
         model = Model.load(source)
         look_at_everything(model)
-        model.sync()
+        with model.rewriting() as scopes:
+            scopes[0].is_touched = True
         assert equal(model.to_proto(), proto)
 
 
@@ -467,9 +468,10 @@ def test_lists_that_are_written_anew_hold_what_they_held(name: str) -> None:
     proto = HAZARDS[name]()
     model = Model.load(proto)
     for _ in range(2):
-        for scope in model.scopes():
-            scope.nodes[:] = list(reversed(scope.nodes))
-        model.sync()
+        with model.rewriting() as scopes:
+            for scope in scopes:
+                scope.nodes[:] = list(reversed(scope.nodes))
+                scope.is_touched = True
     assert equal(model.to_proto(), proto)
 
 
@@ -477,14 +479,16 @@ def test_lists_that_are_written_anew_hold_what_they_held(name: str) -> None:
 def test_an_attribute_that_comes_and_goes_leaves_no_trace(name: str) -> None:
     proto = HAZARDS[name]()
     model = Model.load(proto)
-    for scope in model.scopes():
-        for node in scope.nodes:
-            node.attrs["graphpass_test"] = 1
-    model.sync()
-    for scope in model.scopes():
-        for node in scope.nodes:
-            del node.attrs["graphpass_test"]
-    model.sync()
+    with model.rewriting() as scopes:
+        for scope in scopes:
+            scope.is_touched = True
+            for node in scope.nodes:
+                node.attrs["graphpass_test"] = 1
+    with model.rewriting() as scopes:
+        for scope in scopes:
+            scope.is_touched = True
+            for node in scope.nodes:
+                del node.attrs["graphpass_test"]
     assert equal(model.to_proto(), proto)
 
 
@@ -492,13 +496,14 @@ def test_an_attribute_that_comes_and_goes_leaves_no_trace(name: str) -> None:
 def test_a_node_that_comes_and_goes_leaves_no_trace(name: str) -> None:
     proto = HAZARDS[name]()
     model = Model.load(proto)
-    scopes = model.scopes()
-    for scope in scopes:
-        scope.nodes.append(Node("Extra", "", {}, [], [Variable("extra")], "my", graph=scope))
-    model.sync()
-    for scope in scopes:
-        del scope.nodes[-1]
-    model.sync()
+    with model.rewriting() as scopes:
+        for scope in scopes:
+            scope.is_touched = True
+            scope.nodes.append(Node("Extra", "", {}, [], [Variable("extra")], "my", graph=scope))
+    with model.rewriting() as scopes:
+        for scope in scopes:
+            scope.is_touched = True
+            del scope.nodes[-1]
     assert equal(model.to_proto(), proto)
 
 
@@ -507,10 +512,11 @@ def test_a_copy_is_the_same_and_on_its_own(name: str) -> None:
     proto = HAZARDS[name]()
     model = Model.load(proto)
     copied = model.copy()
-    for scope in copied.scopes():
-        scope.nodes.clear()
-        scope.initializers.clear()
-    copied.sync()
+    with copied.rewriting() as scopes:
+        for scope in scopes:
+            scope.is_touched = True
+            scope.nodes.clear()
+            scope.initializers.clear()
     assert equal(model.to_proto(), proto)
 
 

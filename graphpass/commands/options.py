@@ -36,7 +36,11 @@ def bindings(
 
 
 PASSES = options(
-    click.option("--passes", metavar="A,B{OPTION=VALUE},…", help="Passes to run, in this order."),
+    click.option(
+        "--passes",
+        metavar="A,B{OPTION=VALUE},…",
+        help="Passes to run, in this order; also FILE.py:FUNCTION.",
+    ),
     click.option("--pipeline", metavar="NAME", help="default, runtime, fast or conv-only."),
     click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out."),
 )

@@ -126,7 +126,7 @@ def _fit(model: Model, inputs: Array, test_count: int, runtime: Runtime) -> Appr
                 f"{len(inputs)} calibration inputs for {weight.shape[1]} channels: the fit is not "
                 "determined, and what it does elsewhere is left to chance"
             )
-    with Editor(model.graph) as edit:
+    with model.editing() as graph, Editor(graph) as edit:
         for layer, weight, bias in weights:
             pooled = edit.one("GlobalAveragePool", [layer.inputs[0]])
             small = edit.one(
@@ -138,7 +138,6 @@ def _fit(model: Model, inputs: Array, test_count: int, runtime: Runtime) -> Appr
                 pads=None,
             )
             edit.replace(layer.outputs[0], small)
-    model.adopt()
     return report
 
 

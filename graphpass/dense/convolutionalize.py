@@ -205,8 +205,8 @@ def set_native(model: Model, native: Size) -> None:
                 "does not fit"
             )
         shape[axis] = pixels
-    found[0].shape = shape
-    model.change_interface()
+    with model.editing(interface=True):
+        found[0].shape = shape
 
 
 def _traced(model: Model) -> Trace:

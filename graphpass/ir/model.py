@@ -8,17 +8,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
-from graphpass.errors import ModelError
+from graphpass.errors import ModelError, RuleError
+from graphpass.ir.editing import Edited, adopt, close, sorted_nodes, tensors_of
 from graphpass.ir.inference import infer_shapes
-from graphpass.ir.nodes import Constant, Function, Graph, Node, Variable
+from graphpass.ir.nodes import Function, Graph
 from graphpass.ir.reader import read_function, read_graph
 from graphpass.ir.soundness import make_sound
 from graphpass.ir.weight import Array
-from graphpass.ir.writer import Writer
+from graphpass.ir.writer import Writer, unwritten
 from graphpass.storage import remote, wire
 from graphpass.storage import spool as spooling
 
@@ -29,16 +28,16 @@ class Model:
     """An ONNX model under rewriting.
 
     `proto` is a *skeleton*: an ordinary ModelProto whose large weights are references into the
-    file that they came from or into a spool of new ones. `graph` is built over it on first use;
-    `sync` brings `proto` up to date with it. Everything that no pass touches stays as it was.
+    file that they came from or into a spool of new ones. `graph` is built over it on first use, to
+    look at; it is changed inside of `with model.editing()` alone, and `proto` says what it does
+    whenever that has ended. Everything that no pass touches stays as it was.
     """
 
     def __init__(self, proto: onnx.ModelProto, spool: spooling.Spool, source: Path | None) -> None:
         self._proto = proto
         self._spool = spool
         self._graph: Graph | None = None
-        self._is_lent = False  # somebody outside has the graph and may change it at any time
-        self._is_written = True  # whether `proto` says what the graph does
+        self._is_lent = False  # somebody outside has the graph: it must not be taken apart
         self._is_as_read = True  # whether the graph is what reading `proto` would give
         self._functions: list[Function] = []
         self._names: set[str] | None = None
@@ -93,12 +92,12 @@ class Model:
 
     @property
     def proto(self) -> onnx.ModelProto:
-        """The skeleton as of the last `sync`."""
+        """The skeleton; inside of `editing`, as it was before."""
         return self._proto
 
     @property
     def graph(self) -> Graph:
-        """The main graph, for anyone to rewrite."""
+        """The main graph, to look at."""
         graph = self._built()
         self._is_lent = True
         return graph
@@ -107,7 +106,7 @@ class Model:
         if self._graph is None:
             with collection_paused():
                 self._graph = self._read()
-            self._is_lent, self._is_written, self._is_as_read = False, True, True
+            self._is_lent, self._is_as_read = False, True
         return self._graph
 
     @property
@@ -115,10 +114,6 @@ class Model:
         """The bodies of the model-local functions."""
         _ = self.graph
         return self._functions
-
-    def touch(self) -> None:
-        """Say that the graph was changed through `scopes`, so that `sync` has something to do."""
-        self._is_written = self._is_as_read = False
 
     @property
     def opsets(self) -> dict[str, int]:
@@ -142,10 +137,7 @@ class Model:
         return graph
 
     def scopes(self) -> list[Graph]:
-        """Return every graph of the model: the main one, bodies of If, Loop, Scan, functions.
-
-        Who changes one calls `touch`.
-        """
+        """Return every graph of the model: the main one, bodies of If, Loop, Scan, functions."""
         found = self._built().scopes()
         for function in self._functions:
             found.extend(function.scopes())
@@ -162,54 +154,92 @@ class Model:
         """Put a new weight where it costs no memory; return the tensor that refers to it."""
         return self._spool.add(array, name)
 
-    def sync(self) -> None:
-        """Write what passes changed into `proto`."""
-        if self._graph is None or (self._is_written and not self._is_lent):
+    # ------------------------------------------------------------------------------- editing
+
+    @contextlib.contextmanager
+    def editing(self, *, interface: bool = False) -> Iterator[Graph]:
+        """Let the graph be changed by hand, with onnx-graphsurgeon's own means or an `Editor`.
+
+        When the `with` ends, all is written: nodes and tensors of graphsurgeon's classes are
+        taken in, nodes sorted. Where it ends in an exception, the model is as it was. `interface`:
+        inputs and outputs may be renamed, added, removed or given other shapes; otherwise that is
+        a `RuleError`. The graph is closed then: changing it later is a `ModelError`, not lost.
+        """
+        self._require_unchanged()
+        edited = Edited(self.graph)
+        try:
+            yield edited.graph
+            self._take_in(edited, interface)
+        finally:
+            close(self.scopes())
+            self._graph, self._functions, self._names = None, [], None
+
+    def _take_in(self, edited: Edited, interface: bool) -> None:
+        other = edited.interface_changed()
+        if other and not interface:
+            raise RuleError(
+                f"it changes the interface ({other}), which a pass says with changes_interface ="
+                " True, and a script with {interface=true} behind it"
+            )
+        scopes = self.scopes()
+        for scope in scopes:
+            adopt(scope)
+        changed = [scope for scope in scopes if unwritten(scope)]
+        if not other and not changed:
             return
+        for scope in scopes:
+            scope.nodes[:] = sorted_nodes(scope.nodes)
+        self._write()
+        if interface:
+            self._write_interface(edited)
+        edited.graph.is_touched = True
+
+    @contextlib.contextmanager
+    def rewriting(self) -> Iterator[list[Graph]]:
+        """Let the surgeon change the scopes; what it touched is written when the `with` ends."""
+        self._require_unchanged()
+        scopes = self.scopes()
+        yield scopes
+        if any(scope.is_touched for scope in scopes):
+            self._write()
+            self._is_as_read = False
+
+    def _require_unchanged(self) -> None:
+        """Raise where somebody changed a graph that was there to look at: it would be lost."""
+        if self._graph is None or not self._is_lent:
+            return
+        for scope in self.scopes():
+            where = unwritten(scope)
+            if where:
+                raise ModelError(
+                    f"the graph was changed at {where}, outside of `with model.editing()`: that"
+                    " would be lost"
+                )
+
+    def _write(self) -> None:
+        """Write what was changed into `proto`."""
+        graph = self._built()
         old_ir = self._proto.ir_version < _CONSTANT_INITIALIZERS_BELOW
         writer = Writer(self.store, initializers_are_inputs=old_ir)
         with collection_paused():
-            writer.write(self._graph)
+            writer.write(graph)
             for function in self._functions:
                 writer.write(function)
-        for scope in (self._graph, *self._functions):
+        for scope in (graph, *self._functions):
             owner = scope.proto if scope.is_function else self._proto
             _import(owner, scope.opsets)
             # what a function uses, the model has to import as well
             _import(self._proto, scope.opsets)
-        self._is_written = True
-
-    def adopt(self) -> None:
-        """Take in nodes and tensors that a pass made with onnx-graphsurgeon's own classes."""
-        self.touch()
         for scope in self.scopes():
-            for node in scope.nodes:
-                _adopt_node(node, scope)
-        for scope in self.scopes():
-            for tensor in _tensors(scope):
-                _adopt_tensor(tensor)
-            for tensor in scope.outputs:
-                tensor.is_graph_output = True
-            scope.nodes[:] = sorted_nodes(scope.nodes)
-        self._names = None
-        self.sync()
+            scope.is_touched = False
 
-    def change_interface(self) -> None:
-        """Write the inputs and outputs that a pass gave to the graph; infer shapes in between anew.
-
-        Inputs and outputs are matched by name: new ones are appended, the shapes of the others
-        become those of their tensors. The graph is read again when it is next asked for.
-        """
-        graph = self.graph
-        self.sync()
+    def _write_interface(self, edited: Edited) -> None:
+        """Write the inputs and outputs that the graph has now; infer shapes in between anew."""
         proto = self._proto.graph
-        for tensors, values in ((graph.inputs, proto.input), (graph.outputs, proto.output)):
-            listed = {value.name: value for value in values}
-            for tensor in tensors:
-                write_type(listed.get(tensor.name) or values.add(name=tensor.name), tensor)
+        edited.write_inputs(proto.input)
+        edited.write_outputs(proto.output)
         had_shapes = bool(proto.value_info)
         del proto.value_info[:]
-        self._drop_graph()
         if had_shapes:
             proto.value_info.extend(infer_shapes(self._proto).graph.value_info)
 
@@ -235,20 +265,19 @@ class Model:
 
     def copy(self) -> Model:
         """Return a model of its own that shares the stored weights."""
-        self.sync()
+        self._require_unchanged()
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
         return Model(proto, self._spool, self.source)
 
-    def reread(self) -> None:
-        """Build the graph anew, with shapes inferred from what the model is now."""
-        self.sync()
-        self._drop_graph()
+    def reread(self, *, names: bool = False) -> None:
+        """See to it that the graph is what the model is now, with shapes inferred anew.
 
-    def refresh(self) -> None:
-        """Be as if just loaded: shapes are inferred anew, and names of what is gone are free."""
-        self.sync()
-        self._names = None
+        `names`: those of what is gone are free again, as if the model were just loaded.
+        """
+        self._require_unchanged()
+        if names:
+            self._names = None
         if self._is_lent or not self._is_as_read:
             self._drop_graph()
 
@@ -267,7 +296,7 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """Return an ordinary ModelProto with every weight in it."""
-        self.sync()
+        self._require_unchanged()
         return wire.attach(self._proto)
 
 
@@ -285,62 +314,6 @@ def collection_paused() -> Iterator[None]:
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
-
-
-def write_type(value: onnx.ValueInfoProto, tensor: Variable | Constant) -> None:
-    """Give `value` the dtype and shape of `tensor`; what else it says of them stays."""
-    tensor_type = value.type.tensor_type
-    if tensor.dtype is not None and not tensor_type.elem_type:
-        tensor_type.elem_type = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
-    if tensor.shape is None:
-        return
-    dims = tensor_type.shape.dim
-    if len(dims) != len(tensor.shape):
-        tensor_type.shape.Clear()
-        dims = tensor_type.shape.dim
-        for _ in tensor.shape:
-            dims.add()
-    for dim, size in zip(dims, tensor.shape, strict=True):
-        if isinstance(size, int):
-            dim.dim_value = size
-        elif size is not None:
-            dim.dim_param = size
-        else:
-            dim.ClearField("value")
-
-
-def sorted_nodes(nodes: Sequence[Node]) -> list[Node]:
-    """Return `nodes` so that producers come before readers; as they were where that holds."""
-    inside = {id(node) for node in nodes}
-    done: set[int] = set()
-    ordered: list[Node] = []
-    for start in nodes:
-        stack = [(start, False)]
-        while stack:
-            node, ready = stack.pop()
-            if id(node) in done:
-                continue
-            if ready:
-                done.add(id(node))
-                ordered.append(node)
-                continue
-            stack.append((node, True))
-            sources = [s for tensor in _needed(node) for s in tensor.inputs]
-            stack.extend(
-                (source, False)
-                for source in reversed(sources)
-                if id(source) in inside and id(source) not in done
-            )
-    return ordered
-
-
-def _needed(node: Node) -> Iterator[Variable | Constant]:
-    yield from node.inputs
-    for body in Graph.subgraphs_of(node.graph, node):
-        for scope in body.scopes():
-            yield from scope.outputs
-            for inner in scope.nodes:
-                yield from inner.inputs
 
 
 def _import(owner: onnx.ModelProto | onnx.FunctionProto, opsets: Mapping[str, int]) -> None:
@@ -396,31 +369,6 @@ def _protect_training(proto: onnx.ModelProto, graph: Graph) -> None:
         used.update(_graph_names(training.algorithm))
         for binding in (*training.initialization_binding, *training.update_binding):
             used.update((binding.key, binding.value))
-    for tensor in _tensors(graph):
+    for tensor in tensors_of(graph):
         if tensor.name in used:
             tensor.is_graph_output = True
-
-
-def _tensors(graph: Graph) -> Iterator[Variable | Constant]:
-    yield from graph.inputs
-    yield from graph.outputs
-    yield from graph.initializers
-    for node in graph.nodes:
-        yield from node.inputs
-        yield from node.outputs
-
-
-def _adopt_node(node: gs.Node, graph: Graph) -> None:
-    if isinstance(node, Node):
-        node.graph = graph
-        return
-    attrs = node.__dict__.pop("attrs")
-    node.__class__ = Node
-    node.__dict__.update(graph=graph, proto=None, _parse=None, _attrs=attrs, parsed=None)
-    node.domain = node.domain or ""
-
-
-def _adopt_tensor(tensor: gs.Tensor) -> None:
-    if isinstance(tensor, (Variable, Constant)):
-        return
-    tensor.__class__ = Constant if isinstance(tensor, gs.Constant) else Variable

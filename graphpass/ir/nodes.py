@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
-from onnx_graphsurgeon.util.misc import SynchronizedList
 
+from graphpass.ir.graphsurgeon import LazyValues, SynchronizedList
 from graphpass.ir.weight import Array, Weight
 
 Shape = list["int | str | None"]
@@ -185,6 +184,7 @@ class Graph(gs.Graph):  # type: ignore[misc]
     lists_initializers = False  # each must be an input as well: before IR version 4
     overridden: frozenset[tuple[str, str]]
     parent: Graph | None
+    is_touched = False  # whether it was changed since it was last written
     proto: onnx.GraphProto | onnx.FunctionProto
 
     def __init__(

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from graphpass.ir.graphsurgeon import LazyValues
 from graphpass.storage import wire
 from graphpass.storage.reference import refer, reference_of
 

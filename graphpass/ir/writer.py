@@ -15,9 +15,9 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto
 from onnx.helper import make_attribute
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphpass.errors import RuleError
+from graphpass.ir.graphsurgeon import LazyValues
 from graphpass.ir.nodes import Constant, Graph, Node, Tensor, snapshot
 from graphpass.ir.reader import attribute_parser
 from graphpass.ir.weight import Array, Weight
@@ -116,15 +116,17 @@ class Writer:
         }
         if not changed and len(node.attrs) == len(node.parsed):
             return
-        kept = {a.name: a for a in proto.attribute}
         attributes = [
-            self._attribute(node, key, value) if key in changed else kept[key]
-            for key, value in node.attrs.items()
+            self._attribute(node, a.name, changed.pop(a.name)) if a.name in changed else a
+            for a in proto.attribute
+            if a.name in node.attrs
         ]
+        attributes += [self._attribute(node, key, value) for key, value in changed.items()]
         held = onnx.NodeProto()
         held.attribute.extend(attributes)
         del proto.attribute[:]
         proto.attribute.MergeFrom(held.attribute)
+        _rebase(node, proto)  # what they are now is what the next change is held against
 
     def _attribute(self, node: Node, key: str, value: Any) -> AttributeProto:
         if isinstance(value, AttributeProto):
@@ -239,6 +241,53 @@ class Writer:
                 getattr(held, field).extend(kept)
                 del entries[:]
                 entries.MergeFrom(getattr(held, field))
+
+
+def unwritten(graph: Graph) -> str:
+    """Say what of `graph`, not of the bodies inside it, is not as its proto says; or empty."""
+    proto = graph.proto
+    for node, written in zip(graph.nodes, proto.node, strict=False):
+        if node.proto is not written or _is_changed(node, written):
+            return f"{node.op} '{node.name}'"
+    if len(graph.nodes) != len(proto.node):
+        return "the list of its nodes"
+    if graph.is_function:
+        return ""
+    held = {tensor.name: tensor for tensor in proto.initializer}
+    for constant in graph.initializers:
+        if not _is_held(constant._values, held.get(constant.name)):
+            return f"'{constant.name}'"
+    if len(graph.initializers) + len(graph.overridable) != len(held):
+        return "the list of its initializers"
+    for tensors, values in ((graph.inputs, proto.input), (graph.outputs, proto.output)):
+        if _names(tensors) != [value.name for value in values]:
+            return "its inputs and outputs"
+    return ""
+
+
+def _is_held(values: Any, tensor: TensorProto | None) -> bool:
+    if tensor is None:
+        return False
+    if isinstance(values, Weight):
+        return values.tensor is tensor
+    array = values.load() if isinstance(values, LazyValues) else np.asarray(values)
+    known = Weight.of(tensor)
+    if (array.dtype, array.shape) != (known.dtype, tuple(known.shape)):
+        return False
+    return bool(array.tobytes() == known.array().tobytes())
+
+
+def _is_changed(node: Node, proto: onnx.NodeProto) -> bool:
+    if (node.op, node.name, node.domain) != (proto.op_type, proto.name, proto.domain):
+        return True
+    if _names(node.inputs) != list(proto.input) or _names(node.outputs) != list(proto.output):
+        return True
+    if node._attrs is None or node.parsed is None:
+        return False
+    return len(node.attrs) != len(node.parsed) or any(
+        key not in node.parsed or not _same(node.parsed[key], value)
+        for key, value in node.attrs.items()
+    )
 
 
 def node_proto(node: Node) -> onnx.NodeProto:

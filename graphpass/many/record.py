@@ -7,7 +7,6 @@ any moment leaves either the record of what is there or none that fits it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -43,7 +42,7 @@ def settings(options: Mapping[str, Any], saving: Mapping[str, Any]) -> dict[str,
             "packages": environment(1)["packages"],
             "plug_ins": dict(sorted(_plug_ins())),
             "pipeline": passes if passes in PIPELINES else None,
-            "passes": [[step.name, dataclasses.asdict(step)] for step in steps],
+            "passes": [[step.name, step.options, step.version] for step in steps],
             "options": {k: options[k] for k in sorted(options) if _counts(k, options[k])},
             "inputs": None if inputs is None else list(_contents(Path(inputs))),
             "saving": dict(sorted(saving.items())),

@@ -17,6 +17,7 @@ from graphpass.ir.model import Model, collection_paused
 from graphpass.ir.nodes import Constant, Graph, Node
 from graphpass.ir.questions import is_output, is_unread, label, operator, producer
 from graphpass.ir.refusal import CONDITION, RefusedError
+from graphpass.ir.writer import unwritten
 from graphpass.rewrite.form import ANY_OPERATOR, operators
 from graphpass.rewrite.match import Match, computing, match
 from graphpass.rewrite.pattern import Beyond, Op, Pattern, either
@@ -113,17 +114,21 @@ def described(failure: Failure) -> str:
 
 @dataclass
 class Applied:
-    """What a pass did to a model, and where one of its rules failed."""
+    """What a pass did to a model, and where one of its rules failed.
+
+    `edited`: whether it changed the model by hand; `notes` are what it says of that.
+    """
 
     rewrites: list[Rewrite] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    edited: bool = False
 
     @property
     def changed(self) -> bool:
         """Whether the model is another one now."""
-        return bool(self.rewrites or self.notes)
+        return bool(self.rewrites or self.edited or self.notes)
 
 
 @collection_paused()
@@ -136,23 +141,19 @@ def apply(
     windows: bool = False,
     first_number: int = 1,
     progress: Callable[[], None] | None = None,
+    by_hand: bool = True,
 ) -> Applied:
     """Run `step` over every scope of `model`, which is changed in place.
 
     `limit`: stop after so many rewrites. `quarantine`: (rule, site) pairs to leave alone.
-    `windows`: keep each rewrite's nodes before and after as two small models. Raises `RuleError`
-    where a rule never comes to an end, `SpoiltError` where one fails half-way through a change;
-    one that fails before it has changed anything costs its site alone (see `Applied.failures`).
+    `windows`: keep each rewrite's nodes before and after as two small models. `by_hand`: False to
+    apply its rules alone, since its `run` has done its work before. Raises `RuleError` where a
+    rule never comes to an end, `SpoiltError` where one fails half-way through a change; one that
+    fails before it has changed anything costs its site alone (see `Applied.failures`).
     """
     applied = Applied()
-    if "run" in type(step).__dict__:
-        for scope in model.scopes():
-            try:
-                applied.notes.extend(step.run(scope))
-            except RefusedError as refusal:
-                where = scope.name or "the graph"
-                applied.refusals.append(Refusal.of(step.name, where, refusal))
-        model.adopt()
+    if by_hand and step.is_by_hand:
+        _run_by_hand(step, model, applied)
     done, noted, rounds = -1, len(applied.refusals), 0
     while (step.rules or step.sweeps or step.surveys) and len(applied.rewrites) > done:
         rounds += 1
@@ -167,14 +168,28 @@ def apply(
             model.reread()
             del applied.refusals[noted:]
         done = len(applied.rewrites)
-        # not held beyond this line: it has the graph, which reading again lets go of
-        _Run(step, model, applied, limit, quarantine, windows, first_number, progress).to_fixpoint()
-        if len(applied.rewrites) > done:
-            model.touch()
-        model.sync()
-    if step.changes_interface and applied.changed:
-        model.change_interface()
+        with model.rewriting() as scopes:
+            # not held beyond this: it has the graph, which reading again lets go of
+            _Run(
+                step, model, scopes, applied, limit, quarantine, windows, first_number, progress
+            ).to_fixpoint()
     return applied
+
+
+def _run_by_hand(step: Pass, model: Model, applied: Applied) -> None:
+    with model.editing(interface=bool(step.changes_interface)) as graph:
+        for scope in model.scopes():
+            try:
+                applied.notes.extend(step.run(scope) or ())
+            except RefusedError as refusal:
+                where = scope.name or "the graph"
+                applied.refusals.append(Refusal.of(step.name, where, refusal))
+                begun = unwritten(scope)
+                if begun:
+                    raise RuleError(
+                        f"it refuses after it has changed {begun}: decide first, or use an Editor"
+                    ) from None
+    applied.edited = graph.is_touched
 
 
 class _Run:
@@ -182,6 +197,7 @@ class _Run:
         self,
         step: Pass,
         model: Model,
+        scopes: list[Graph],
         applied: Applied,
         limit: int | None,
         quarantine: frozenset[tuple[str, str]],
@@ -196,7 +212,7 @@ class _Run:
         self.windows = windows
         self.first_number = first_number
         self.progress = progress or (lambda: None)
-        self.scopes = model.scopes()
+        self.scopes = scopes
         self.rules = step.rules
         self.roots = {root for rule in step.rules for root in rule.roots}
         self.present: set[str] = set()

@@ -1,7 +1,7 @@
 """Editing a graph by hand, for passes that do what no rule can: change ranks and interfaces.
 
-Either all of an edit takes place or nothing: new nodes are linked while they are made, and
-unlinked again where the pass refuses half-way.
+Either all of an edit takes place or nothing: where the pass refuses half-way, the graph has not
+been touched.
 
     with Editor(graph) as edit:
         pooled = edit.node("AveragePool", [x], kernel_shape=[7, 7])
@@ -15,10 +15,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from onnx import numpy_helper
 
 from graphpass.ir.nodes import Constant, Graph, Node, Tensor, Variable
-from graphpass.ir.questions import is_output, producer
+from graphpass.ir.questions import producer
+from graphpass.ir.refusal import require
 from graphpass.ir.weight import Array
+from graphpass.rewrite.surgery import Surgeon
 
 
 class Editor:
@@ -29,7 +32,10 @@ class Editor:
         self._names = set(_names(graph))
         self._made: list[Node] = []
         self._replaced: list[tuple[Tensor, Tensor]] = []
-        self._put_out: list[tuple[Tensor, Tensor, Node]] = []
+        self._renamed: list[tuple[Tensor, str]] = []
+        self._outputs: list[Tensor] = []
+        self._imports: dict[str, int] = {}
+        self._kept: set[int] = set()  # outputs whose readers go on reading what they were
 
     def node(
         self,
@@ -38,6 +44,7 @@ class Editor:
         *,
         like: Node | None = None,
         outputs: int = 1,
+        domain: str | None = None,
         **attributes: Any,
     ) -> list[Tensor]:
         """Make a node and return its outputs; an array becomes a constant.
@@ -51,11 +58,17 @@ class Editor:
             op,
             self.fresh(base),
             {key: value for key, value in attrs.items() if value is not None},
-            [self._operand(value, base) for value in inputs],
-            [Variable(self.fresh(f"{base}.{op.lower()}")) for _ in range(outputs)],
-            like.domain if like is not None else "",
+            (),
+            (),
+            domain if domain is not None else like.domain if like is not None else "",
             graph=self.graph,
         )
+        # linked on one side: the tensors it reads see it once the edit is complete
+        list.extend(made.inputs, [self._operand(value, base) for value in inputs])
+        for _ in range(outputs):
+            tensor = Variable(self.fresh(f"{base}.{op.lower()}"))
+            list.append(made.outputs, tensor)
+            list.append(tensor.inputs, made)
         for index, tensor in enumerate(made.outputs):
             kind = like.outputs[index].dtype if like and index < len(like.outputs) else None
             source = made.inputs[0].dtype if made.inputs else None
@@ -78,17 +91,38 @@ class Editor:
         return self.one("Transpose", [tensor], perm=list(perm))
 
     def replace(self, old: Tensor, new: Tensor) -> None:
-        """Let what reads `old` read `new` once the edit is complete."""
+        """Let what reads `old` read `new` once the edit is complete.
+
+        What was made here may read `old` itself: it goes on reading what `old` was.
+        """
         self._replaced.append((old, new))
 
     def put_out(self, output: Tensor, new: Tensor) -> None:
         """Let the graph's `output` be `new`; what reads it goes on reading what it was."""
-        former = producer(output)
-        if former is None:
+        if producer(output) is None:
             raise ValueError(f"'{output.name}' is computed by no node")
-        kept = Variable(self.fresh(f"{output.name}.kept"), output.dtype, output.shape)
-        self._put_out.append((output, kept, former))
+        self._kept.add(id(output))
         self._replaced.append((output, new))
+
+    def rename(self, tensor: Tensor, name: str) -> None:
+        """Give a tensor another name; an input or output where the pass says changes_interface.
+
+        Raises `RefusedError` where the graph has that name already.
+        """
+        if name != tensor.name:
+            require(name not in self._names, f"'{name}' is in the graph already")
+            self._names.add(name)
+            self._renamed.append((tensor, name))
+
+    def add_output(self, tensor: Tensor) -> None:
+        """Make a tensor an output of the graph, the last one."""
+        self._outputs.append(tensor)
+
+    def import_opset(self, domain: str, version: int) -> None:
+        """Import an operator set. Raises `RefusedError` where another version is imported."""
+        held = self.graph.opsets.get(domain, self._imports.get(domain, version))
+        require(held == version, f"the model imports version {held} of {domain}, not {version}")
+        self._imports[domain] = version
 
     def fresh(self, base: str) -> str:
         """Return a name near `base` that the graph does not have."""
@@ -109,16 +143,15 @@ class Editor:
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
-            for node in self._made:
-                node.inputs.clear()
-            return
-        self.graph.nodes.extend(self._made)
-        for output, kept, former in self._put_out:
-            _relink(output, kept)
-            former.outputs[_index(former.outputs, output)] = kept
-        dropped = [self._take_place(old, new) for old, new in self._replaced]
-        formers = [former for _, _, former in self._put_out]
-        _sweep(self.graph, [*dropped, *formers, *self._made])
+            return  # no tensor of the graph knows of what was made
+        surgeon = Surgeon(numpy_helper.from_array, lambda: self._names, 0)
+        surgeon.insert(self.graph, self._made, self._replaced, self._kept)
+        surgeon.close([self.graph])
+        self.graph.opsets.update(self._imports)
+        for tensor, name in self._renamed:
+            tensor.name = name
+        for tensor in self._outputs:
+            self.graph.outputs.append(tensor)
 
     def _operand(self, value: Tensor | Array | None, base: str) -> Tensor:
         if value is None:
@@ -126,53 +159,6 @@ class Editor:
         if isinstance(value, np.ndarray):
             return Constant(self.fresh(f"{base}.constant"), value)
         return value
-
-    def _take_place(self, old: Tensor, new: Tensor) -> Node | None:
-        """Relink; an output of the graph keeps its tensor and with it its name."""
-        former = producer(old)
-        if not is_output(old):
-            _relink(old, new)
-            return former
-        if former is not None:
-            former.outputs[_index(former.outputs, old)] = Variable(self.fresh(f"{old.name}.old"))
-        maker = producer(new)
-        if maker is None or is_output(new) or maker.graph is not self.graph:
-            identity = Node("Identity", self.fresh(old.name), {}, [new], [old], graph=self.graph)
-            self.graph.nodes.append(identity)
-            return former
-        maker.outputs[_index(maker.outputs, new)] = old
-        _relink(new, old)
-        self._replaced = [(a, old if b is new else b) for a, b in self._replaced]
-        return former
-
-
-def _index(tensors: Sequence[Tensor], tensor: Tensor) -> int:
-    return next(i for i, other in enumerate(tensors) if other is tensor)
-
-
-def _relink(old: Tensor, new: Tensor) -> None:
-    for reader in list(old.outputs):
-        for index, tensor in enumerate(reader.inputs):
-            if tensor is old:
-                reader.inputs[index] = new
-
-
-def _sweep(graph: Graph, suspects: Sequence[Node | None]) -> None:
-    """Remove those of `suspects` whose outputs nothing reads, and what only they needed."""
-    stack = [node for node in suspects if node is not None]
-    dead: set[int] = set()
-    while stack:
-        node = stack.pop()
-        if id(node) in dead or any(t.outputs or is_output(t) for t in node.outputs):
-            continue
-        dead.add(id(node))
-        sources = [producer(tensor) for tensor in node.inputs]
-        constants = [t for t in node.inputs if isinstance(t, Constant)]
-        node.inputs.clear()
-        stack.extend(source for source in sources if source is not None)
-        unread = {id(t) for t in constants if not t.outputs and not is_output(t)}
-        graph.initializers[:] = [c for c in graph.initializers if id(c) not in unread]
-    graph.nodes[:] = [node for node in graph.nodes if id(node) not in dead]
 
 
 def _names(graph: Graph) -> Iterator[str]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from graphpass.errors import UsageError
+from graphpass.rewrite import script
 from graphpass.rewrite.rule import Pass
+from graphpass.rewrite.script import Script
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
@@ -24,9 +26,13 @@ PIPELINES: Mapping[str, tuple[str, ...]] = {
     "conv-only": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
 }
 
+Step = str | Pass | Callable[[Any], Any]  # the last: a function of a `gs.Graph`
+Passes = Step | Sequence[Step] | None
+
 _GROUP = "graphpass.passes"
 _BUILTIN = "builtin"
-_ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
+# a pass by its name, or a function of a file: FILE.py:FUNCTION
+_ITEM = re.compile(r"\s*([^,{}]+\.py:\w+|[A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
 
 
 @lru_cache(maxsize=1)
@@ -73,7 +79,18 @@ def _load(point: EntryPoint) -> Any:
 
 
 def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
-    """Return the pass `name` with its options given as text. Raises `UsageError`."""
+    """Return the pass `name` with its options given as text. Raises `UsageError`.
+
+    `name` may be FILE.py:FUNCTION, a function of a `gs.Graph`.
+    """
+    if ".py:" in name:
+        interface = {"interface": "false", **(options or {})}
+        if len(interface) > 1:
+            raise UsageError(f"{name} has no option but interface=true")
+        loaded = script.load(name)
+        return dataclasses.replace(
+            loaded, interface=_flag(name, "interface", interface.popitem()[1])
+        )
     kinds = builtin_types()
     if name not in kinds:
         kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
@@ -94,17 +111,21 @@ def _value(name: str, field: dataclasses.Field[Any], text: str) -> Any:
     kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "str")
     readers: dict[str, Any] = {"int": int, "float": float, "str": str}
     if kind == "bool":
-        if text.lower() in ("true", "yes", "1"):
-            return True
-        if text.lower() in ("false", "no", "0"):
-            return False
-        raise UsageError(f"option {field.name} of pass {name} is true or false, not {text!r}")
+        return _flag(name, field.name, text)
     try:
         return readers.get(kind, str)(text)
     except ValueError:
         raise UsageError(
             f"option {field.name} of pass {name} is of type {kind}: {text!r}"
         ) from None
+
+
+def _flag(name: str, option: str, text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise UsageError(f"option {option} of pass {name} is true or false, not {text!r}")
 
 
 def parse(text: str) -> list[Pass]:
@@ -142,18 +163,27 @@ def pipeline(name: str) -> list[Pass]:
     return [make(step) for step in PIPELINES[name]]
 
 
-def passes_of(what: str | Pass | Sequence[str | Pass] | None) -> list[Pass]:
-    """Return passes from a pipeline name, a pass list in text, passes, or None (the default)."""
+def passes_of(what: Passes) -> list[Pass]:
+    """Return passes from a pipeline name, a pass list in text, passes, or None (the default).
+
+    A function of a `gs.Graph` is a pass as well.
+    """
     if what is None:
         return pipeline("default")
     if isinstance(what, Pass):
         return [what]
     if isinstance(what, str):
         return pipeline(what) if what in PIPELINES else parse(what)
-    return [step for item in what for step in ([item] if isinstance(item, Pass) else parse(item))]
+    if callable(what):
+        return [Script(what)]
+    return [
+        step
+        for item in what
+        for step in (parse(item) if isinstance(item, str) else passes_of(item))
+    ]
 
 
-def without(what: str | Pass | Sequence[str | Pass] | None, skip: Sequence[str]) -> list[Pass]:
+def without(what: Passes, skip: Sequence[str]) -> list[Pass]:
     """Return passes as `passes_of` does, but for those named in `skip`. Raises `UsageError`."""
     steps = passes_of(what)
     names = [step.name for step in steps]

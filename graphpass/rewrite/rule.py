@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from graphpass.errors import RuleError
@@ -75,8 +75,10 @@ class Pass:
     """A named step of a pipeline: rules that are applied until none fits, or a `run` of its own.
 
     A subclass sets `name`, and `rules` (a tuple, or a property where they depend on options) or
-    `run`. Its dataclass fields are its options. `changes_interface`: what it may change of
-    inputs and outputs of the model (`Interface`; True: anything). `sweeps`: whether nodes and
+    `run`. Its dataclass fields are its options. `changes_interface`: what `run` may change of
+    inputs and outputs of the model (`Interface`; True: anything). `repeats`: whether `run` is
+    called in each round of a pipeline; otherwise not again once it has changed something.
+    `sweeps`: whether nodes and
     initializers that nothing reads are removed first. `surveys`: what is looked for in whole
     scopes before the rules are applied.
     """
@@ -84,12 +86,13 @@ class Pass:
     name: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]] = ()
     changes_interface: ClassVar[Interface | bool] = False
+    repeats: ClassVar[bool] = False
     sweeps: ClassVar[bool] = False
     surveys: ClassVar[tuple[Survey, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if not isinstance(cls.__dict__.get("name"), str):
+        if not isinstance(cls.__dict__.get("name"), (str, property)):
             raise RuleError(f"pass {cls.__name__} needs a `name`")
         if any(base is not Pass and issubclass(base, Pass) for base in cls.__bases__):
             raise RuleError(f"pass {cls.__name__} inherits from a pass: use its rules instead")
@@ -97,8 +100,28 @@ class Pass:
             raise RuleError(f"pass {cls.__name__} needs `rules` or a `run` method")
 
     def run(self, graph: Graph) -> list[str]:
-        """Change `graph` by hand and return one line for each change; rules are applied after."""
+        """Change `graph` by hand and return one line for each change; rules are applied after.
+
+        It is called once for each scope: the main graph, bodies (`graph.parent` is the graph
+        around one) and functions (`graph.is_function`). Either all of what it does to them takes
+        place or nothing. Inputs and outputs may change where `changes_interface` says so.
+        """
         return []
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether the pass changes the model other than by rules."""
+        return "run" in type(self).__dict__
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options, by name."""
+        return asdict(self)
+
+    @property
+    def version(self) -> str:
+        """What tells one version of the pass from another, where its package does not."""
+        return ""
 
     @property
     def summary(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphpass.ir.model import sorted_nodes
+from graphpass.ir.editing import sorted_nodes
 from graphpass.ir.nodes import Constant, Graph, Node, Shape, Tensor, Variable
 from graphpass.ir.questions import (
     STANDARD_DOMAINS,
@@ -294,6 +294,85 @@ class Surgeon:
                 _let_go(root, tensor)
                 maker.outputs.append(tensor)
 
+    # ------------------------------------------------------------------- edits by hand
+
+    def insert(
+        self,
+        graph: Graph,
+        made: list[Node],
+        replaced: Sequence[tuple[Tensor, Tensor]],
+        kept: Collection[int] = (),
+    ) -> None:
+        """Put nodes that were made by hand into `graph`, and tensors in the place of others.
+
+        `replaced`: what is read so far, and what is to be read instead; new nodes among its
+        readers go on reading what it was, and where its id is in `kept`, all readers do. An
+        output of the graph keeps its name.
+        """
+        becomes: dict[int, Tensor] = {}
+        released: list[Tensor] = []
+        for old, new in replaced:
+            if id(old) in kept:
+                released.append(self._stand_in(old, made, everywhere=True))
+            released.extend(self._supersede(graph, old, becomes.get(id(new), new), made, becomes))
+        for node in made:
+            for tensor in node.inputs:
+                list.append(tensor.outputs, node)
+        graph.nodes.extend(made)
+        self._touched[id(graph)] = graph
+        self._release([*released, *(tensor for node in made for tensor in node.outputs)])
+
+    def _stand_in(self, old: Tensor, made: list[Node], *, everywhere: bool = False) -> Tensor:
+        """Let what computes `old` compute another tensor, which new nodes read in its place."""
+        former = producer(old)
+        assert former is not None
+        before = Variable(self.fresh(f"{old.name}.old"), old.dtype, old.shape)
+        list.__setitem__(former.outputs, _index(former.outputs, old), before)
+        list.append(before.inputs, former)
+        list.clear(old.inputs)
+        for node in made:
+            for index, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    list.__setitem__(node.inputs, index, before)
+        if everywhere:
+            _relink(old, before)
+        return before
+
+    def _supersede(
+        self,
+        graph: Graph,
+        old: Tensor,
+        new: Tensor,
+        made: list[Node],
+        becomes: dict[int, Tensor],
+    ) -> list[Tensor]:
+        """Let `new` be read in the place of `old`; return what may be of no use any more."""
+        former = producer(old)
+        if not is_output(old):
+            _relink(old, new)
+            return [old]
+        left: list[Tensor] = []
+        if former is not None:
+            left.append(self._stand_in(old, made))
+        maker = producer(new)
+        if maker is None or is_output(new) or maker.graph is not graph:
+            identity = Node("Identity", self.fresh(old.name), {}, graph=graph)
+            list.append(identity.inputs, new)
+            list.append(identity.outputs, old)
+            list.append(old.inputs, identity)
+            made.append(identity)
+            return left
+        list.__setitem__(maker.outputs, _index(maker.outputs, new), old)
+        list.append(old.inputs, maker)
+        list.clear(new.inputs)
+        for node in made:
+            for index, tensor in enumerate(node.inputs):
+                if tensor is new:
+                    list.__setitem__(node.inputs, index, old)
+        _relink(new, old)
+        becomes[id(new)] = old
+        return left
+
     @staticmethod
     def _contradicts_declared(old: Tensor, new: Tensor) -> bool:
         """Whether a wrong declaration must go, lest it come to light: the checker stumbles then."""
@@ -384,6 +463,7 @@ class Surgeon:
     def close(self, scopes: Iterable[Graph]) -> None:
         """Bring the node and initializer lists up to date, in one pass over them."""
         for graph in scopes:
+            graph.is_touched |= id(graph) in self._touched or bool(self._dead_constants)
             if id(graph) in self._touched:
                 graph.nodes[:] = self._living(graph.nodes)
                 if id(graph) in self._unsorted:

@@ -151,7 +151,6 @@ class Bisection:
             if self._undone is not None:
                 pipeline.leave_out(self._undone)
             pipeline.run()
-            model.sync()
         return pipeline
 
     def _holds(self, count: int, scratch: Path) -> bool:

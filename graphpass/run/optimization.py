@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from graphpass.report.data import (
     operator_name,
 )
 from graphpass.rewrite.interface import Interface
-from graphpass.rewrite.registry import PIPELINES, without
+from graphpass.rewrite.registry import PIPELINES, Passes, without
 from graphpass.rewrite.rule import Pass
 from graphpass.run.judge import Judge
 from graphpass.run.pipeline import MAX_ROUNDS, Pipeline, Progress
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Source = Model | onnx.ModelProto | bytes | str | os.PathLike[str]
-Passes = str | Pass | Sequence[str | Pass] | None
 
 # Operators that mix features as a convolution does, but are none.
 _DENSE = frozenset(
@@ -76,7 +75,7 @@ def optimize(
     Args:
         model: a file or URL, the bytes of one, a ModelProto (which stays as it is) or a `Model`.
         passes: the name of a pipeline, a list such as `"clean-up,fold-batchnorm"`, `Pass`
-            objects, or None for the default pipeline.
+            objects, functions of a `gs.Graph`, or None for the default pipeline.
         skip: names of passes to leave out.
         validate: False to leave ONNX Runtime out of it.
         strict: raise where something would otherwise be undone.
@@ -170,7 +169,6 @@ def _run(pipeline: Pipeline, report: Report) -> None:
         raise
     finally:
         model = pipeline.model
-        model.sync()
         report.passes = pipeline.reports
         report.rounds = pipeline.rounds
         report.output = model_facts(model.proto)
@@ -189,7 +187,7 @@ def _pipeline_name(passes: Passes) -> str | None:
 
 def _spelled(step: Pass) -> str:
     """Write a pass as `--passes` takes it."""
-    options = ";".join(f"{key}={value}" for key, value in asdict(step).items())
+    options = ";".join(f"{key}={value}" for key, value in step.options.items())
     return f"{step.name}{{{options}}}" if options else step.name
 
 

@@ -51,16 +51,17 @@ class _State:
     interface_may_change: Interface = Interface.NOTHING
     quarantine: set[tuple[str, str]] = field(default_factory=set)
     over: bool = False  # it was undone as a whole and is not run again
+    has_run: bool = False  # its `run` has done its work
     settled_at: int = -1  # the version of the model that it has nothing more to do on
 
     @classmethod
     def of(cls, step: Pass) -> _State:
-        return cls(step, PassReport(step.name, dataclasses.asdict(step)))
+        return cls(step, PassReport(step.name, step.options))
 
     @property
     def by_hand(self) -> bool:
-        """Whether the pass changes the model other than by rules."""
-        return "run" in type(self.step).__dict__
+        """Whether the pass changes the model other than by rules, now."""
+        return self.step.is_by_hand and not self.has_run
 
 
 class Pipeline:
@@ -91,10 +92,11 @@ class Pipeline:
         self.settled = False
         self.interface_may_change = Interface.NOTHING
         # the model before the first pass, and after each that changed it: what latency blames
-        self.stages: list[tuple[str, onnx.ModelProto]] = [("", _copy(model.proto))]
+        self._version = 0  # of the model: how often a pass changed it
+        self._held = 0, _copy(model.proto)
+        self.stages: list[tuple[str, onnx.ModelProto]] = [("", self._held[1])]
         self._states = [_State.of(step) for step in steps]
         self._unchecked: list[_State] = []  # passes that were kept since the last check
-        self._version = 0  # of the model: how often a pass changed it
         self._careful = False  # whether each pass is checked before the next one begins
 
     @property
@@ -129,7 +131,7 @@ class Pipeline:
         while not self.settled and self.rounds < MAX_ROUNDS:
             if self.rounds:
                 # as the next run on what is delivered will see it, inferred shapes included
-                self.model.refresh()
+                self.model.reread(names=True)
             self.rounds += 1
             changed = [self._run(index, state) for index, state in enumerate(self._states)]
             self.settled = not any(changed)
@@ -141,6 +143,8 @@ class Pipeline:
         """Forget everything but what was left out from the beginning."""
         self._careful = True
         self.model.restore(self.stages[0][1])
+        self._version += 1
+        self._held = self._version, self.stages[0][1]
         del self.stages[1:]
         self.rounds, self.settled = 0, False
         self.interface_may_change = Interface.NOTHING
@@ -148,6 +152,14 @@ class Pipeline:
         self._states[:] = [_State.of(state.step) for state in self._states]
         for state, (quarantine, over) in zip(self._states, undone, strict=True):
             state.quarantine, state.over = quarantine, over
+
+    def _snapshot(self) -> onnx.ModelProto:
+        """Return a copy of the model as it is, the same one until a pass changes it."""
+        version, held = self._held
+        if version != self._version:
+            held = _copy(self.model.proto)
+            self._held = self._version, held
+        return held
 
     def _require_ok(self, check: Check) -> None:
         """Note a check for all passes that it answers for; raise where one of them is to blame."""
@@ -184,7 +196,7 @@ class Pipeline:
         if state.over or left == 0 or state.settled_at == self._version:
             return False
         self.progress(state.step.name, (index + 0.1) / len(self._states))
-        state.before = _copy(self.model.proto)
+        state.before = self._snapshot()
         declared = Interface.of(state.step.changes_interface)
         state.interface_may_change = self.interface_may_change | declared
         try:
@@ -210,7 +222,7 @@ class Pipeline:
                 continue
             self._note_failures(state, applied)
             state.report.refusals = applied.refusals
-            if not applied.rewrites and not self._changed_by_hand(state, applied):
+            if not applied.changed:
                 state.settled_at = self._version
                 return False
             if wrong := self._wrong_windows(state, applied):
@@ -257,6 +269,7 @@ class Pipeline:
                     quarantine=frozenset(state.quarantine),
                     windows=windows,
                     first_number=1 + self._rewrites_kept(),
+                    by_hand=state.by_hand,
                 )
         except (GraphpassError, MemoryError):
             raise
@@ -265,12 +278,6 @@ class Pipeline:
             raise RuleError(f"pass {state.step.name} failed: {what}") from error
         finally:
             state.report.apply_s += time.perf_counter() - start
-
-    def _changed_by_hand(self, state: _State, applied: Applied) -> bool:
-        """Whether a pass changed the model in its own `run`, announced or not."""
-        if not state.by_hand:
-            return False
-        return bool(applied.notes) or _bytes(self.model.proto) != _bytes(state.before)
 
     def _wrong_windows(self, state: _State, applied: Applied) -> list[Quarantined]:
         """Check each rewrite on its own; return those that do not equal what they replace."""
@@ -329,11 +336,12 @@ class Pipeline:
         else:
             report.check = check
         self.interface_may_change = state.interface_may_change
-        self.stages.append((report.name, _copy(self.model.proto)))
         self._version += 1
+        self.stages.append((report.name, self._snapshot()))
         whole = self.max_rewrites is None and not state.by_hand
-        if whole and not state.step.changes_interface:  # rules were applied until none fitted
+        if whole:  # rules were applied until none fitted
             state.settled_at = self._version
+        state.has_run = state.step.is_by_hand and not state.step.repeats
 
     def _undo(self, state: _State, reason: str) -> None:
         """Put the model back to before the pass. What it did in an earlier round was checked."""
@@ -413,7 +421,3 @@ def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(proto)
     return copied
-
-
-def _bytes(proto: onnx.ModelProto) -> bytes:
-    return bytes(proto.SerializeToString(deterministic=True))
