@@ -104,6 +104,51 @@ def test_a_fixed_batch_stays_unless_it_is_freed() -> None:
     assert shape_of(freed.graph.input[0])[0] == shape_of(freed.graph.output[0])[0] == "N"
 
 
+@pytest.mark.parametrize("target", ["computed", "sequence"])
+def test_constants_and_sequences_of_the_newer_exporter_are_followed(target: str) -> None:
+    head = {
+        "computed": "t = Concat<axis=0>(one, rest) f = Reshape(r, t)",
+        "sequence": "q = SplitToSequence<axis=1>(r, two) a = SequenceAt(q, zero)"
+        " b = SequenceAt(q, last) j = Concat<axis=1>(b, a) f = Flatten(j)",
+    }[target]
+    model = graph(
+        f"""(float[1,3,8,8] x) => (float[1,5] y) {{
+            c = Conv<strides=[2,2]>(x, k) r = Relu(c) {head} y = Gemm(f, w)
+        }}""",
+        k=(4, 3, 4, 4),
+        w=(36, 5),
+        one=np.array([1]),
+        rest=np.array([36]),
+        two=np.array(2),
+        zero=np.array(0),
+        last=np.array(-1),
+    )
+    for keep_batch in (True, False):
+        result = convolutionalize(model, keep_batch=keep_batch)
+        assert result.report.checks and all(check.ok for check in result.report.checks)
+
+
+@pytest.mark.parametrize("head", ["dense", "global"])
+def test_logits_are_taken_by_their_output_alone(head: Any) -> None:
+    model = graph(
+        """(float[N,3,8,8] x) => (float[N,5] y, float[N,2] coarse) {
+            c = Conv(x, k) r = Relu(c) p = GlobalAveragePool(r) f = Flatten(p)
+            l = Gemm(f, w) y = Softmax<axis=1>(l) coarse = Gemm(y, g)
+        }""",
+        k=(4, 3, 3, 3),
+        w=(4, 5),
+        g=(5, 2),
+    )
+    result = convolutionalize(model, head=head, logits=True)
+    assert all(check.ok for check in result.report.checks)
+    image = {"x": np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)}
+    probabilities, coarse = session(model).run(None, image)
+    logits, same = (a.reshape(1, -1) for a in session(result.model.to_proto()).run(None, image))
+    np.testing.assert_allclose(same, coarse, rtol=1e-4)
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(softmax, probabilities, rtol=1e-4)
+
+
 def test_maps_of_different_strides_have_names_of_their_own() -> None:
     model = graph(
         """(float[N,3,32,32] x) => (float[N,5] y, float[N,4] z) {

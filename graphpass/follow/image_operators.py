@@ -26,6 +26,7 @@ from graphpass.follow.image_axes import (
     sizes_of,
     target_sizes,
 )
+from graphpass.follow.sequences import drops_axis, parts_of
 from graphpass.follow.traced import Trace, Visit
 from graphpass.ir.operators import Trait, named
 from graphpass.ir.questions import (
@@ -224,6 +225,29 @@ def _split(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     return [tuple(shape[at] if i == at else a for i, a in enumerate(axes)) for shape in shapes]
 
 
+def _to_sequence(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    """Note the parts of a SplitToSequence; the sequence as such has the axes of the first."""
+    axes = inputs[0]
+    at = attribute(node, "axis") % len(axes)
+    if is_spatial(axes[at]):
+        raise AxisError("splits height or width")
+    sizes = parts_of(node, size_of(axes[at]), visit.integers(node, 1, "split"))
+    if sizes is None:
+        raise AxisError("splits into parts that are computed")
+    rest = (*axes[:at], *axes[at + 1 :])
+    parts = [rest if drops_axis(node) else (*axes[:at], n, *axes[at + 1 :]) for n in sizes]
+    visit.found.sequences[id(node.outputs[0])] = parts
+    return parts[:1]
+
+
+def _sequence_at(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    parts = visit.found.sequences.get(id(node.inputs[0]))
+    index = visit.found.value(node.inputs[1])
+    if parts is None or index is None or not -len(parts) <= int(index) < len(parts):
+        raise AxisError("takes a part of a sequence that is not known")
+    return [parts[int(index)]]
+
+
 def _gather(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes, indices = inputs[0], inputs[1]
     at = attribute(node, "axis") % len(axes)
@@ -373,8 +397,10 @@ HANDLERS: Mapping[str, Handler] = {
     "MatMul": _matmul,
     "Pad": _pad,
     "Reshape": _reshape,
+    "SequenceAt": _sequence_at,
     "Slice": _slice,
     "Split": _split,
+    "SplitToSequence": _to_sequence,
     "Squeeze": _squeeze,
     "TopK": _topk,
     "Transpose": _transpose,

@@ -39,6 +39,7 @@ class Trace:
     reshapes: list[Node] = field(default_factory=list)
     trunk_pools: frozenset[int] = frozenset()
     windows: list[Node] = field(default_factory=list)
+    sequences: dict[int, list[Axes]] = field(default_factory=dict)
 
     def axes_of(self, tensor: Tensor) -> Axes | None:
         """Return the axes of `tensor`; None where its rank is unknown."""

@@ -241,6 +241,8 @@ def _warnings(pipeline: Pipeline) -> list[str]:
         did = "nothing was run" if pipeline.unproven else "each rewrite was run on its own"
         found.append(f"{did}, not the model: {pipeline.judge.not_run}")
     for entry in pipeline.by_hand:
+        if entry.outcome == "kept":
+            continue  # what it says when it is run again is no news
         found.extend(f"{entry.name}: {refusal.reason}" for refusal in entry.refusals)
     checks = [entry.check for entry in pipeline.reports if entry.check is not None]
     random = {name for check in checks for name in check.random_outputs}

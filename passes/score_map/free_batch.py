@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,7 +41,9 @@ class FreeBatch(Pass):
         size = inputs[0].shape[0]
         count = size if isinstance(size, int) else 1
         name = size if isinstance(size, str) else _fresh(graph)
-        batch = Batch(graph, inputs[0], count, name, _shapes(graph, inputs, count))
+        shapes = _shapes(graph, inputs, count)
+        _note_ranks(graph, shapes)
+        batch = Batch(graph, inputs[0], count, name, shapes)
         batch.rows.update({id(tensor): Rows(0) for tensor in inputs})
         follow(batch)
         outputs = [tensor for tensor in graph.outputs if id(tensor) in batch.rows]
@@ -57,6 +59,14 @@ class FreeBatch(Pass):
                 tensor.shape = [*tensor.shape[:axis], name, *tensor.shape[axis + 1 :]]
         listed = ", ".join(f"'{tensor.name}'" for tensor in inputs)
         return [*(note for _, note in batch.changes), f"the batch of {listed} varies"]
+
+
+def _note_ranks(graph: Graph, shapes: Mapping[str, Any]) -> None:
+    """Let tensors of unknown shape have at least the rank that they have with a fixed batch."""
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if tensor.shape is None and shapes.get(tensor.name) is not None:
+                tensor.shape = [None] * len(shapes[tensor.name])
 
 
 def _batched(graph: Graph) -> list[Tensor]:

@@ -14,6 +14,7 @@ from operator import add as operator_add
 
 from graphpass import Node, attribute, axes_of, constant, label, operator, opset
 from graphpass.follow.geometry import Window, kernel_of, windows_of
+from graphpass.follow.sequences import drops_axis, parts_of
 from graphpass.ir.operators import Trait, has, named
 
 from .places import Axes, Axis, FixedSizeError, Followed, Places, count_of, places_in
@@ -268,6 +269,29 @@ def _recurrent(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes
     return [tuple(first), *(tuple(axes) for axes in outputs[1:])]
 
 
+def _to_sequence(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    """Note the parts; the sequence as such has the axes of the first."""
+    axes = inputs[0]
+    at = attribute(node, "axis") % len(axes)
+    if isinstance(axes[at], Places):
+        raise FixedSizeError(f"{label(node)} splits the places of the image")
+    sizes = parts_of(node, count_of(axes[at]), found.integers(node, 1, "split"))
+    if sizes is None:
+        raise FixedSizeError(f"{label(node)} splits into parts that are computed")
+    rest = (*axes[:at], *axes[at + 1 :])
+    parts = [rest if drops_axis(node) else (*axes[:at], n, *axes[at + 1 :]) for n in sizes]
+    found.sequences[id(node.outputs[0])] = parts
+    return parts[:1]
+
+
+def _sequence_at(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    parts = found.sequences.get(id(node.inputs[0]))
+    index = found.value(node.inputs[1])
+    if parts is None or index is None or not -len(parts) <= int(index) < len(parts):
+        raise FixedSizeError(f"{label(node)} takes a part of a sequence that is not known")
+    return [parts[int(index)]]
+
+
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("Conv", "MaxPool", "AveragePool", "LpPool"), _slide),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
@@ -278,7 +302,9 @@ HANDLERS: dict[str, Handler] = {
     "Concat": _concat,
     "ConvTranspose": _conv_transpose,
     "Pad": _pad,
+    "SequenceAt": _sequence_at,
     "Slice": _slice,
+    "SplitToSequence": _to_sequence,
 }
 
 __all__ = ["HANDLERS", "elementwise"]

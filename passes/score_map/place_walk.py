@@ -56,10 +56,11 @@ def _visit(found: Followed, node: Node) -> None:
     if not held or op in ("Shape", "Size"):
         return
     inputs = [() if not t.name else found.axes_of(t) for t in node.inputs]
+    together = has(node, Trait.BROADCASTING) or op == "Concat"
     unknown = [t.name for t, axes in zip(node.inputs, inputs, strict=True) if axes is None]
-    if unknown:
+    if unknown and together:
         raise FixedSizeError(f"the shape of '{unknown[0]}' at {label(node)} is not known")
-    known = [axes for axes in inputs if axes is not None]
+    known = [() if axes is None else axes for axes in inputs]
     made = _made(found, node, known, held)
     for tensor, axes in zip(node.outputs, made, strict=False):
         if any(count_of(axis) < 1 for axis in axes):

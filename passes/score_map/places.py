@@ -69,6 +69,7 @@ class Followed:
     windows: list[Node] = field(default_factory=list)
     changed: dict[int, Node] = field(default_factory=dict)
     pooled: dict[int, Node] = field(default_factory=dict)
+    sequences: dict[int, list[Axes]] = field(default_factory=dict)
 
     def axes_of(self, tensor: Tensor) -> Axes | None:
         """Return the axes of a tensor; None where its shape is unknown."""

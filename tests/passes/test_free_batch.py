@@ -133,6 +133,13 @@ FREED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {"t": np.array([1, 4, 36]), "m": (4, 5)},
         "Reshape of 'v' takes the batch as it comes",
     ),
+    "channels shuffled through a sequence": (
+        "q = SplitToSequence<axis=1>(r, two) a = SequenceAt(q, zero) b = SequenceAt(q, one)"
+        " y = Concat<axis=1>(b, a)",
+        "float[1,4,6,6] y",
+        {"two": np.array(2), "one": np.array(1)},
+        "",
+    ),
     "an output without a batch": (
         "temperature = Identity(scale) y = Mul(r, scale)",
         "float[1,4,6,6] y, float[1] temperature",

@@ -88,6 +88,13 @@ FREED: dict[str, tuple[str, str, Constants, int]] = {
         lambda s: {"two": _ints(1, 2, 2, *s), "four": _ints(1, 4, *s)},
         1,
     ),
+    "channels split into a sequence": (
+        f"{CONV} q = SplitToSequence<axis=1>(r, three) a1 = SequenceAt(q, zero)"
+        " b1 = SequenceAt(q, one) y = Concat<axis=1>(b1, a1)",
+        "4,{0},{1}",
+        lambda s: {"three": np.array([3, 1]), "zero": np.array(0), "one": np.array(1)},
+        1,
+    ),
     "squeeze and excitation by a window": (
         f"{CONV} p = AveragePool<kernel_shape=[{{0}},{{1}}]>(r) g = Conv(p, e) y = Mul(r, g)",
         "4,{0},{1}",
