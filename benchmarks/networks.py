@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from graphpass.ir.cost import cost_of
+
 _OPSET = 17
 NATIVE_PX = 224
 CLASSES = 1000
@@ -123,24 +125,6 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
 def multiply_adds(path: Path, batch: int, side_px: int) -> int:
     """How many multiply-adds the Conv, Gemm and MatMul of a model take for square images."""
     model = onnx.load(path)
-    for dim, value in zip(
-        model.graph.input[0].type.tensor_type.shape.dim, (batch, 3, side_px, side_px), strict=True
-    ):
-        dim.dim_value = value
     for stale in (*model.graph.output, *model.graph.value_info):
         stale.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {value.name: _shape(value) for value in (*inferred.value_info, *inferred.output)}
-    shapes |= {weight.name: list(weight.dims) for weight in model.graph.initializer}
-    total = 0
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            # Each output element sums over one filter.
-            total += int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
-        elif node.op_type in ("Gemm", "MatMul"):
-            total += int(np.prod(shapes[node.input[1]])) * shapes[node.output[0]][0]
-    return total
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int]:
-    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    return cost_of(model, {model.graph.input[0].name: (batch, 3, side_px, side_px)}).multiply_adds

@@ -6,6 +6,8 @@ from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
 from .gemm_to_conv import GemmToConv
 from .merge_branches import MergeBranches
+from .merge_siblings import MergeSiblings
+from .move_linear import MoveLinear
 from .score_map import (
     ClassActivationMap,
     DropSoftmax,
@@ -27,6 +29,8 @@ __all__ = [
     "FreeResolution",
     "GemmToConv",
     "MergeBranches",
+    "MergeSiblings",
+    "MoveLinear",
     "PoolToGlobal",
     "PoolToWindow",
     "UnflattenHead",

@@ -22,7 +22,7 @@ from graphpass.rewrite.script import Script
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
     "runtime": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv"),
-    "fast": ("clean-up", "fold-batchnorm", "merge-branches"),
+    "fast": ("clean-up", "fold-batchnorm", "merge-branches", "move-linear", "merge-siblings"),
     "conv-only": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
 }
 

@@ -247,9 +247,15 @@ def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     changed.CopyFrom(model)
     rng = np.random.default_rng(seed)
     powers, roots = _roles(changed.graph)
+    sizes = {
+        name
+        for node in changed.graph.node
+        if node.op_type in ("Resize", "Upsample")
+        for name in node.input[1:]
+    }
     for tensor in changed.graph.initializer:
         kind = np.dtype(tensor_dtype_to_np_dtype(tensor.data_type))
-        if kind.kind != "f":
+        if kind.kind != "f" or tensor.name in sizes:
             continue
         shape = tuple(tensor.dims)
         array: Array

@@ -371,6 +371,50 @@ CASES = (
         W=(4, 4, 3, 3),
         b=(4,),
     ),
+    Case(
+        "the transition of a DenseNet",
+        "move-linear",
+        "(float[N,8,6,6] x) => (float[N,5,3,3] y) {"
+        "c = Conv(x, W, b) y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c)}",
+        constants={"W": _away_from_zero(5, 8, 1, 1), "b": (5,)},
+    ),
+    Case(
+        "the mean of a pointwise Conv",
+        "move-linear",
+        "(float[N,8,3,3] x) => (float[N,5,1,1] y) {c = Conv(x, W, b) y = GlobalAveragePool(c)}",
+        constants={"W": _away_from_zero(5, 8, 1, 1), "b": (5,)},
+    ),
+    Case(
+        "a pointwise Conv behind larger pixels",
+        "move-linear",
+        "(float[N,8,3,3] x) => (float[N,5,6,6] y) {"
+        'c = Resize<mode="nearest">(x, r, k) y = Conv(c, W, b)}',
+        constants={
+            "W": _away_from_zero(5, 8, 1, 1),
+            "b": (5,),
+            "r": np.zeros(0, np.float32),
+            "k": np.array([1, 1, 2, 2], np.float32),
+        },
+    ),
+    Case(
+        "a pointwise Conv ahead of fewer pixels",
+        "move-linear",
+        "(float[N,8,6,6] x) => (float[N,5,3,3] y) {"
+        'c = Conv(x, W, b) y = Resize<mode="nearest">(c, r, k)}',
+        constants={
+            "W": _away_from_zero(5, 8, 1, 1),
+            "b": (5,),
+            "r": np.zeros(0, np.float32),
+            "k": np.array([1, 1, 0.5, 0.5], np.float32),
+        },
+    ),
+    Case(
+        "pools over one map",
+        "merge-siblings",
+        "(float[N,3,6,7] x) => (float[N,6,6,7] y) {"
+        "a = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x) "
+        "c = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x) y = Concat<axis=1>(a, c)}",
+    ),
     _clean("Identity", "(float[N,4] x) => (float[N,4] y) {c = Identity(x) y = Tanh(c)}"),
     _clean("Dropout", "(float[N,4] x) => (float[N,4] y) {c = Dropout(x) y = Tanh(c)}"),
     _clean("Cast", "(float[N,4] x) => (float[N,4] y) {c = Cast<to=1>(x) y = Tanh(c)}"),

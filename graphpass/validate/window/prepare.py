@@ -328,9 +328,16 @@ def _channels(window: Window) -> dict[str, int]:
 
 
 def picks_otherwise(window: Window) -> bool:
-    """Whether another operator picks the largest: which zero, and what of NaN, ONNX leaves open."""
+    """Whether the largest is picked by another operator, or of another window.
+
+    Which zero, and what of NaN, ONNX leaves open.
+    """
     before, after = (
-        sorted(node.op_type for node in side.graph.node if node.op_type in _PICKING)
+        sorted(
+            (node.op_type, sorted(a.SerializeToString() for a in node.attribute))
+            for node in side.graph.node
+            if node.op_type in _PICKING
+        )
         for side in (window.before, window.after)
     )
     return before != after

@@ -1,0 +1,255 @@
+"""move-linear and merge-siblings: the same with less to do, in another order or from each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphpass.ir.cost import cost_of
+from graphpass.rewrite.registry import make
+from graphpass.testing import (
+    apply_to,
+    check,
+    check_operators,
+    check_refused,
+    check_replay,
+    check_untouched,
+    graph,
+)
+
+PASS = make("move-linear")
+SIBLINGS = make("merge-siblings")
+WEIGHTS: dict[str, Any] = {
+    "W": (5, 8, 1, 1),
+    "b": (5,),
+    "zero": np.zeros(5, np.float32),
+    "V": (5, 8, 1),
+    "G": (6, 4, 1, 1),
+    "K": (5, 8, 3, 3),
+    "k": np.array([2, 3], np.int64),
+    "m": np.array([-1, -2], np.int64),
+    "two": np.array([1, 1, 2, 2], np.float32),
+    "wide": np.array([1, 1, 1, 3], np.float32),
+    "half": np.array([1, 1, 0.5, 0.5], np.float32),
+    "both": np.array([1, 1, 2, 0.5], np.float32),
+    "deep": np.array([1, 2, 2, 2], np.float32),
+    "r": np.zeros(0, np.float32),
+}
+
+
+def model(body: str, x: str = "float[N,8,6,6] x", opset: int = 17, **more: Any) -> Any:
+    held = {**WEIGHTS, **more}
+    words = set(body.replace("(", " ").replace(")", " ").replace(",", " ").split())
+    dims = ",".join("?" * len(x.split(",")))
+    used = {name: value for name, value in held.items() if name in words}
+    return graph(f"({x}) => (float[{dims}] y) {{{body}}}", opset=opset, **used)
+
+
+MOVED = {
+    "the transition of a DenseNet": (
+        "c = Conv(x, W) y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c)",
+        "AveragePool Conv",
+    ),
+    "with a bias": (
+        "c = Conv(x, W, b) y = AveragePool<kernel_shape=[3,3], strides=[2,2]>(c)",
+        "AveragePool Conv",
+    ),
+    "padding left out of the mean": (
+        "c = Conv(x, W, b) y = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(c)",
+        "AveragePool Conv",
+    ),
+    "padding counted, no bias": (
+        "c = Conv(x, W, zero) y = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1],"
+        "count_include_pad=1>(c)",
+        "AveragePool Conv",
+    ),
+    "in groups": (
+        "c = Conv<group=2>(x, G) y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c)",
+        "AveragePool Conv<group=2>",
+    ),
+    "the mean of a map": ("c = Conv(x, W, b) y = GlobalAveragePool(c)", "GlobalAveragePool Conv"),
+    "the mean as ReduceMean": (
+        "c = Conv(x, W, b) y = ReduceMean<axes=[-1,2]>(c)",
+        "ReduceMean Conv",
+    ),
+    "enlarged by nearest pixels": (
+        'c = Resize<mode="nearest">(x, r, two) y = Conv(c, W, b)',
+        "Conv Resize",
+    ),
+    "enlarged by interpolation": (
+        'c = Resize<mode="linear", coordinate_transformation_mode="align_corners">(x, r, two) '
+        "y = Conv(c, W, b)",
+        "Conv Resize",
+    ),
+    "enlarged along one axis": (
+        'c = Resize<mode="linear">(x, r, wide) y = Conv(c, W)',
+        "Conv Resize",
+    ),
+    "made smaller": ('c = Conv(x, W, b) y = Resize<mode="linear">(c, r, half)', "Resize Conv"),
+}
+
+
+# means of small integers over 4, and halves of them, are exact; over 9 and 36 they are not
+EXACT = [MOVED[name][0] for name in ("the transition of a DenseNet", "in groups", "made smaller")]
+EXACT += [MOVED["enlarged by nearest pixels"][0]]
+
+
+@pytest.mark.parametrize(("body", "after"), MOVED.values(), ids=MOVED)
+def test_moved(body: str, after: str) -> None:
+    before = model(body)
+    check(PASS, before, after)
+    if body in EXACT:
+        check_replay(PASS, before)
+    costs = [cost_of(m, {"x": (2, 8, 6, 6)}) for m in (before, apply_to(PASS, before)[0])]
+    assert costs[1].multiply_adds < costs[0].multiply_adds
+    assert costs[1].activation_bytes <= costs[0].activation_bytes
+
+
+def test_reduced_axes_as_an_input_and_upsample_of_old() -> None:
+    check(PASS, model("c = Conv(x, W, b) y = ReduceMean(c, k)", opset=18), "ReduceMean Conv")
+    check(PASS, model("c = Upsample(x, two) y = Conv(c, W, b)", opset=9), "Conv Upsample")
+
+
+def test_one_axis_of_unknown_size() -> None:
+    body = "c = Conv(x, V, b) y = AveragePool<kernel_shape=[2], strides=[2]>(c)"
+    check(PASS, model(body, "float[N,8,L] x"), "AveragePool Conv", dims={"N": 2, "L": 7})
+
+
+NOT_MOVED = {
+    "an average without a stride": "c = Conv(x, W) y = AveragePool<kernel_shape=[3,3]>(c)",
+    "a kernel": "c = Conv(x, K) y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c)",
+    "a Conv with a stride": (
+        "c = Conv<strides=[2,2]>(x, W) y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c)"
+    ),
+    "padding of the Conv": (
+        "c = Conv<pads=[1,1,1,1]>(x, W) y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c)"
+    ),
+    "a mean of channels": "c = Conv(x, W) y = ReduceMean<axes=[1,2]>(c)",
+    "larger and smaller": "c = Resize(x, r, both) y = Conv(c, W)",
+}
+
+
+@pytest.mark.parametrize("body", NOT_MOVED.values(), ids=NOT_MOVED)
+def test_another_structure(body: str) -> None:
+    check_untouched(PASS, model(body))
+
+
+REFUSED = {
+    "a bias meets padding that counts": (
+        "c = Conv(x, W, b) y = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1],"
+        "count_include_pad=1>(c)",
+        "counts zeros that it pads, to which Conv of 'c' adds a bias",
+    ),
+    "few channels made of many": (
+        "c = Conv(x, Few) y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c)",
+        "makes 1 channels of 8: AveragePool of 'y' would write more",
+    ),
+    "many channels made of few": (
+        "c = Resize(x, r, two) y = Conv(c, Many)",
+        "makes 40 channels of 8: it would write more before Resize of 'c'",
+    ),
+    "few channels, then smaller": (
+        "c = Conv(x, Few) y = Resize(c, r, half)",
+        "makes 1 channels of 8: Resize of 'y' would write more",
+    ),
+    "another reader": (
+        "c = Conv(x, W) p = AveragePool<kernel_shape=[2,2], strides=[2,2]>(c) "
+        "q = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c) y = Add(p, q)",
+        "feeds 2 nodes",
+    ),
+    "a cubic interpolation": (
+        'c = Resize<mode="cubic">(x, r, two) y = Conv(c, W)',
+        "interpolates in the mode cubic",
+    ),
+    "filled in": (
+        'c = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize">'
+        "(x, roi, two) y = Conv(c, W)",
+        "fills in what lies beyond the edges",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refused(body: str, reason: str) -> None:
+    more: dict[str, Any] = {
+        "Few": (1, 8, 1, 1),
+        "Many": (40, 8, 1, 1),
+        "roi": np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32),
+    }
+    check_refused(PASS, model(body, **more), reason)
+
+
+# --------------------------------------------------------------------------------- siblings
+
+SPP = (
+    "a = MaxPool<kernel_shape=[13,13], pads=[6,6,6,6]>(x) "
+    "d = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x) "
+    "c = MaxPool<kernel_shape=[9,9], pads=[4,4,4,4]>(x) y = Concat<axis=1>(x, d, c, a)"
+)
+
+
+def sizes(path: str) -> str:
+    kernels, pads = ([*map(int, part.split(","))] for part in path.split("/"))
+    return f"MaxPool<kernel_shape={kernels}, pads={pads}>"
+
+
+@pytest.mark.parametrize("size", [(6, 6), (3, 17)])
+def test_spp_becomes_sppf(size: tuple[int, int]) -> None:
+    before = model(SPP, f"float[N,3,{size[0]},{size[1]}] x")
+    after = check(SIBLINGS, before, exact=True)
+    pool = "MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>"
+    check_operators(after, f"{pool} {pool} {pool} Concat")
+
+
+@pytest.mark.parametrize(
+    ("pools", "after"),
+    [
+        ((("2,3", "0,0,0,0"), ("4,3", "0,0,0,0")), ("2,3/0,0,0,0", "3,1/0,0,0,0")),
+        ((("4,4", "3,2,0,1"), ("3,2", "2,1,0,0")), ("3,2/2,1,0,0", "2,3/1,1,0,1")),
+    ],
+)
+def test_windows_off_the_centre(pools: Any, after: tuple[str, ...]) -> None:
+    one, other = (f"MaxPool<kernel_shape=[{k}], pads=[{p}]>(x)" for k, p in pools)
+    text = f"(float[N,3,7,6] x) => (float[?,?,?,?] y, float[?,?,?,?] z) {{y = {one} z = {other}}}"
+    result = check(SIBLINGS, graph(text), exact=True)
+    check_operators(result, " ".join(map(sizes, after)))
+
+
+def test_same_pads_and_other_readers() -> None:
+    text = (
+        "(float[N,3,7,6] x) => (float[N,3,7,6] y, float[N,3,7,6] z, float[N,3,7,6] w)"
+        '{y = MaxPool<kernel_shape=[3,3], auto_pad="SAME_UPPER">(x) '
+        'z = MaxPool<kernel_shape=[6,5], auto_pad="SAME_UPPER">(x) w = Relu(x)}'
+    )
+    result = check(SIBLINGS, graph(text), exact=True)
+    assert [node.op_type for node in result.graph.node].count("MaxPool") == 2
+    check_operators(result, "MaxPool MaxPool<kernel_shape=[4,3], pads=[1,1,2,1]> Relu")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "MaxPool<kernel_shape=[5,5], pads=[2,2,2,2], strides=[2,2]>",
+        "MaxPool<kernel_shape=[3,3], pads=[2,2,2,2], dilations=[2,2]>",
+        "MaxPool<kernel_shape=[2,5], pads=[0,2,0,2]>",
+        "MaxPool<kernel_shape=[4,4], pads=[0,0,0,0]>",
+    ],
+    ids=["stride", "gaps", "neither holds the other", "pads"],
+)
+def test_what_does_not_nest_stays(other: str) -> None:
+    text = (
+        "(float[N,3,9,9] x) => (float[?,?,?,?] y, float[?,?,?,?] z)"
+        f"{{y = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x) z = {other}(x)}}"
+    )
+    check_untouched(SIBLINGS, graph(text))
+
+
+def test_refused_where_indices_are_read() -> None:
+    text = (
+        "(float[N,3,9,9] x) => (float[N,3,9,9] y, int64[N,3,9,9] i, float[N,3,9,9] z)"
+        "{y, i = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x) "
+        "z = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x)}"
+    )
+    check_refused(SIBLINGS, graph(text), "has further outputs that are used")
