@@ -147,12 +147,15 @@ def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
     moving = [item for item in group if item.exact]
     if moving:
         # elements that only move do so whatever they are, once no two are the same
+        picking = [item for item in moving if picks_otherwise(item.window)]
         strict = [item for item in moving if not picks_otherwise(item.window)]
         batch = _Batch(moving)
         with runtime.load(batch.model) as session:
             batch.run("normal", moving, session, draws)
             if strict:
                 batch.run("non-finite", strict, session, draws)
+            if picking:  # the largest of many is hardly ever negative
+                batch.run("negative", picking, session, draws)
 
 
 def _kinds(items: Sequence[Prepared]) -> list[str]:

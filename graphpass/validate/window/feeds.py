@@ -75,6 +75,8 @@ def _array(
         # magnitudes over four decades, and a tenth zeros
         array = np.ldexp(array, rng.integers(-7, 8, drawn, np.int8))
         array[rng.random(drawn, np.float32) < 0.1] = 0
+    if kind == "negative":
+        array = -np.abs(array)
     if kind == "non-finite":
         chosen = rng.random(drawn, np.float32)
         array[chosen < 0.3] = np.nan
