@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import graphpass
-from graphpass.cli import main
+from graphpass.__main__ import main
 
 # where the package is not installed, graphpass.passes is found as the folder beside it
 graphpass.__path__.append(str(Path(__file__).resolve().parent))

@@ -2,8 +2,8 @@
 
 Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable model;
 4 ONNX Runtime cannot run it, so that nothing could be validated; 5 the output could not be
-written; 70 a bug; 71 the process that did it died twice; 130 interrupted. Of many models, the
-highest of theirs.
+written; 70 a bug; 71 the process that did it died twice; 129, 130, 143 ended by HUP, INT, TERM.
+Of many models, the highest of theirs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import gc
 import os
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,29 +19,45 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphpass import interrupt
 from graphpass.commands.check import check
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.diff import diff
 from graphpass.commands.many import MANY
-from graphpass.commands.options import FREEZE, PASSES, TARGET, VALIDATION, bindings, which
+from graphpass.commands.options import (
+    FREEZE,
+    MOST_THREADS,
+    PASSES,
+    TARGET,
+    TIMEOUT,
+    VALIDATION,
+    bindings,
+    which,
+)
 from graphpass.commands.proof import bisect
 from graphpass.errors import (
     BUG_EXIT_CODE,
     DifferenceError,
     GraphpassError,
+    ModelError,
     OutputError,
     RuntimeUnavailableError,
     UsageError,
     bug,
 )
 from graphpass.report.formats import SUFFIXES
+from graphpass.resources import Closing
 from graphpass.storage import remote
+from graphpass.wording import visible, visible_lines
 
 if TYPE_CHECKING:
     import onnx
     from rich.console import Console
 
     from graphpass.report.data import Check, Report
+    from graphpass.storage.text import PendingText
+
+    Skeletons = tuple[onnx.ModelProto, onnx.ModelProto]
 
 _INTERRUPTED_EXIT_CODE = 130
 
@@ -54,8 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # nor has the garbage collector anything to find in what passes build, or when all ends
     gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    sys.exit(run(arguments))
+    interrupt.end_on_signals(*interrupt.ENDING_SIGNALS)
+    _without_standard_output[:] = sorted({1, 2} & interrupt.with_standard_streams())
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+    code = run(arguments)
+    sys.exit(_flushed(code))
+
+
+_without_standard_output: list[int] = []  # descriptors that were closed when we began
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +87,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = commands.main(arguments, prog_name="graphpass", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", _INTERRUPTED_EXIT_CODE)
+    except SystemExit as error:  # a signal, or click about a pipe that nobody reads any more
+        return error.code if isinstance(error.code, int) and error.code else 1
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -74,12 +99,45 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("GRAPHPASS_DEBUG"):
             raise
-        return _fail(bug(error), BUG_EXIT_CODE)
+        return _fail(*_unforeseen(error))
     return code if isinstance(code, int) else 0
 
 
+def _unforeseen(error: Exception) -> tuple[str, int]:
+    """Return a sentence and an exit code for what the system, or a bug, came up with."""
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"the system refuses: {error.strerror or error}{where}", OutputError.exit_code
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this model", ModelError.exit_code
+    if isinstance(error, RecursionError):
+        return "the model is nested too deeply", ModelError.exit_code
+    return bug(error), BUG_EXIT_CODE
+
+
 def _fail(message: str, code: int) -> int:
-    click.echo(f"graphpass: {message}", err=True)
+    with contextlib.suppress(OSError):  # nobody can be told where stderr is full or closed
+        click.echo(f"graphpass: {visible(message)}", err=True)
+    return code
+
+
+def _flushed(code: int) -> int:
+    """Return the exit code once all is written that was printed, another where that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = code or 1
+        except OSError as error:
+            if not code:
+                code = _fail(f"cannot print: {error.strerror or error}", OutputError.exit_code)
+        else:
+            continue
+        # or the interpreter tries again when it ends, and has its own words for it
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
     return code
 
 
@@ -90,9 +148,13 @@ def commands() -> None:
 
     Exit codes: 0 written and valid; 1 a difference was found; 2 usage; 3 the input is no usable
     model; 4 ONNX Runtime cannot run the model, so that nothing could be validated; 5 the output
-    could not be written. Of many models (--out-dir), the highest of theirs; 71 where the process
-    that did one died twice.
+    could not be written; 70 this is a bug; 129, 130, 143 ended by the signal HUP, INT, TERM. Of
+    many models (--out-dir), the highest of theirs; 71 where the process that did one died twice.
     """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the folder that graphpass was started in is gone") from None
 
 
 def _reports(
@@ -154,7 +216,7 @@ def _reports(
 @click.option("--no-latency", is_flag=True, help="Do not measure how long the model takes.")
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MOST_THREADS),
     metavar="N",
     help="Of ONNX Runtime.  [default: all CPUs, or their share; 1 on a cluster]",
 )
@@ -209,6 +271,7 @@ def optimize(
     (model,) = models
     target = _target(model, output, in_place)
     _refuse_overwriting(model, target, reports)
+    _require_places(reports, reproducers)
     if target is None and external_data == "always":
         raise UsageError("a model on standard output has no file beside it for its weights")
     _get_ready(runs_models=options["validate"])
@@ -221,11 +284,17 @@ def optimize(
             result = optimization.optimize(
                 source, which(passes, pipeline, profile), progress=progress, **options
             )
-            with result:
+            with result, _Reports(reports) as pending:
                 if target is None:
                     result.write(sys.stdout.buffer)
+                    pending.prepare(result.report, result.skeletons)
                 else:
-                    result.save(target, **saving)
+                    result.save(
+                        target,
+                        before=lambda report: pending.prepare(report, result.skeletons),
+                        **saving,
+                    )
+                pending.deliver(result.report)
     except DifferenceError as error:
         if error.report is not None:
             _write_reports(error.report, reports)
@@ -234,7 +303,6 @@ def optimize(
     except RuntimeUnavailableError as error:
         hint = "nothing was written (--no-validate writes without running the model)"
         raise RuntimeUnavailableError(f"{error}; {hint}") from error
-    _write_reports(result.report, reports, result.skeletons)
     _write_reproducers(result.report, reproducers)
     if options["validate"] and (skipped := result.report.levels_not_run):
         click.echo(f"graphpass: {skipped}", err=True)
@@ -273,6 +341,8 @@ def _target(model: str, output: str | None, in_place: bool) -> Path | str | None
     if in_place and model == "-":
         raise UsageError("standard input cannot be replaced in place")
     if output == "-" or (output is None and model == "-"):
+        if 1 in _without_standard_output:
+            raise OutputError("cannot write the model: standard output is closed")
         if sys.stdout.isatty():
             raise UsageError("a model is not written to a terminal: give -o FILE")
         return None
@@ -307,10 +377,18 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _refuse_overwriting(model: str, target: Path | str | None, reports: Iterable[Path]) -> None:
     for report in reports:
-        if not report.parent.is_dir():
-            raise OutputError(f"cannot write {report}: there is no folder {report.parent}")
         if any(_same_file(report, Path(used)) for used in (model, target) if used):
             raise UsageError(f"{report} is a model, not a place for a report")
+
+
+def _require_places(reports: Iterable[Path], reproducers: Path | None) -> None:
+    """Raise `OutputError` where it is known before the run that something cannot be written."""
+    from graphpass.storage.text import require_folder, require_place
+
+    for report in reports:
+        require_place(report)
+    if reproducers is not None:
+        require_folder(reproducers)
 
 
 def _write_reproducers(report: Report, folder: Path | None) -> None:
@@ -320,18 +398,45 @@ def _write_reproducers(report: Report, folder: Path | None) -> None:
         write_all(report, folder)
 
 
-def _write_reports(
-    report: Report,
-    paths: Sequence[Path],
-    models: tuple[onnx.ModelProto, onnx.ModelProto] | None = None,
-) -> None:
-    if not paths:
-        return
-    from graphpass.report.formats import render
-    from graphpass.storage.text import write_text
+def _write_reports(report: Report, paths: Sequence[Path]) -> None:
+    with _Reports(paths) as pending:
+        pending.prepare(report)
+        pending.deliver(report)
 
-    for path in paths:
-        write_text(path, render(report, path, models))
+
+class _Reports(Closing):
+    """Reports that are written before the model is, and get their names after it."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._pending: list[PendingText] = []
+        self._warnings = 0
+        self._models: Skeletons | None = None
+
+    def prepare(self, report: Report, models: Skeletons | None = None) -> None:
+        """Write them, under other names; `models`: before and after. Raises `OutputError`."""
+        if not self._paths:
+            return
+        from graphpass.report.formats import render
+        from graphpass.storage.text import PendingText
+
+        self._warnings, self._models = len(report.warnings), models
+        for path in self._paths:
+            self._pending.append(PendingText(path, render(report, path, models)))
+
+    def deliver(self, report: Report) -> None:
+        """Give them their names. Raises `OutputError`."""
+        if len(report.warnings) > self._warnings:  # of what the delivery left behind
+            self.close()
+            self.prepare(report, self._models)
+        for pending in self._pending:
+            pending.commit()
+
+    def close(self) -> None:
+        """Remove what got no name."""
+        for pending in self._pending:
+            pending.close()
+        self._pending.clear()
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -437,6 +542,7 @@ def _print_check(check: Check, verbose: bool) -> None:
     metavar="NAME=NUMBER",
     help="Size of a symbolic dimension for --cost. May be repeated.",
 )
+@TIMEOUT
 def inspect(
     model: str,
     node: str | None,
@@ -446,6 +552,7 @@ def inspect(
     allow_external: tuple[Path, ...],
     cost: bool,
     bind: dict[str, int],
+    time_limit_s: float,
 ) -> None:
     """Show what MODEL holds, what passes would rewrite in it, and why not elsewhere.
 
@@ -454,14 +561,16 @@ def inspect(
     from graphpass.ir.model import Model
     from graphpass.rewrite.registry import without
     from graphpass.run import inspection
+    from graphpass.run.blame import blamed
 
     source = sys.stdin.buffer.read() if model == "-" else _place(model)
     steps = without(which(passes, pipeline), skip)
-    loaded = Model.load(source, allow_external=allow_external)
-    if cost:
-        inspection.show_cost(_console(), loaded, node, bind)
-        return
-    found = inspection.inspect(loaded, steps)
+    loaded = Model.load(source, allow_external=allow_external, time_limit_s=time_limit_s)
+    with blamed(loaded.proto):
+        if cost:
+            inspection.show_cost(_console(), loaded, node, bind)
+            return
+        found = inspection.inspect(loaded, steps, time_limit_s)
     inspection.show(_console(), loaded, found, node)
 
 
@@ -495,11 +604,12 @@ def test(passes: tuple[str, ...], fixtures: Path | None, verbose: bool) -> int:
         total += 1
         problem = fixture.problem(case)
         failed += problem is not None
-        click.echo(f"{'FAIL' if problem else 'ok  '} {case.name}: {case.expectation}")
+        verdict = f"{'FAIL' if problem else 'ok  '} {case.name}: {case.expectation}"
+        click.echo(visible(verdict))
         if verbose and case.note:
-            click.echo(f"       {case.note}")
+            click.echo(f"       {visible_lines(case.note)}")
         if problem:
-            click.echo("       " + problem.replace("\n", "\n       "))
+            click.echo("       " + visible_lines(problem).replace("\n", "\n       "))
     if not total:
         raise UsageError(f"there is no fixture for {', '.join(passes) or 'any pass'}")
     click.echo(f"{total - failed} of {total} as expected")

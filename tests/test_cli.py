@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -17,13 +18,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 from graphpass.cli import run
+from graphpass.errors import OutputError
 from graphpass.report.data import Check
 from graphpass.rewrite import registry
 from graphpass.run import optimization
 from graphpass.run.judge import Judge
+from graphpass.storage.writer import StagedModel
 from graphpass.testing import graph
 from graphpass.validate import Runtime
 
@@ -387,15 +391,77 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     del model.graph.input[1]
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64(10**12), "n"))
     onnx.save(model, path)
-    command = [sys.executable, "-c", TOY_CLI, "optimize", str(path), "--in-place"]
+    # whoever runs the tests may have the signal ignored
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", heard + TOY_CLI, "optimize", str(path), "--in-place"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     before = path.read_bytes()
-    time.sleep(2.0)
+    while not psutil.Process(running.pid).children():  # what runs the model
+        time.sleep(0.05)
+    time.sleep(0.5)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=20)
     assert running.returncode == 130
     assert out == b"" and err.strip() == b"graphpass: interrupted"
     assert names(tmp_path) == ["slow.onnx"] and path.read_bytes() == before
+
+
+# ------------------------------------------------------------------------- order of things
+
+
+@pytest.mark.parametrize("place", ["folder.md", "none/r.md", "pipe.json"])
+def test_a_report_that_cannot_be_written_is_known_before_the_run(
+    place: str, graphpass: Command, model: Path
+) -> None:
+    (model.parent / "folder.md").mkdir()
+    os.mkfifo(model.parent / "pipe.json")
+    before = names(model.parent)
+    done = graphpass("optimize", model, "--report", model.parent / place)
+    assert done.code == 5 and f"cannot write {model.parent / place}" in done.err
+    assert names(model.parent) == before
+
+
+def test_a_report_whose_disk_is_full_keeps_the_model_from_being_written(
+    graphpass: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    done = graphpass("optimize", model, "--report", model.parent / "r.json")
+    assert done.code == 5 and "No space left on device" in done.err
+    assert names(model.parent) == ["net.onnx"]
+
+
+def test_where_the_model_cannot_be_delivered_no_report_says_so(
+    graphpass: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(staged: object) -> None:
+        raise OutputError("cannot write it")
+
+    monkeypatch.setattr(StagedModel, "commit", refuse)
+    assert graphpass("optimize", model, "--report", model.parent / "r.json").code == 5
+    assert names(model.parent) == ["net.onnx"]
+
+
+def test_reproducers_that_have_no_place_are_known_before_the_run(
+    graphpass: Command, model: Path
+) -> None:
+    done = graphpass("optimize", model, "--reproducers", model / "x")
+    assert done.code == 5 and "is not a folder" in done.err
+    assert names(model.parent) == ["net.onnx"]
+
+
+def test_names_that_are_only_ours_are_not_shown(
+    graphpass: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(judge: Judge, path: Path, checked: object) -> Check:
+        return Check("invalid", False, f"{path} is damaged")
+
+    monkeypatch.setattr(Judge, "check_file", damaged)
+    done = graphpass("optimize", model)
+    assert f"{model.with_name('net.opt.onnx')} is damaged" in done.err
+    assert ".graphpass" not in done.err
 
 
 # ------------------------------------------------------------------------------------ pipes

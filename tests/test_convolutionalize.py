@@ -426,8 +426,8 @@ def test_a_wrong_map_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     real = dense._rewrite
 
-    def wrong(model: Model, steps: Any, report: DenseReport) -> None:
-        real(model, steps, report)
+    def wrong(model: Model, steps: Any, report: DenseReport, *limits: Any) -> None:
+        real(model, steps, report, *limits)
         _attribute(model.proto, "AveragePool", "strides", [2, 2])
 
     monkeypatch.setattr(dense, "_rewrite", wrong)

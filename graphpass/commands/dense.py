@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphpass.commands.options import Finite
 from graphpass.errors import OutputError, UsageError
+from graphpass.wording import visible
 
 if TYPE_CHECKING:
     from graphpass.dense.approximate import ApproximationReport
@@ -51,7 +53,7 @@ def _preprocessing(command: Any) -> Any:
     for option in (
         click.option(
             "--scale",
-            type=float,
+            type=Finite(),
             help="Factor on the pixels (0 to 255).  [default: 1/255, 1 for an input of bytes]",
         ),
         click.option(
@@ -188,7 +190,7 @@ def _require_target(target: Path, model: Path) -> None:
 def _print_report(
     report: DenseReport, model: Path, target: Path, verbose: bool, *, checked: bool
 ) -> None:
-    say = click.echo
+    say = _say
     say(f"{model} → {target}")
     if report.unchanged:
         say("height and width vary already: nothing to do")
@@ -225,6 +227,10 @@ def _print_report(
         )
 
 
+def _say(text: str) -> None:
+    click.echo(visible(text))
+
+
 def _print_approximation(report: ApproximationReport) -> None:
     click.echo(
         "APPROXIMATION: the dense layer over the map became pooling and a layer fitted to "
@@ -234,7 +240,7 @@ def _print_approximation(report: ApproximationReport) -> None:
         err=True,
     )
     for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(visible(f"warning: {warning}"), err=True)
 
 
 def _pair(size: tuple[int, int]) -> str:
@@ -281,7 +287,7 @@ def heatmap(
     title = drawing.class_name(scores, chosen, names)
     cells = scores.strongest_cells(chosen, top)
     drawing.draw(scores, chosen, cells, title, target)
-    click.echo(f"{title}: {scores.height}x{scores.width} cells → {target}")
+    _say(f"{title}: {scores.height}x{scores.width} cells → {target}")
     for cell in cells:
         left, upper, right, lower = cell.box
-        click.echo(f"  {cell.score:.4g} at x {left}..{right}, y {upper}..{lower}")
+        _say(f"  {cell.score:.4g} at x {left}..{right}, y {upper}..{lower}")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphpass.commands.options import options
-from graphpass.errors import OutputError, RuntimeUnavailableError, UsageError
+from graphpass.errors import RuntimeUnavailableError, UsageError
 from graphpass.many.watch import Watch
 from graphpass.resources import Closing
+from graphpass.wording import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,10 +105,12 @@ def _without_logs() -> Iterator[None]:
 
 
 def _require_folders(reports: Sequence[Path], out_dir: str) -> None:
+    from graphpass.storage.text import require_place
+
     for report in reports:
         # the folder for results need not be there yet
-        if not report.parent.is_dir() and report.parent.resolve() != Path(out_dir).resolve():
-            raise OutputError(f"cannot write {report}: there is no folder {report.parent}")
+        if report.parent.is_dir() or report.parent.resolve() != Path(out_dir).resolve():
+            require_place(report)
 
 
 def _show(report: ManyReport, console: Console, verbose: bool) -> None:
@@ -143,16 +146,16 @@ class Lines(Watch, Closing):
     def progress(self, model: str, text: str, done: float) -> None:
         """Show what concerns no single model; the rest is too much for a log."""
         if not model and not self._quiet:
-            click.echo(text, err=True)
+            click.echo(visible(text), err=True)
 
     def finished(self, outcome: Outcome) -> None:
         """Say what came of a model."""
         self._done += 1
         if outcome.status == "failed":
-            click.echo(_failure(outcome), err=True)
+            click.echo(visible(_failure(outcome)), err=True)
         elif not self._quiet:
             told = f"{outcome.model}: {outcome.status}, {outcome.seconds:.1f} s"
-            click.echo(f"[{self._done}/{self._total}] {told}", err=True)
+            click.echo(visible(f"[{self._done}/{self._total}] {told}"), err=True)
         self._tell_what_did_not_run(outcome)
 
     def _tell_what_did_not_run(self, outcome: Outcome) -> None:
@@ -160,7 +163,8 @@ class Lines(Watch, Closing):
         if report.get("not_run") and report["settings"]["validate"]:
             levels = ", ".join(str(entry["level"]) for entry in report["not_run"])
             why = report["not_run"][-1]["reason"]
-            click.echo(f"graphpass: {outcome.model}: not run: level {levels}: {why}", err=True)
+            told = f"graphpass: {outcome.model}: not run: level {levels}: {why}"
+            click.echo(visible(told), err=True)
 
     def close(self) -> None:
         """Lines stay."""
@@ -188,11 +192,13 @@ class Board(Lines):
     def progress(self, model: str, text: str, done: float) -> None:
         """Show at which step a model is."""
         if not model:
-            self._bars.update(self._all, description=text)
+            self._bars.update(self._all, description=visible(text))
             return
         if model not in self._models:
             self._models[model] = self._bars.add_task("", total=1.0)
-        self._bars.update(self._models[model], description=f"{model}: {text}", completed=done)
+        self._bars.update(
+            self._models[model], description=visible(f"{model}: {text}"), completed=done
+        )
 
     def finished(self, outcome: Outcome) -> None:
         """Replace the bar of a model by a step of the bar of all."""
@@ -202,7 +208,8 @@ class Board(Lines):
         told = f"{self._done} of {self._total}"
         self._bars.update(self._all, completed=self._done, description=told)
         if outcome.status == "failed":
-            self._bars.console.print(_failure(outcome), markup=False, soft_wrap=True)
+            told = visible(_failure(outcome))
+            self._bars.console.print(told, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bars away."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import click
 
 from graphpass.errors import UsageError
+
+_LARGEST_SIZE = 2**31 - 1
+_LONGEST_S = 1e6  # 11 days; the system's clocks take no more than 2^31 milliseconds
+MOST_THREADS = 1024
 
 
 def options(*given: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -31,8 +36,21 @@ def bindings(
         name, equals, number = text.partition("=")
         if not (name and equals and number.isdecimal()):
             raise click.BadParameter(f"{text!r} is not NAME=NUMBER")
+        if len(number) > 10 or int(number) > _LARGEST_SIZE:
+            raise click.BadParameter(f"{text!r}: no dimension is larger than {_LARGEST_SIZE}")
         bound[name] = int(number)
     return bound
+
+
+class Finite(click.FloatRange):
+    """A number within bounds, and neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """See click."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 PASSES = options(
@@ -56,6 +74,14 @@ FREEZE = click.option(
     is_flag=True,
     help="Inputs that have a default are constants, and no inputs any more.",
 )
+TIMEOUT = click.option(
+    "--timeout",
+    "time_limit_s",
+    type=Finite(min=0, min_open=True, max=_LONGEST_S),
+    default=300.0,
+    metavar="SECONDS",
+    help="For one run of a model, one pass, or reading it.  [default: 300]",
+)
 VALIDATION = options(
     click.option(
         "--provider",
@@ -77,21 +103,23 @@ VALIDATION = options(
         metavar="NAME=NUMBER",
         help="Size of a symbolic dimension. May be repeated.",
     ),
-    click.option("--rtol", type=float, help="Tolerance relative to an output's largest magnitude."),
-    click.option("--atol", type=float, help="Absolute tolerance."),
-    click.option("--seed", type=int, default=0, help="Seed of the inputs that are drawn."),
     click.option(
-        "--timeout",
-        "time_limit_s",
-        type=click.FloatRange(min=0, min_open=True),
-        default=300.0,
-        metavar="SECONDS",
-        help="For one run of a model.  [default: 300]",
+        "--rtol",
+        type=Finite(min=0),
+        help="Tolerance relative to an output's largest magnitude.",
     ),
+    click.option("--atol", type=Finite(min=0), help="Absolute tolerance."),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Seed of the inputs that are drawn.",
+    ),
+    TIMEOUT,
     click.option(
         "--memory-limit",
         "memory_limit_mib",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=1, max=1 << 30),
         metavar="MIB",
         help="For the process that runs models.",
     ),

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from graphpass.resources import Closing
+from graphpass.wording import visible
 
 _AFTER_S = 1.0
 
@@ -27,14 +28,14 @@ class Bar(Closing):
     def __call__(self, text: str, done: float) -> None:
         """Show `text`; the bar never goes back."""
         with self._lock:
-            self._text, self._done = text, max(self._done, done)
+            self._text, self._done = visible(text), max(self._done, done)
             self._update()
 
     def _start(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         bar = Progress(*columns, console=Console(stderr=True), transient=True)
         with self._lock:
             if self._ended:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from graphpass.commands.options import PASSES, VALIDATION, which
+from graphpass.commands.options import PASSES, VALIDATION, Finite, which
+from graphpass.wording import visible
 
 
 @click.command()
@@ -19,7 +20,7 @@ from graphpass.commands.options import PASSES, VALIDATION, which
 )
 @click.option(
     "--tolerance",
-    type=float,
+    type=Finite(min=0),
     help="Without --check: how far an output may be off, of its largest magnitude (as --rtol).",
 )
 @click.option(
@@ -70,7 +71,7 @@ def bisect(
         validation,
         validate=not no_validate,
         allow_external=allow_external,
-        progress=lambda text, done: None if quiet else click.echo(f"{text} …", err=True),
+        progress=lambda text, done: None if quiet else click.echo(visible(f"{text} …"), err=True),
     )
     found = bisection.run(folder)
     if found is None:
@@ -81,11 +82,12 @@ def bisect(
     if not quiet:
         rewrite = found.rewrite
         after = ", ".join(rewrite.after) or "nothing"
-        click.echo(
+        for line in (
             f"the check fails from rewrite {rewrite.number} of {found.total} on:"
-            f" {found.step}, {rewrite.rule} at '{rewrite.site}'"
-        )
-        click.echo(f"  law: {rewrite.law}")
-        click.echo(f"  {', '.join(rewrite.before)} → {after}")
-        click.echo(f"  written to {folder} after {found.checks} checks")
+            f" {found.step}, {rewrite.rule} at '{rewrite.site}'",
+            f"  law: {rewrite.law}",
+            f"  {', '.join(rewrite.before)} → {after}",
+            f"  written to {folder} after {found.checks} checks",
+        ):
+            click.echo(visible(line))
     return 1

@@ -7,6 +7,7 @@ free the resolution, and let the window oracle decide whether the result is righ
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from graphpass.follow.traced import Trace
 from graphpass.ir.model import Model
 from graphpass.rewrite.driver import apply
 from graphpass.rewrite.registry import make
+from graphpass.run.blame import blamed
 from graphpass.storage.layout import ExternalData
 from graphpass.storage.writer import WrittenFiles, stage_model
 from graphpass.validate.process.runtime import Limits, RunError, Runtime
@@ -98,7 +100,13 @@ class DenseResult:
         Raises OutputError, and DifferenceError where the file is not the model that was checked.
         """
         with stage_model(self.model.proto, Path(path), external_data=external_data) as staged:
-            onnx.checker.check_model(str(staged.path))
+            try:
+                onnx.checker.check_model(str(staged.path))
+            except onnx.checker.ValidationError as error:
+                reason = str(error).splitlines()[0].replace(str(staged.path), str(path))
+                raise DifferenceError(
+                    f"the written file is not valid ONNX and was removed: {reason}"
+                ) from None
             failure = self.probe.fails(staged.path) if self.probe is not None else None
             if failure is not None:
                 raise DifferenceError(f"the written file was removed: {failure}")
@@ -145,29 +153,30 @@ def convolutionalize(
     """
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
-    original = Model.load(model)
-    if _is_done(original, native):
-        return DenseResult(original, _report_of_done(original, head))
-    if native is not None:
-        set_native(original, native)
-    found = _traced(original)
-    _require_sizes(found, sizes)
-    if cam and head != "global":
-        raise UsageError("--cam goes with --head global: a dense head is a map already")
-    report = DenseReport(head, found.size, found.layout)
-    report.global_context = [
-        c.node.name or c.node.op for c in found.collapses if id(c.node) in found.trunk_pools
-    ]
-    tell("rewriting", 0.1)
-    done = original.copy()
-    _rewrite(done, _steps(head, logits, cam, keep_batch), report)
-    _measure(report, found, done, head, sizes)
-    write_metadata(done.proto, head, found.size, report.geometry)
-    probe = None
-    if check:
-        limits = Limits(time_limit_s, memory_limit_mib)
-        with Runtime(limits, threads) as runtime:
-            probe = _check(original, found, done, report, runtime, logits, tell)
+    original = Model.load(model, time_limit_s=time_limit_s)
+    with blamed(original.proto):
+        if _is_done(original, native):
+            return DenseResult(original, _report_of_done(original, head))
+        if native is not None:
+            set_native(original, native)
+        found = _traced(original)
+        _require_sizes(found, sizes)
+        if cam and head != "global":
+            raise UsageError("--cam goes with --head global: a dense head is a map already")
+        report = DenseReport(head, found.size, found.layout)
+        report.global_context = [
+            c.node.name or c.node.op for c in found.collapses if id(c.node) in found.trunk_pools
+        ]
+        tell("rewriting", 0.1)
+        done = original.copy()
+        _rewrite(done, _steps(head, logits, cam, keep_batch), report, time_limit_s)
+        _measure(report, found, done, head, sizes)
+        write_metadata(done.proto, head, found.size, report.geometry)
+        probe = None
+        if check:
+            limits = Limits(time_limit_s, memory_limit_mib)
+            with Runtime(limits, threads) as runtime:
+                probe = _check(original, found, done, report, runtime, logits, tell)
     tell("done", 1.0)
     return DenseResult(done, report, probe)
 
@@ -186,8 +195,9 @@ def _is_done(model: Model, native: Size | None) -> bool:
 
 def _report_of_done(model: Model, head: str) -> DenseReport:
     noted = {entry.key: entry.value for entry in model.proto.metadata_props}
-    size = noted.get(NATIVE, "0,0").split(",")
-    return DenseReport(noted.get(HEAD, head), (int(size[0]), int(size[1])), "", unchanged=True)
+    size = re.fullmatch(r"(\d{1,9}),(\d{1,9})", noted.get(NATIVE, "0,0"))
+    native = (0, 0) if size is None else (int(size[1]), int(size[2]))
+    return DenseReport(noted.get(HEAD, head), native, "", unchanged=True)
 
 
 def set_native(model: Model, native: Size) -> None:
@@ -247,10 +257,12 @@ def _steps(head: str, logits: bool, cam: bool, keep_batch: bool) -> list[str]:
     return steps
 
 
-def _rewrite(model: Model, steps: Sequence[str], report: DenseReport) -> None:
+def _rewrite(
+    model: Model, steps: Sequence[str], report: DenseReport, time_limit_s: float | None = None
+) -> None:
     blocked: list[str] = []
     for name in steps:
-        applied = apply(make(name), model)
+        applied = apply(make(name), model, time_limit_s=time_limit_s)
         report.steps += [f"{name}: {note}" for note in applied.notes]
         report.steps += [f"{name}: {r.rule} at '{r.site}'" for r in applied.rewrites]
         if name == "gemm-to-conv":

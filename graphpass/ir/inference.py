@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -10,6 +11,9 @@ import onnx
 from graphpass.storage.reference import is_external
 
 _LONG_VECTOR = 1 << 20  # elements; no shape or list of axes has as many
+_LONG_IN_ALL = 1 << 22
+_USUAL_RANK = 8  # what a Shape gives, roughly
+_WHOLE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -37,9 +41,8 @@ def _has_long_vectors(graph: onnx.GraphProto) -> bool:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             tensors.update((name, node.attribute[0].t) for name in node.output)
-    whole = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
     if any(
-        len(tensor.dims) == 1 and tensor.dims[0] > _LONG_VECTOR and tensor.data_type in whole
+        len(tensor.dims) == 1 and tensor.dims[0] > _LONG_VECTOR and tensor.data_type in _WHOLE
         for tensor in tensors.values()
     ):
         return True
@@ -52,4 +55,26 @@ def _has_long_vectors(graph: onnx.GraphProto) -> bool:
                 continue
             if np.any(onnx.numpy_helper.to_array(tensor).astype(np.float64) > _LONG_VECTOR):
                 return True
+    return _grow_long(graph, tensors)
+
+
+def _grow_long(graph: onnx.GraphProto, tensors: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether vectors of integers become long where they are put together, each twice as long."""
+    lengths = {
+        name: max(math.prod(tensor.dims), 1)
+        for name, tensor in tensors.items()
+        if len(tensor.dims) < 2 and tensor.data_type in _WHOLE
+    }
+    total = 0
+    for node in graph.node:
+        known = [lengths[name] for name in node.input if name in lengths]
+        if node.op_type == "Shape":
+            known = [_USUAL_RANK]
+        if not known:
+            continue
+        length = sum(known) if node.op_type == "Concat" else max(known)
+        total += length
+        if length > _LONG_VECTOR or total > _LONG_IN_ALL:
+            return True
+        lengths.update(dict.fromkeys(node.output, length))
     return False

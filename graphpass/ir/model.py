@@ -11,6 +11,8 @@ from pathlib import Path
 import onnx
 
 from graphpass.errors import ModelError, RuleError
+from graphpass.interrupt import TimeLimitError, time_limit
+from graphpass.ir.admission import require_admissible
 from graphpass.ir.editing import Edited, adopt, close, sorted_nodes, tensors_of
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.nodes import Function, Graph
@@ -49,21 +51,27 @@ class Model:
         source: Model | onnx.ModelProto | bytes | str | os.PathLike[str],
         *,
         allow_external: Sequence[Path] = (),
+        time_limit_s: float | None = None,
     ) -> Model:
         """Read a model file or URL, the bytes of one, or take a ModelProto (which stays as it is).
 
         Nodes that come before what they read are sorted. `allow_external`: further folders that
         external data may lie in. Raises `ModelError` with one sentence where there is no usable
-        model (see `soundness`).
+        model (see `admission` and `soundness`), or it cannot be read in time.
         """
         if isinstance(source, Model):
             return source.copy()
-        model = cls._read_as_it_is(source, allow_external)
         try:
-            make_sound(model.proto)
-        except ModelError as error:
-            named = f"{model.source}: " if model.source is not None else ""
-            raise ModelError(f"{named}{error}") from None
+            with time_limit(time_limit_s):
+                model = cls._read_as_it_is(source, allow_external)
+                try:
+                    require_admissible(model.proto)
+                    make_sound(model.proto)
+                except ModelError as error:
+                    named = f"{model.source}: " if model.source is not None else ""
+                    raise ModelError(f"{named}{error}") from None
+        except TimeLimitError:
+            raise ModelError(f"the model cannot be read within {time_limit_s:g} s") from None
         return model
 
     @classmethod

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import graphpass
+from graphpass import interrupt
 from graphpass.many import task as tasks
 from graphpass.resources import Closing
 from graphpass.validate.process.channel import (
@@ -116,7 +117,7 @@ class Process(Closing):
 
 def serve() -> None:
     """Do what comes on standard input until it ends; this is what the process runs."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    interrupt.end_on_signals(signal.SIGTERM)
     if not end_with(int(sys.argv[3]), signal.SIGTERM):  # with time to clean up
         sys.exit(1)
     channel = over_standard_streams(printed=2)

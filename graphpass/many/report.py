@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 from graphpass.many.task import Outcome
 from graphpass.report.render import Row, markdown_table, size, xml_safe
+from graphpass.wording import json_text
+from graphpass.wording import markdown as escaped
 
 SCHEMA_VERSION = 1
 SCHEMA_PATH = Path(__file__).parents[1] / "many.schema.json"
@@ -71,7 +73,7 @@ class ManyReport:
 
     def to_json(self) -> str:
         """Return the report as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        return json_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False)) + "\n"
 
     def summary(self) -> str:
         """Return how many there are of each outcome, in words."""
@@ -112,7 +114,9 @@ def render(report: ManyReport, suffix: str) -> str:
 def markdown(report: ManyReport) -> str:
     """Return the report as Markdown: a table of all, then what was done to each."""
     lines = [f"# graphpass: {report.summary()}", "", *markdown_table(HEADER, report.rows())]
-    lines += [f"- **{outcome.model}**: {outcome.message}" for outcome in report.failed]
+    lines += [
+        f"- **{escaped(outcome.model)}**: {escaped(outcome.message)}" for outcome in report.failed
+    ]
     for outcome in report.outcomes:
         lines += ["", outcome.renderings.get("markdown", "").strip()]
     return "\n".join(lines).strip() + "\n"

@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 from graphpass.report.data import Check, PassReport, Quarantined, Report
 from graphpass.rewrite.driver import Failure, described
+from graphpass.wording import code_span, visible, visible_lines
+from graphpass.wording import markdown as escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -240,7 +242,8 @@ def _print_details(report: Report, console: Console) -> None:
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print a line as it is: names in a model may look like markup, and are not broken."""
+    """Print lines as they are: names in a model may look like markup, and are not broken."""
+    text = visible_lines(text)
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
@@ -255,7 +258,7 @@ def print_table(
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console.print(table)
 
 
@@ -265,16 +268,16 @@ def print_table(
 def markdown(report: Report) -> str:
     """Return the report as Markdown, for a pull request."""
     names = [facts.files[0].name if facts.files else "" for facts in (report.input, report.output)]
-    lines = ["## graphpass: " + " → ".join(f"`{name}`" for name in names if name), ""]
+    lines = ["## graphpass: " + " → ".join(code_span(name) for name in names if name), ""]
     lines += markdown_table(OVERVIEW, overview(report))
     lines += markdown_table(PASSES, passes(report))
-    lines += [f"- {line}" for line in remarks(report)]
+    lines += [f"- {escaped(line)}" for line in remarks(report)]
     lines += _folded("outputs", markdown_table(OUTPUTS, outputs(report)))
     lines += _folded("rewrites", markdown_table(REWRITES, rewrites(report)))
     refused = list(refusals(report))
     if refused:
         lines += ["", f"<details><summary>{len(refused)} refusals</summary>", ""]
-        lines += [f"- {name}: {r.node}: {r.reason}" for name, r in refused]
+        lines += [f"- {escaped(f'{name}: {r.node}: {r.reason}')}" for name, r in refused]
         lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
 
@@ -290,7 +293,7 @@ def _folded(name: str, table: list[str]) -> list[str]:
 def markdown_table(header: Row, rows: Iterator[Row]) -> list[str]:
     """Return the lines of a table, and an empty one."""
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
-    lines += [f"| {' | '.join(cell.strip().replace('|', '/') for cell in row)} |" for row in rows]
+    lines += [f"| {' | '.join(escaped(cell.strip()) for cell in row)} |" for row in rows]
     return [*lines, ""]
 
 
@@ -329,5 +332,5 @@ def _outcome(case: Any, kind: str, message: str, text: str = "") -> None:
 
 
 def xml_safe(text: str) -> str:
-    """Replace what XML cannot hold: node names are arbitrary."""
-    return "".join(c if c in "\t\n" or ord(c) >= 32 else "�" for c in text)
+    """Return what XML can hold: node names are arbitrary."""
+    return visible_lines(text)

@@ -19,6 +19,7 @@ from graphpass.ir.questions import is_output, is_unread, label, operator, produc
 from graphpass.ir.refusal import CONDITION, RefusedError
 from graphpass.ir.writer import unwritten
 from graphpass.rewrite.form import ANY_OPERATOR, operators
+from graphpass.rewrite.guard import guarded
 from graphpass.rewrite.match import Match, computing, match
 from graphpass.rewrite.pattern import Beyond, Op, Pattern, either
 from graphpass.rewrite.rule import Pass, Rule
@@ -131,7 +132,6 @@ class Applied:
         return bool(self.rewrites or self.edited or self.notes)
 
 
-@collection_paused()
 def apply(
     step: Pass,
     model: Model,
@@ -142,15 +142,32 @@ def apply(
     first_number: int = 1,
     progress: Callable[[], None] | None = None,
     by_hand: bool = True,
+    time_limit_s: float | None = None,
 ) -> Applied:
     """Run `step` over every scope of `model`, which is changed in place.
 
     `limit`: stop after so many rewrites. `quarantine`: (rule, site) pairs to leave alone.
     `windows`: keep each rewrite's nodes before and after as two small models. `by_hand`: False to
-    apply its rules alone, since its `run` has done its work before. Raises `RuleError` where a
-    rule never comes to an end, `SpoiltError` where one fails half-way through a change; one that
-    fails before it has changed anything costs its site alone (see `Applied.failures`).
+    apply its rules alone, since its `run` has done its work before. `time_limit_s`: for all of it.
+    Raises `RuleError` where the pass does anything but return (see `guarded`) or never comes to an
+    end, `SpoiltError` where a rule fails half-way through a change; one that fails before it has
+    changed anything costs its site alone (see `Applied.failures`).
     """
+    with guarded(f"pass {step.name}", time_limit_s):
+        return _apply(step, model, limit, quarantine, windows, first_number, progress, by_hand)
+
+
+@collection_paused()
+def _apply(
+    step: Pass,
+    model: Model,
+    limit: int | None,
+    quarantine: frozenset[tuple[str, str]],
+    windows: bool,
+    first_number: int,
+    progress: Callable[[], None] | None,
+    by_hand: bool,
+) -> Applied:
     applied = Applied()
     if by_hand and step.is_by_hand:
         _run_by_hand(step, model, applied)

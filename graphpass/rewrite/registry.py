@@ -14,8 +14,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from graphpass.errors import UsageError
+from graphpass.errors import RuleError, UsageError
 from graphpass.rewrite import script
+from graphpass.rewrite.guard import guarded
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.script import Script
 
@@ -31,6 +32,7 @@ Passes = Step | Sequence[Step] | None
 
 _GROUP = "graphpass.passes"
 _BUILTIN = "builtin"
+_LONGEST_IMPORT_S = 300.0
 # a pass by its name, or a function of a file: FILE.py:FUNCTION
 _ITEM = re.compile(r"\s*([^,{}]+\.py:\w+|[A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
 
@@ -72,10 +74,10 @@ def _types(
 
 def _load(point: EntryPoint) -> Any:
     try:
-        return import_module(point.value)
-    except Exception as error:  # whatever a plug-in does when it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"the plug-in {point.name} cannot be loaded: {reason}") from error
+        with guarded("it", _LONGEST_IMPORT_S):
+            return import_module(point.value)
+    except RuleError as error:
+        raise UsageError(f"the plug-in {point.name} cannot be loaded: {error}") from error
 
 
 def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
@@ -104,7 +106,11 @@ def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
             known = ", ".join(fields) or "none"
             raise UsageError(f"pass {name} has no option {key!r}; its options: {known}")
         values[key] = _value(name, fields[key], text)
-    return kind(**values)
+    try:
+        with guarded(f"pass {name}"):
+            return kind(**values)
+    except RuleError as error:
+        raise UsageError(str(error)) from error
 
 
 def _value(name: str, field: dataclasses.Field[Any], text: str) -> Any:

@@ -19,8 +19,9 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from graphpass.errors import UsageError
+from graphpass.errors import RuleError, UsageError
 from graphpass.ir.nodes import Graph
+from graphpass.rewrite.guard import guarded
 from graphpass.rewrite.rule import Pass
 
 
@@ -106,9 +107,10 @@ def _imported(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))  # what it imports from beside itself
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a script does when it is imported
-        raise UsageError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+        with guarded("it"):
+            spec.loader.exec_module(module)
+    except RuleError as error:  # whatever a script does when it is imported
+        raise UsageError(f"{path} cannot be loaded: {error}") from error
     finally:
         sys.path.pop(0)
     return module

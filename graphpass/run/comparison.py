@@ -13,6 +13,7 @@ from graphpass.ir.model import Model
 from graphpass.report.data import (
     Check,
 )
+from graphpass.run.blame import blamed
 from graphpass.run.judge import Judge
 from graphpass.validate.options import ValidationArguments, ValidationOptions
 
@@ -36,10 +37,11 @@ def compare(
     ONNX Runtime cannot run the original, `UsageError` where the inputs do not fit it.
     """
     allowed = [Path(folder) for folder in allow_external]
-    one = Model.load(original, allow_external=allowed)
-    two = Model.load(candidate, allow_external=allowed)
+    options = ValidationOptions.of(**validation)
+    one = Model.load(original, allow_external=allowed, time_limit_s=options.time_limit_s)
+    two = Model.load(candidate, allow_external=allowed, time_limit_s=options.time_limit_s)
     if freeze_initializers:
         one.freeze_initializers()
-    with Judge(one.proto, ValidationOptions.of(**validation)) as judge:
+    with Judge(one.proto, options) as judge, blamed(judge.original):
         judge.prepare()
         return judge.check(two.proto)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_LISTED = 64  # numbers of an attribute
+
+
 @dataclass(frozen=True)
 class Inspected:
     """What one pass would do, after those before it. `error`: it failed, one sentence."""
@@ -31,8 +34,13 @@ class Inspected:
     error: str = ""
 
 
-def inspect(model: Model, steps: Sequence[Pass]) -> list[Inspected]:
-    """Apply `steps` one after the other to a copy of `model`; nothing is run or validated."""
+def inspect(
+    model: Model, steps: Sequence[Pass], time_limit_s: float | None = None
+) -> list[Inspected]:
+    """Apply `steps` one after the other to a copy of `model`; nothing is run or validated.
+
+    `time_limit_s`: for each of them.
+    """
     tried = model.copy()
     found: list[Inspected] = []
     for step in steps:
@@ -40,7 +48,7 @@ def inspect(model: Model, steps: Sequence[Pass]) -> list[Inspected]:
         before.CopyFrom(tried.proto)
         try:
             with runtime_for_constants():
-                found.append(Inspected(step, apply(step, tried)))
+                found.append(Inspected(step, apply(step, tried, time_limit_s=time_limit_s)))
         except RuleError as error:
             tried.restore(before)
             found.append(Inspected(step, Applied(), str(error)))
@@ -69,9 +77,17 @@ def find_node(model: Model, name: str) -> onnx.NodeProto:
     for node in nodes:
         if name in node.output:
             return node
-    near = [node.name or node.output[0] for node in nodes if name.lower() in str(node).lower()]
+    near = [_known_as(node) for node in nodes if name.lower() in _words(node).lower()]
     hint = f"; did you mean {', '.join(near[:5])}?" if near else ""
     raise UsageError(f"there is no node or tensor {name!r} in the model{hint}")
+
+
+def _known_as(node: onnx.NodeProto) -> str:
+    return next((name for name in (node.name, *node.output) if name), node.op_type)
+
+
+def _words(node: onnx.NodeProto) -> str:
+    return "\n".join((node.name, node.op_type, *node.input, *node.output))
 
 
 def names_of(node: onnx.NodeProto) -> list[str]:
@@ -85,6 +101,7 @@ def heading(node: onnx.NodeProto) -> str:
         f"{a.name}={onnx.helper.get_attribute_value(a)!r}"
         for a in node.attribute
         if a.type in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOAT)
+        and len(a.ints) <= _LISTED
     )
     listed = f"<{attributes}>" if attributes else ""
     return f"{', '.join(node.output)} = {operator_name(node)}{listed}({', '.join(node.input)})"

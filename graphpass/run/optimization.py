@@ -33,6 +33,7 @@ from graphpass.report.data import (
 from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.registry import PIPELINES, Passes, without
 from graphpass.rewrite.rule import Pass
+from graphpass.run.blame import blamed
 from graphpass.run.judge import Judge
 from graphpass.run.pipeline import MAX_ROUNDS, Pipeline, Progress
 from graphpass.run.result import Result
@@ -100,10 +101,11 @@ def optimize(
     steps = without(passes, skip)
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
-    loaded = Model.load(model, allow_external=[Path(folder) for folder in allow_external])
+    options = ValidationOptions.of(**validation)
+    allowed = [Path(folder) for folder in allow_external]
+    loaded = Model.load(model, allow_external=allowed, time_limit_s=options.time_limit_s)
     facts = model_facts(loaded.proto, _files(model, loaded, sha256))
     frozen = loaded.freeze_initializers() if freeze_initializers else []
-    options = ValidationOptions.of(**validation)
     report = Report(
         settings={
             "pipeline": _pipeline_name(passes),
@@ -122,24 +124,25 @@ def optimize(
     )
     with contextlib.ExitStack() as stack:
         judge = stack.enter_context(Judge(loaded.proto, options, validate=validate))
-        report.environment = environment(judge.threads)
-        tell("running the original", 0.02)
-        _prepare(judge, strict)
-        pipeline = Pipeline(
-            loaded,
-            judge,
-            steps,
-            strict=strict,
-            max_rewrites=max_rewrites,
-            progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
-        )
-        _run(pipeline, report)
-        _count(report, judge, pipeline.stages[0][1], loaded.proto)
-        if frozen:
-            report.warnings.append(_of_frozen(frozen))
-        if latency and len(pipeline.stages) > 1:
-            tell("measuring latency", 0.85)
-            _measure(report, judge, pipeline.stages)
+        with blamed(judge.original):
+            report.environment = environment(judge.threads)
+            tell("running the original", 0.02)
+            _prepare(judge, strict)
+            pipeline = Pipeline(
+                loaded,
+                judge,
+                steps,
+                strict=strict,
+                max_rewrites=max_rewrites,
+                progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
+            )
+            _run(pipeline, report)
+            _count(report, judge, pipeline.stages[0][1], loaded.proto)
+            if frozen:
+                report.warnings.append(_of_frozen(frozen))
+            if latency and len(pipeline.stages) > 1:
+                tell("measuring latency", 0.85)
+                _measure(report, judge, pipeline.stages)
         stack.pop_all()  # the result goes on using the judge
     report.total_s = time.perf_counter() - start
     return Result(loaded, report, judge, sha256, tell)

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -26,6 +27,9 @@ from graphpass.storage import remote
 from graphpass.storage.layout import ExternalData
 from graphpass.storage.reference import reference_of, tensors
 from graphpass.storage.writer import WrittenFiles, stage_model
+
+# is told of a report when all but the renaming is done
+BeforeCommit = Callable[[Report], None]
 
 
 class Result(Closing):
@@ -76,6 +80,7 @@ class Result(Closing):
         *,
         external_data: ExternalData = "auto",
         external_data_size_threshold: int | None = None,
+        before: BeforeCommit | None = None,
     ) -> WrittenFiles:
         """Write the model beside `path`, check the file as it is, and rename it into place.
 
@@ -85,9 +90,11 @@ class Result(Closing):
         "auto" each stays where it was. Raises `OutputError` where it
         cannot be written, `DifferenceError` where the file is not what was checked; then nothing
         is changed at `path`. Of what goes to a URL, names are returned in place of paths.
+        `before` is called with the report when nothing is left to do but to rename: what it
+        raises keeps the model from being delivered.
         """
         if isinstance(path, str) and remote.is_url(path):
-            return self._upload(path, external_data, external_data_size_threshold)
+            return self._upload(path, external_data, external_data_size_threshold, before)
         path = remote.local(path)
         start = time.perf_counter()
         self._progress("writing", 0.9)
@@ -99,21 +106,28 @@ class Result(Closing):
             external_data=external_data,
             size_threshold=external_data_size_threshold,
         ) as staged:
-            self._check(staged.path)
+            self._check(staged.path, path)
+            facts = [file_facts(file, sha256=self._sha256) for file in staged.files]
+            self._delivered(facts, start)
+            if before is not None:
+                before(self.report)
             written = staged.commit()
-        facts = [file_facts(file.path, sha256=self._sha256) for file in written.files]
-        self._delivered(facts, start)
         self._note_superseded(written)
         return written
 
     def _upload(
-        self, url: str, external_data: ExternalData, size_threshold: int | None
+        self,
+        url: str,
+        external_data: ExternalData,
+        size_threshold: int | None,
+        before: BeforeCommit | None,
     ) -> WrittenFiles:
         with remote.delivery(url) as delivery:
             written = self.save(
                 delivery.path,
                 external_data=external_data,
                 external_data_size_threshold=size_threshold,
+                before=before,
             )
             published = delivery.publish(written)
         self._note_superseded(published)
@@ -123,6 +137,9 @@ class Result(Closing):
         self.report.warnings.extend(
             f"the old data file {left} was left: another model may need it"
             for left in written.superseded
+        )
+        self.report.warnings.extend(
+            f"{path} was left alone: graphpass did not put it there" for path in written.left_alone
         )
 
     def write(self, stream: IO[bytes]) -> int:
@@ -135,7 +152,7 @@ class Result(Closing):
         with tempfile.TemporaryDirectory(prefix="graphpass-") as folder:
             path = Path(folder) / "model.onnx"
             with stage_model(self._model.proto, path, external_data="never") as staged:
-                self._check(staged.path)
+                self._check(staged.path, None)
                 facts = file_facts(staged.path, sha256=self._sha256)
                 with staged.path.open("rb") as file:
                     try:
@@ -153,9 +170,13 @@ class Result(Closing):
         left = any(reference.origin == "external" for reference in references)
         return len(self.report.input.files) > 1 and not left
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Path, destination: Path | None) -> None:
+        """Check the file at `path`, for now; nobody but us knows that name."""
         self._progress("checking the written file", 0.95)
         check = self._judge.check_file(path, self._model.proto)
+        if str(path) in check.reason:
+            shown = "the model" if destination is None else str(destination)
+            check = replace(check, reason=check.reason.replace(str(path), shown))
         self.report.delivery = check
         if not check.ok:
             message = f"the written file failed its check and was removed: {check.reason}"

@@ -101,8 +101,11 @@ def require_as_it_was(reference: Reference, known: dict[str, os.stat_result]) ->
 
 
 def stamp(status: os.stat_result) -> str:
-    """Return what changes when a file does: its size, time of change (ns) and inode."""
-    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+    """Return what changes when a file does: its size, times of change (ns) and inode.
+
+    Anybody can set `mtime` back, nobody `ctime`.
+    """
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
 
 
 def location_of(path: str) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 
@@ -19,66 +22,110 @@ from graphpass.storage.reference import WriteError, is_external, tensors
 from graphpass.storage.splice import Sources, sync, write_file
 from graphpass.storage.wire import graph_bytes
 
+_JOURNAL_LIMIT_BYTES = 1 << 16
+_TOKEN = re.compile("[0-9a-f]{32}")
+_MARK = "user.graphpass"  # the extended attribute that holds a token
+
 
 class Claim:
-    """The hidden folder beside a destination, locked while its process lives."""
+    """The hidden folder beside a destination, locked while its process lives.
+
+    Its journal says which data files a process that was killed had published or was about to
+    remove. Anybody may have put a journal there, so it is not believed: a file goes only if it
+    has a name that we give, beside the destination, and holds the journal's random token, which
+    nobody can put into another's file. What else is found is left alone and listed in `left`.
+    """
 
     def __init__(self, destination: Path) -> None:
         """Make the folder, or take it over from a process that was killed.
 
         Raises:
             OSError: the folder cannot be made.
-            WriteError: another process is writing the same destination.
+            WriteError: another process is writing the same destination, or something else is
+                where the folder or a file in it has to be.
         """
         self._destination = destination
         self.folder = destination.parent / f".{destination.name}.graphpass"
-        # Neither can be the name of a model or its data here.
+        self.left: list[Path] = []
+        self._marked: list[Path] = []
+        # None of these can be the name of a model or its data here.
         self._lock_path = self.folder / f"{destination.name}.lock"
         self._journal = self.folder / f"{destination.name}.journal"
+        self._new_journal = self.folder / f"{destination.name}.journal.new"
         lock = None
         while lock is None:
             lock = self._lock()
         self._descriptor = lock
-        self._clear()
+        try:
+            self._clear()
+        except BaseException:
+            os.close(lock)
+            self._descriptor = -1
+            raise
 
     def note(self, data: Path | None, old: list[Path]) -> None:
-        """Note which data file is new and which are the old model's, in case we are killed."""
-        if data is None and not old:
-            return
+        """Note which data file is new and which are the old model's, in case we are killed.
+
+        Those that cannot be marked as ours are not noted: what is left of them then stays.
+        """
+        token = secrets.token_hex(16)
         new = [] if data is None else [data]
         content = {
-            "new": {path.name: path.stat().st_ino for path in new},
-            "old": {path.name: path.stat().st_ino for path in old},
+            "token": token,
+            "new": [path.name for path in new if self._mark(path, token)],
+            "old": [path.name for path in old if self._mark(path, token)],
         }
+        if not self._marked:
+            return
         with Sources({}) as none:
-            write_file(self._journal, [json.dumps(content).encode()], none, None)
+            write_file(self._new_journal, [json.dumps(content).encode()], none, None)
+        self._new_journal.rename(self._journal)  # in one step: a journal is never half written
         sync(self.folder)
 
     def release(self) -> None:
-        """Remove the folder and all that is in it. May be called again."""
+        """Remove the folder and all of ours that is in it. May be called again."""
         if self._descriptor < 0:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, WriteError):
             self._clear()
+            for path in self._marked:
+                _unmark(path)
             self._lock_path.unlink()
             self.folder.rmdir()
         os.close(self._descriptor)
         self._descriptor = -1
 
+    def _mark(self, path: Path, token: str) -> bool:
+        """Let a file hold the token; False where the file system or its owner does not let us."""
+        try:
+            os.setxattr(path, _MARK, token.encode(), follow_symlinks=False)
+        except (OSError, AttributeError):  # no other system than Linux has it
+            return False
+        self._marked.append(self._destination.parent / path.name)
+        return True
+
     def _lock(self) -> int | None:
         """Return the descriptor of the lock; None if its last owner has just removed it."""
         with contextlib.suppress(FileExistsError):
             self.folder.mkdir(mode=0o700)
-        status = self.folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise WriteError(f"cannot write {self._destination}: {self.folder} is in the way")
         try:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            status = self.folder.lstat()
         except FileNotFoundError:
             return None
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise self._in_the_way(self.folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            lock = os.open(self._lock_path, flags, 0o600)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise self._in_the_way(self._lock_path) from None
+            raise
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._lock_path.stat().st_ino == os.fstat(lock).st_ino:
+            if self._lock_path.lstat().st_ino == os.fstat(lock).st_ino:
                 return lock
         except BlockingIOError:
             os.close(lock)
@@ -88,29 +135,102 @@ class Claim:
         os.close(lock)
         return None
 
+    def _in_the_way(self, path: Path) -> WriteError:
+        return WriteError(f"cannot write {self._destination}: {path} is in the way")
+
     def _clear(self) -> None:
-        """Empty the folder and finish or undo what its journal says was under way."""
-        if self._journal.exists():
+        """Empty the folder of what we write and finish or undo what was under way."""
+        if os.path.lexists(self._journal):
             self._settle()
-        for path in self.folder.iterdir():
-            if path not in (self._lock_path, self._journal):
+        self.left.clear()
+        needed = (self._destination.name, self._new_journal.name)
+        for path in sorted(self.folder.iterdir()):
+            if path == self._lock_path:
+                continue
+            ours = path.name in needed or self._is_data_name(path.name)
+            if ours and not stat.S_ISDIR(path.lstat().st_mode):
                 path.unlink()
-        self._journal.unlink(missing_ok=True)
+            elif ours:
+                raise self._in_the_way(path)
+            else:
+                self.left.append(path)
 
     def _settle(self) -> None:
-        """Remove the data that no model has: the new if the model was not renamed, else the old."""
-        try:
-            content = json.loads(self._journal.read_bytes())
-        except ValueError:  # killed while it was written: nothing had been published yet
+        """Remove the data that no model has: the new if the model was not renamed, else the old.
+
+        What is no journal of ours is set aside.
+        """
+        noted = self._read_journal()
+        if noted is None:
+            number = (n for n in itertools.count(1) if not os.path.lexists(self._set_aside(n)))
+            self._journal.rename(self._set_aside(next(number)))
             return
-        committed = not (self.folder / self._destination.name).exists()
-        for name, inode in content["old" if committed else "new"].items():
+        committed = not os.path.lexists(self.folder / self._destination.name)
+        for name in noted.new + noted.old:
             path = self._destination.parent / name
-            if path.exists() and path.stat().st_ino == inode:
-                if committed:
-                    remove_unused(path)
-                else:
-                    path.unlink()
+            if _token_of(path) != noted.token:
+                continue
+            if not committed and name in noted.new:
+                path.unlink()
+            elif not (committed and name in noted.old and remove_unused(path)):
+                _unmark(path)
+        self._journal.unlink()
+
+    def _set_aside(self, number: int) -> Path:
+        return self.folder / f"{self._journal.name}.unreadable-{number}"
+
+    def _read_journal(self) -> _Noted | None:
+        """Return what the journal says; None where it does not say what we write."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(self._journal, flags)
+        except OSError:
+            return None
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            content = os.read(descriptor, _JOURNAL_LIMIT_BYTES + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) > _JOURNAL_LIMIT_BYTES:
+            return None
+        try:
+            told = json.loads(content)
+            noted = _Noted(told["token"], told["new"], told["old"])
+            known = isinstance(noted.token, str) and _TOKEN.fullmatch(noted.token)
+            names = [*noted.new, *noted.old]
+            return noted if known and all(map(self._is_data_name, names)) else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def _is_data_name(self, name: object) -> bool:
+        return isinstance(name, str) and bool(_data_name(self._destination).fullmatch(name))
+
+
+class _Noted(NamedTuple):
+    token: str
+    new: list[str]
+    old: list[str]
+
+
+def _token_of(path: Path) -> str | None:
+    """Return the token that a regular file holds."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        return os.getxattr(path, _MARK, follow_symlinks=False).decode(errors="replace")
+    except (OSError, AttributeError):
+        return None
+
+
+def _unmark(path: Path) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        os.removexattr(path, _MARK, follow_symlinks=False)
+
+
+def _data_name(destination: Path) -> re.Pattern[str]:
+    """Return the pattern of the names that data files of `destination` have."""
+    return re.compile(re.escape(destination.name) + r"(\.[0-9]+)?\.data")
 
 
 def _data_names(destination: Path) -> Iterator[str]:
@@ -132,7 +252,7 @@ def own_data(destination: Path) -> list[Path]:
 
     Data that somebody has removed is none.
     """
-    name = re.compile(re.escape(destination.name) + r"(\.[0-9]+)?\.data")
+    name = _data_name(destination)
     return [
         destination.parent / location
         for location in sorted(_locations(destination))

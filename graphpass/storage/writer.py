@@ -47,11 +47,13 @@ class WrittenFiles:
 
     `superseded` is the data file of the model that was overwritten, where it could not be removed
     safely because another model, or a file of that name that is not ours, may need it.
+    `left_alone`: what lay where temporary files go and is not ours.
     """
 
     model: WrittenFile
     data: WrittenFile | None = None
     superseded: tuple[Path, ...] = ()
+    left_alone: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[WrittenFile, ...]:
@@ -126,6 +128,11 @@ class StagedModel(Closing):
                 write_file(self._data, layout.data, sources, mode)
             write_file(self.path, layout.model, sources, mode)
 
+    @property
+    def files(self) -> list[Path]:
+        """What is written, the model first."""
+        return [self.path] if self._data is None else [self.path, self._data]
+
     def commit(self) -> WrittenFiles:
         """Put the files under their names, in place of what was there.
 
@@ -145,7 +152,8 @@ class StagedModel(Closing):
             self.path.rename(self._destination)
             sync(folder)
             kept = tuple(path for path in old if not remove_unused(path))
-            return WrittenFiles(WrittenFile(self._destination, size), data, kept)
+            left = tuple(self._claim.left)
+            return WrittenFiles(WrittenFile(self._destination, size), data, kept, left)
 
     def close(self) -> None:
         """Remove what is not committed. May be called again."""

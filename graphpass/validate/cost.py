@@ -29,7 +29,7 @@ def work(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> float:
         if node.multiply_adds is None:
             total += node.weight_elements * reuse
         else:
-            total += node.multiply_adds or math.prod(node.output or (0,))
+            total += max(node.multiply_adds or math.prod(node.output or (0,)), 0)
     return total
 
 

@@ -14,6 +14,7 @@ from graphpass.rewrite.interface import Interface
 # From here on an initializer that is also an input is a default; before, all are constants.
 _OVERRIDABLE_FROM_IR_VERSION = 4
 _LONGEST = 80  # characters of a value in a sentence
+_CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError)
 _LISTED = 5  # so many names are enough to see what is meant
 
 _Described = onnx.ModelProto | onnx.GraphProto | onnx.ValueInfoProto
@@ -238,21 +239,26 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _invalidity(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
-    error = _checker_error(after)
+    error = checker_error(after)
     if error is None:
         return
-    if _checker_error(before) is None:
+    if checker_error(before) is None:
         yield f"the model is not valid ONNX: {error}"
         return
     yield from _new_invalid_nodes(before, after)
 
 
-def _checker_error(model: onnx.ModelProto) -> str | None:
+def checker_error(model: onnx.ModelProto) -> str | None:
+    """Return what ONNX's own checker finds, one line; None where it finds nothing."""
     try:
         onnx.checker.check_model(_without_data(model))
         # what the checker's full check does, but here references need no file
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        RuntimeError,
+    ) as error:
         return _one_line(error)
     return None
 

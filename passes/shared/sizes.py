@@ -29,6 +29,7 @@ from graphpass.ir.operators import Trait, named
 RESHAPES = named(Trait.VIEW, without=Trait.ELEMENTWISE)
 
 _LONGEST = 32  # no shape has more dimensions; longer vectors of integers are no shapes
+_LARGEST = 2**62  # beyond, an int64 may overflow
 _DEEPEST = 64  # how far up a computed shape is followed
 
 
@@ -160,23 +161,37 @@ def as_target(target: list[Size], shape: list[Size] | None) -> list[int] | None:
     return result
 
 
-def values(tensor: Tensor, sizes_of: SizesOf = sizes, depth: int = 0) -> list[Size] | None:
+_Known = dict[int, "list[Size] | None"]
+
+
+def values(tensor: Tensor, sizes_of: SizesOf = sizes) -> list[Size] | None:
     """Return the elements of a scalar or vector of integers in terms of sizes; None if it is none.
 
     Follows Shape, Gather, Slice, Concat, arithmetic and what only passes integers on. An element
     that cannot be followed is a size of its own.
     """
+    return _values(tensor, sizes_of, 0, {})
+
+
+def _values(tensor: Tensor, sizes_of: SizesOf, depth: int, known: _Known) -> list[Size] | None:
+    """Do so; `known`: what was found before, or a tensor that is read twice is followed twice."""
+    if id(tensor) not in known:
+        known[id(tensor)] = _looked_up(tensor, sizes_of, depth, known)
+    return known[id(tensor)]
+
+
+def _looked_up(tensor: Tensor, sizes_of: SizesOf, depth: int, known: _Known) -> list[Size] | None:
     weight = constant(tensor)
     if weight is not None:
         if weight.ndim > 1 or weight.size > _LONGEST:
             return None
-        known = integers(tensor)
-        return None if known is None else [Size(value) for value in known]
+        given = integers(tensor)
+        return None if given is None else [Size(value) for value in given]
     if rank(tensor) not in (0, 1) or depth > _DEEPEST:
         return None
     kind = dtype(tensor)
     node = producer(tensor) if kind is not None and kind.kind == "i" else None
-    found = None if node is None else _followed(node, sizes_of, depth + 1)
+    found = None if node is None else _followed(node, sizes_of, depth + 1, known)
     if found is not None:
         return found
     shape = static_shape(tensor)
@@ -186,19 +201,20 @@ def values(tensor: Tensor, sizes_of: SizesOf = sizes, depth: int = 0) -> list[Si
     return [Size(1, (f"?{id(tensor)}[{index}]",)) for index in range(length)]
 
 
-def _followed(node: Node, sizes_of: SizesOf, depth: int) -> list[Size] | None:
+def _followed(node: Node, sizes_of: SizesOf, depth: int, known: _Known) -> list[Size] | None:
     op = operator(node)
     if op == "Shape":
         shape = sizes_of(node.inputs[0])
         return None if shape is None else shape[attribute(node, "start") : attribute(node, "end")]
     if op not in _FOLLOWED:
         return None
-    sources = [values(source, sizes_of, depth) for source in node.inputs[: _FOLLOWED[op]]]
+    sources = [_values(source, sizes_of, depth, known) for source in node.inputs[: _FOLLOWED[op]]]
     if any(source is None for source in sources):
         return None
     parts = [source for source in sources if source is not None]
     if op == "Concat":
-        return [size for part in parts for size in part]
+        joined = [size for part in parts for size in part]
+        return joined if len(joined) <= _LONGEST else None
     if op == "Gather":
         index = integers(node.inputs[1])
         if index is None or not all(-len(parts[0]) <= i < len(parts[0]) for i in index):
@@ -236,6 +252,8 @@ _FOLLOWED = {
 
 def _arithmetic(op: str, left: list[Size], right: list[Size]) -> list[Size] | None:
     length = max(len(left), len(right))
+    if not length:
+        return []
     if not {len(left), len(right)} <= {1, length}:
         return None
     result = []
@@ -250,7 +268,7 @@ def _arithmetic(op: str, left: list[Size], right: list[Size]) -> list[Size] | No
         elif a.names == b.names:
             factor = a.factor + b.factor if op == "Add" else a.factor - b.factor
             found = Size(factor, a.names) if factor else Size(0)
-        if found is None:
+        if found is None or abs(found.factor) > _LARGEST or len(found.names) > _LONGEST:
             return None
         result.append(found)
     return result

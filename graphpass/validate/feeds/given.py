@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import math
+import os
 import re
+import stat
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -16,6 +22,12 @@ from graphpass.validate.feeds.drawn import Feed
 from graphpass.validate.feeds.sizes import Bindings
 from graphpass.validate.feeds.specs import InputSpec
 from graphpass.validate.process.channel import Array, Value
+
+_HEADER_BYTES = 1 << 14  # numpy writes a few dozen, and reads no more than 10,000
+_LONGEST_NUMBER_BYTES = 10  # of an integer in a .pb
+_BOMB_BYTES = 1 << 28
+_BOMB_RATIO = 100  # compression wins no more on what somebody measured
+_LISTED = 10
 
 
 class InputsError(UsageError):
@@ -45,18 +57,80 @@ def user_feeds(source: Path | str | Mapping[str, Array], specs: Sequence[InputSp
     if not path.exists():
         raise InputsError(f"there are no inputs at '{path}'")
     if path.suffix == ".npz":
-        return [_feed(path.name, _read_npz(path), specs)]
+        return [_feed(path.name, _read_npz(path, specs), specs)]
     raise InputsError(
         f"'{path}' is neither an .npz file nor a folder with input_0.pb, input_1.pb, …"
     )
 
 
-def _read_npz(path: Path) -> dict[str, Value]:
+def _read_npz(path: Path, specs: Sequence[InputSpec]) -> dict[str, Value]:
+    """Read an archive; what does not fit the model is refused before it is decompressed."""
+    known = {spec.name: spec for spec in specs}
+    bindings: Bindings = {}
+    values: dict[str, Value] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputsError(f"'{path}' cannot be read as .npz: {error}") from error
+        with _open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                spec = _known(path.name, name, known)
+                dtype, shape = _header(archive, member)
+                if spec.kind == "tensor":
+                    _require_fit(path.name, spec, dtype, shape, bindings)
+                _require_worth(path.name, name, member)
+                with archive.open(member) as stream:
+                    values[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    except InputsError:
+        raise
+    except Exception as error:  # the archive's format, its compression, encryption, numpy's format
+        what = f"{error}" or type(error).__name__
+        raise InputsError(f"'{path}' cannot be read as .npz: {what}") from error
+    if not values:
+        raise InputsError(f"'{path}' holds no arrays")
+    return values
+
+
+def _open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading; a pipe, which may never give anything, is refused."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputsError(f"'{path}' is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _header(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return type and shape of an array in an archive, reading no more than its header."""
+    with archive.open(member) as stream:
+        head = stream.read(_HEADER_BYTES)
+    start = io.BytesIO(head)
+    version = np.lib.format.read_magic(start)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"'{member.filename}' is of version {version}")
+    length = int.from_bytes(head[8 : 10 if version == (1, 0) else 12], "little")
+    if length > _HEADER_BYTES // 2:
+        raise ValueError(f"'{member.filename}' has a header of {length} bytes")
+    read = np.lib.format.read_array_header_1_0
+    if version == (2, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(start)
+    if dtype.hasobject:
+        raise ValueError(f"'{member.filename}' holds Python objects")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"'{member.filename}' has a negative size")
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != member.file_size - start.tell():
+        held = member.file_size - start.tell()
+        raise ValueError(f"'{member.filename}' holds {held} bytes, its shape needs {needed}")
+    return dtype, shape
+
+
+def _require_worth(feed: str, name: str, member: zipfile.ZipInfo) -> None:
+    """Refuse what is nearly nothing in the file and would fill memory."""
+    size, packed = member.file_size, member.compress_size
+    if size > _BOMB_BYTES and size > _BOMB_RATIO * packed:
+        raise InputsError(f"inputs '{feed}': '{name}' would grow from {packed} to {size} bytes")
 
 
 def _folder_feeds(path: Path, specs: Sequence[InputSpec]) -> list[Feed]:
@@ -67,7 +141,7 @@ def _folder_feeds(path: Path, specs: Sequence[InputSpec]) -> list[Feed]:
         return [_feed(folder.name, _read_folder(folder, specs), specs) for folder in folders]
     archives = sorted(path.glob("*.npz"))
     if archives:
-        return [_feed(archive.name, _read_npz(archive), specs) for archive in archives]
+        return [_feed(path.name, _read_npz(path, specs), specs) for path in archives]
     raise InputsError(f"folder '{path}' holds neither input_0.pb, nor folders with it, nor .npz")
 
 
@@ -95,27 +169,51 @@ def _read_folder(folder: Path, specs: Sequence[InputSpec]) -> dict[str, Value]:
 
 def _read_pb(path: Path, spec: InputSpec) -> Value:
     try:
-        data = path.read_bytes()
+        with _open_regular(path) as file:
+            _require_size(path, os.fstat(file.fileno()).st_size, spec)
+            data = file.read()
         if spec.type_text == "optional":
             value: Value = numpy_helper.to_optional(onnx.OptionalProto.FromString(data))
             return value
         if spec.kind == "sequence":
             return list(numpy_helper.to_list(onnx.SequenceProto.FromString(data)))
-        return numpy_helper.to_array(onnx.TensorProto.FromString(data))
+        tensor = onnx.TensorProto.FromString(data)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ValueError("its data is in another file")
+        return numpy_helper.to_array(tensor)
+    except InputsError:
+        raise
     except Exception as error:
         raise InputsError(f"'{path}' cannot be read as input '{spec.name}': {error}") from error
+
+
+def _require_size(path: Path, size: int, spec: InputSpec) -> None:
+    """Refuse a file that cannot hold what is expected, unread."""
+    most = _BOMB_BYTES
+    if spec.kind == "tensor" and spec.dims is not None and spec.dtype is not None:
+        sizes = [dim for dim in spec.dims if isinstance(dim, int)]
+        each = max(spec.dtype.itemsize, _LONGEST_NUMBER_BYTES)
+        if spec.dtype.kind != "O" and len(sizes) == len(spec.dims):
+            most = math.prod(sizes) * each + _HEADER_BYTES
+    if size > most:
+        raise InputsError(f"'{path}' has {size} bytes, more than input '{spec.name}' can have")
+
+
+def _known(feed: str, name: str, specs: Mapping[str, InputSpec]) -> InputSpec:
+    if name not in specs:
+        listed = ", ".join(map(repr, itertools.islice(specs, _LISTED)))
+        more = ", …" if len(specs) > _LISTED else ""
+        raise InputsError(
+            f"inputs '{feed}': the model has no input '{name}' (it has {listed}{more})"
+        )
+    return specs[name]
 
 
 def _feed(name: str, values: dict[str, Value], specs: Sequence[InputSpec]) -> Feed:
     known = {spec.name: spec for spec in specs}
     bindings: Bindings = {}
     for input_name, value in values.items():
-        if input_name not in known:
-            raise InputsError(
-                f"inputs '{name}': the model has no input '{input_name}'"
-                f" (it has {', '.join(repr(spec.name) for spec in specs)})"
-            )
-        values[input_name] = _fit(name, known[input_name], value, bindings)
+        values[input_name] = _fit(name, _known(name, input_name, known), value, bindings)
     return Feed(name, values, bindings)
 
 
@@ -126,19 +224,32 @@ def _fit(feed: str, spec: InputSpec, value: Value, bindings: Bindings) -> Value:
     array = np.asarray(value)
     if array.dtype.kind in "US" and spec.dtype.kind == "O":
         array = array.astype(object)
-    if array.dtype != spec.dtype:
+    _require_fit(feed, spec, array.dtype, array.shape, bindings)
+    return array
+
+
+def _require_fit(
+    feed: str,
+    spec: InputSpec,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    bindings: Bindings,
+) -> None:
+    """Raise InputsError unless type and shape fit; note in `bindings` what the shape settles."""
+    if spec.dtype is None:
+        return
+    if dtype != spec.dtype and not (dtype.kind in "US" and spec.dtype.kind == "O"):
         raise InputsError(
-            f"inputs '{feed}': '{spec.name}' must be {_dtype_name(spec)}, but is {array.dtype}"
+            f"inputs '{feed}': '{spec.name}' must be {_dtype_name(spec)}, but is {dtype}"
         )
     if spec.dims is None:
-        return array
+        return
     wanted = ", ".join(map(str, spec.dims))
-    if array.ndim != len(spec.dims):
+    if len(shape) != len(spec.dims):
         raise InputsError(
-            f"inputs '{feed}': '{spec.name}' must be of shape [{wanted}],"
-            f" but is {list(array.shape)}"
+            f"inputs '{feed}': '{spec.name}' must be of shape [{wanted}], but is {list(shape)}"
         )
-    for size, dim in zip(array.shape, spec.dims, strict=True):
+    for size, dim in zip(shape, spec.dims, strict=True):
         if isinstance(dim, str) and "+" in dim:
             continue  # a sum settles none of its terms
         expected = bindings.setdefault(dim, size) if isinstance(dim, str) else dim
@@ -146,9 +257,8 @@ def _fit(feed: str, spec: InputSpec, value: Value, bindings: Bindings) -> Value:
             settled = f" ({dim} is {expected} elsewhere)" if isinstance(dim, str) else ""
             raise InputsError(
                 f"inputs '{feed}': '{spec.name}' must be of shape [{wanted}],"
-                f" but is {list(array.shape)}{settled}"
+                f" but is {list(shape)}{settled}"
             )
-    return array
 
 
 def _dtype_name(spec: InputSpec) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 import traceback
 from typing import IO
+
+from graphpass import interrupt
 
 # What is freed goes to the next run, not back to the kernel, which would clear each page again.
 MALLOC = {
@@ -92,8 +93,7 @@ def take() -> Forked | None:
 
 
 def _become_worker(parent_pid: int, stdin: int, stdout: int, stderr: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    interrupt.forget()
     os.setpgid(0, 0)
     for number, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, number)

@@ -54,6 +54,12 @@ _PROVIDER_OPTIONS = {
 }
 
 
+_ENOUGH = 1000  # characters, from either end of a message
+_SOURCE = re.compile(
+    r"(?<!\S)\S{0,200}/onnxruntime_src/\S{1,300}:\d+ .*?\)(::<lambda\(\)>)? (?=\S)"
+)
+
+
 class RefusalError(Exception):
     """A request that cannot be served; ``kind`` tells the parent which of its errors to raise."""
 
@@ -282,9 +288,13 @@ def _is_out_of_memory(message: str) -> bool:
 
 def condense(message: str) -> str:
     """Reduce ORT's message to one line that says what is wrong, without source files and codes."""
+    if len(message) > 2 * _ENOUGH:  # names in a model have any length, and patterns take their time
+        message = f"{message[:_ENOUGH]} … {message[-_ENOUGH:]}"
     message = " ".join(message.split())
     message = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", message)
-    message = re.sub(r"\S*/onnxruntime_src/\S+:\d+ .*?\)(::<lambda\(\)>)? (?=\S)", "", message)
+    message = re.sub(
+        r"(?<!\S)\S{0,200}/onnxruntime_src/\S{1,300}:\d+ .*?\)(::<lambda\(\)>)? (?=\S)", "", message
+    )
     message = re.sub(r"Non-zero status code returned while running ", "", message)
     message = re.sub(r"Name:'' ", "", message)
     return message if len(message) <= 400 else message[:397] + "…"

@@ -1,0 +1,198 @@
+"""Plug-ins that end the process, leave the folder or close files: undone and named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from graphpass.cli import run
+from graphpass.errors import RuleError
+from graphpass.interrupt import SignalledError
+from graphpass.ir.nodes import Graph
+from graphpass.rewrite import registry
+from graphpass.rewrite.guard import guarded
+from graphpass.rewrite.pattern import Op, any_
+from graphpass.rewrite.rule import Pass, Rule
+from graphpass.run import optimization
+from graphpass.testing import graph
+
+
+def leave() -> None:
+    sys.exit(0)
+
+
+def leave_at_once() -> None:
+    os._exit(0)
+
+
+def close_input() -> None:
+    raise GeneratorExit
+
+
+def lack_memory() -> None:
+    raise MemoryError
+
+
+def go_elsewhere() -> None:
+    os.chdir("/")
+
+
+def close_standard_output() -> None:
+    os.close(1)
+
+
+def close_all() -> None:
+    os.closerange(3, 100)
+
+
+def call_itself() -> None:
+    call_itself()
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+ACTS: dict[Callable[[], None], str] = {
+    leave: "tried to end the whole process",
+    leave_at_once: "tried to end the whole process",
+    close_input: "failed: GeneratorExit",
+    lack_memory: "needs more memory than there is",
+    go_elsewhere: "changed the working folder",
+    close_standard_output: "closed files",
+    close_all: "closed files",
+    call_itself: "RecursionError: maximum recursion depth",
+    loop: "did not end within 2 s",
+}
+
+
+def acting(act: Callable[[], None], *, by_hand: bool) -> type[Pass]:
+    """Return a pass called "act" that does `act` in its run, or in a rule."""
+
+    class Act(Rule):
+        """Relu(x) = Relu(x)."""
+
+        pattern = Op("Relu", any_("x"))
+
+        def rewrite(self, x: object) -> None:
+            act()
+
+    class ByHand(Pass):
+        """Acts."""
+
+        name = "act"
+
+        def run(self, graph: Graph) -> list[str]:
+            act()
+            return []
+
+    class ByRule(Pass):
+        """Acts."""
+
+        name = "act"
+        rules = (Act(),)
+
+    return ByHand if by_hand else ByRule
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    onnx.save(graph("(float[2] x) => (float[2] y) { a = Relu(x) y = Identity(a) }"), path)
+    return path
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("act", ACTS)
+def test_whatever_a_plug_in_does_it_is_undone_and_named(
+    act: Callable[[], None],
+    by_hand: bool,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    kinds = {**registry.builtin_types(), "act": acting(act, by_hand=by_hand)}
+    monkeypatch.setattr(registry, "pass_types", lambda: kinds)
+    where, report = Path.cwd(), model.with_name("r.md")
+    options = ["--timeout", "2", "--no-validate", "--report", str(report)]
+    code = run(["optimize", str(model), "--passes", "act,clean-up", *options])
+    told = capfd.readouterr()
+    assert code == 0, told.err
+    assert "act" in told.out and ACTS[act] in told.out
+    assert Path.cwd() == where and ACTS[act] in report.read_text()
+    done = onnx.load(model.with_name("m.opt.onnx"))
+    assert [node.op_type for node in done.graph.node] == ["Relu"]  # the other pass went on
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_strict_writes_nothing(
+    act: Callable[[], None], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = acting(act, by_hand=True)()
+    with pytest.raises(Exception, match=ACTS[act]):
+        optimization.optimize(model, [step], strict=True, validate=False, time_limit_s=2)
+    assert [path.name for path in model.parent.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("line", ["raise SystemExit", "import os; os._exit(0)", "raise Exception"])
+def test_a_plug_in_that_ends_when_it_is_imported_is_named(
+    line: str, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "plugged-1.dist-info"
+    folder.mkdir()
+    (tmp_path / "plugged.py").write_text(line)
+    (folder / "METADATA").write_text("Name: plugged\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text("[graphpass.passes]\nplugged = plugged\n")
+    command = [sys.executable, "-m", "graphpass", "optimize", str(model), "--passes", "nothing"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2 and "the plug-in plugged cannot be loaded" in done.stderr
+
+
+def test_signals_and_ctrl_c_are_not_the_plug_in_s() -> None:
+    for error in (KeyboardInterrupt(), SignalledError(signal.SIGTERM)):
+        with pytest.raises(type(error)), guarded("it"):
+            raise error
+
+
+def test_a_child_that_a_plug_in_forks_may_end() -> None:
+    with guarded("it"):
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_files_are_put_back_as_they_were(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("w+") as file:
+        file.write("before ")
+        file.flush()
+        with pytest.raises(RuleError, match="closed files that it had not opened"), guarded("it"):
+            os.close(file.fileno())
+            os.open(os.devnull, os.O_RDONLY)  # takes its place
+        file.write("after")
+    assert (tmp_path / "f").read_text() == "before after"
+
+
+def test_what_a_pass_opens_and_closes_is_its_own_affair(tmp_path: Path) -> None:
+    with guarded("it"):
+        np.save(tmp_path / "a.npy", np.ones(3))
+        assert np.load(tmp_path / "a.npy").sum() == 3
+
+
+def test_the_guard_costs_next_to_nothing() -> None:
+    start = time.process_time()
+    for _ in range(100):
+        with guarded("it", 60):
+            pass
+    assert time.process_time() - start < 2

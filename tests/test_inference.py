@@ -1,0 +1,34 @@
+"""Shape inference is kept from what would take all memory."""
+
+from __future__ import annotations
+
+import resource
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from graphpass.ir.inference import infer_shapes
+from graphpass.testing import graph
+
+
+@pytest.mark.parametrize("levels", [23, 40])
+def test_vectors_that_double_are_not_followed(levels: int) -> None:
+    body = "\n".join(f"k{i + 1} = Concat<axis = 0>(k{i}, k{i})" for i in range(levels))
+    first = "k0 = Constant<value = int64[1] {1}>()"
+    model = graph(f"(float[1] x) => (int64[M] k{levels}) {{ {first}\n{body} }}")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    infer_shapes(model)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_shapes_of_ordinary_lengths_are_followed() -> None:
+    text = """(float[N,3] x, float[2,3,4] z) => (float[A,B] y) {
+        s = Shape(z) e = Slice(s, one, three) d = Concat<axis = 0>(e, one) r = Slice(d, zero, two)
+        y = ConstantOfShape(r)
+    }"""
+    model = graph(text)
+    for name, value in (("zero", 0), ("one", 1), ("two", 2), ("three", 3)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    found = infer_shapes(model).graph.output[0].type.tensor_type.shape
+    assert [dim.dim_value for dim in found.dim] == [3, 4]
