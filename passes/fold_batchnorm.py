@@ -39,6 +39,7 @@ from .shared.affine_ops import (
     channels_before,
     through,
 )
+from .shared.ahead_through import AheadThrough
 from .shared.channels import Channels, require_not_widened
 from .shared.fold_quantized import IntoQuantizedWeight
 from .shared.fused_functions import require_not_the_end_of_a_function
@@ -57,7 +58,7 @@ from .shared.take_in import (
     matmul_after,
     matmul_ahead,
 )
-from .shared.through import AheadThrough, IntoSources
+from .shared.through import IntoSources
 
 _MATMUL = either(
     Op("MatMul", any_("x"), const("weight", quiet=True), bind="matmul"),

@@ -187,7 +187,7 @@ def _sum_after(node: Node, change: Affine, index: int) -> Affine:
     require(not change.scales, f"{label(node)} adds what the factor does not reach")
     require(operator(node) != "Sub" or index == 0, f"{label(node)} takes it away")
     own, given = axes_count(node.outputs[0]), change.factor.ndim
-    return on_each(change, lambda v: v.reshape(*[1] * (own - given), *v.shape))
+    return on_each(change, lambda v: v.reshape(([1] * (own - given)) + list(v.shape)))
 
 
 # f(a·x) = a·f(x) for positive factors: Relu and its like

@@ -332,3 +332,11 @@ def test_only_where_all_of_it_arrives() -> None:
         "c = Conv(x, W1) d = Sigmoid(c) k = Concat<axis=1>(a, d)", 12, 17, W1=integers(4, 3, 1, 1)
     )
     check_refused(FOLD, model, "no map moves through Sigmoid of 'd'")
+
+
+def test_scalars_are_no_channels() -> None:
+    """What steps and scales are multiplied by, as quantization at run time does, has no axes."""
+    model = graph(
+        "(float x) => (float y) {a = Neg(x) b = Identity(a) y = Mul(b, c)}", c=np.float32(2)
+    )
+    check_untouched(FOLD, model)
