@@ -23,8 +23,8 @@ from graphpass.follow.image_axes import (
     sizes_of,
 )
 from graphpass.follow.image_operators import HANDLERS, SLIDING
-from graphpass.follow.shape_values import SHAPE_ARITHMETIC
 from graphpass.follow.traced import Collapse, Trace, Visit
+from graphpass.ir.integers import compute, is_computed
 from graphpass.ir.questions import (
     Graph,
     Node,
@@ -168,25 +168,21 @@ class Tracer:
     # ---------------------------------------------------------------------- computed shapes
 
     def _evaluate(self, node: Node) -> None:
-        op = operator(node)
-        if op == "Shape":
+        if operator(node) == "Shape":
             axes = self.found.axes_of(node.inputs[0])
             if axes is not None:
                 sizes = np.array(sizes_of(axes), np.int64)
                 start, end = attribute(node, "start") or 0, attribute(node, "end")
                 self.found.values[id(node.outputs[0])] = sizes[start:end]
             return
-        compute = SHAPE_ARITHMETIC.get(op)
-        if compute is None:
+        if not is_computed(node):
             return
         values = [self.found.value(t) if t.name else None for t in node.inputs]
         if any(v is None and t.name for v, t in zip(values, node.inputs, strict=True)):
             return
-        try:
-            result = compute(node, *values)
-        except (TypeError, ValueError, IndexError, ZeroDivisionError, RefusedError):
-            return
-        self.found.values[id(node.outputs[0])] = np.asarray(result)
+        result = compute(node, *values)
+        if result is not None:
+            self.found.values[id(node.outputs[0])] = result
 
 
 def _has_channels(merged: Merged) -> bool:

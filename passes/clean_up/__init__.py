@@ -33,9 +33,9 @@ from graphpass import (
 from graphpass.ir.operators import is_training
 from graphpass.ir.questions import cast_type
 from graphpass.ir.refusal import TRAINING
+from graphpass.ir.shapes import slices
 
 from ..shared.reshapes import DropReshape, FixReshape, MergeReshapes
-from ..shared.sizes import slices
 from ..shared.transposes import TRANSPOSE_RULES, merged, permutation
 from .constants import FOLD_BUDGET, ConstantToInitializer, FoldConstants
 from .equal import EqualInitializers, EqualNodes

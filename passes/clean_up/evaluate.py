@@ -35,10 +35,9 @@ from graphpass import (
     static_shape,
 )
 from graphpass.ir.questions import RefusedError, has_effects
+from graphpass.ir.shapes import value
 from graphpass.ir.writer import node_proto
 from graphpass.rewrite.evaluation import evaluate
-
-from ..shared.sizes import values
 
 Array = npt.NDArray[Any]
 
@@ -73,12 +72,12 @@ _NO_SIZES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), n
 
 def is_static(tensor: Tensor) -> bool:
     """Whether `tensor`, which a node computes, holds sizes of a shape that are fixed."""
-    if operator(tensor.inputs[0]) == "Size":
-        return static_shape(tensor.inputs[0].inputs[0]) is not None
     if tensor.shape != [0] and dtype(tensor) in _NO_SIZES:
         return False
-    found = values(tensor)
-    return found is not None and not any(s.names or abs(s.factor) > _LARGEST_SIZE for s in found)
+    found = value(tensor)
+    if found is None or found.dtype.kind != "i" or found.shape != static_shape(tensor):
+        return False
+    return bool((np.abs(found) <= _LARGEST_SIZE).all())
 
 
 def is_computable(node: Node) -> bool:
@@ -161,11 +160,7 @@ def _given(tensor: Tensor) -> Array:
     weight = constant(tensor)
     if weight is not None:
         return weight.array()
-    node = tensor.inputs[0]
-    if operator(node) == "Size":
-        return np.array(math.prod(static_shape(node.inputs[0]) or ()), np.int64)
-    found = [size.factor for size in values(tensor) or ()]
-    return np.array(found, dtype(tensor)).reshape(static_shape(tensor) or ())
+    return np.asarray(value(tensor), dtype(tensor))
 
 
 def _value(tensor: Tensor, known: Mapping[int, Array]) -> Array:

@@ -25,8 +25,8 @@ from graphpass import (
     require,
 )
 from graphpass.ir.operators import Trait, has, named
+from graphpass.ir.shapes import moved, slices
 
-from ..shared.sizes import moved, slices
 from .batch_reshapes import reshape
 from .batch_rows import ONE, Batch, Changes, Rows, Size
 

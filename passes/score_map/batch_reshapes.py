@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from graphpass import Node, Tensor, label, operator, opset, require
+from graphpass.ir.shapes import as_target, reshaped, target_of
+from graphpass.ir.sizes import INFERRED, Size, product, quotient
 from graphpass.ir.weight import Array
 
-from ..shared.sizes import INFERRED, Size, as_target, product, quotient, reshaped, target_of
 from .batch_rows import Batch, Changes, Rows
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphpass import Graph, Node, Tensor, constant, label, require
+from graphpass.ir.shapes import sizes, values
+from graphpass.ir.sizes import Size, product
 from graphpass.ir.weight import Array
 from graphpass.rewrite.edit import Editor
-
-from ..shared.sizes import Size, product, sizes, values
 
 ONE = Size(1)
 Change = Callable[["Changes"], None]

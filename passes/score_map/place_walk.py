@@ -13,8 +13,8 @@ from graphpass.ir.mixing import mixed_axes
 from graphpass.ir.operators import Trait, has, of_node
 from graphpass.ir.questions import RefusedError
 from graphpass.ir.reader import value_type
+from graphpass.ir.shapes import moved
 
-from ..shared.sizes import moved
 from .batch_operators import place_after
 from .place_operators import HANDLERS, elementwise
 from .place_reshapes import reshape

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphpass import Graph, Node, Tensor, attribute, constant, label, operator
-from graphpass.follow.shape_values import SHAPE_ARITHMETIC
+from graphpass.ir.integers import compute, is_computed
 from graphpass.ir.questions import RefusedError
 from graphpass.ir.weight import Array
 
@@ -130,17 +130,13 @@ class Followed:
                 start, end = attribute(node, "start") or 0, attribute(node, "end")
                 self.values[id(node.outputs[0])] = sizes[start:end]
             return
-        compute = SHAPE_ARITHMETIC.get(operator(node))
-        if compute is None or any(self.holds_places(tensor) for tensor in node.inputs):
+        if not is_computed(node) or any(self.holds_places(tensor) for tensor in node.inputs):
             return
         values = [self.value(t) if t.name else None for t in node.inputs]
         if any(v is None and t.name for v, t in zip(values, node.inputs, strict=True)):
             return
-        try:
-            result = np.asarray(compute(node, *values))
-        except (TypeError, ValueError, IndexError, ZeroDivisionError, RefusedError):
-            return
-        if result.size <= _SMALL_VALUE:
+        result = compute(node, *values)
+        if result is not None and result.size <= _SMALL_VALUE:
             self.values[id(node.outputs[0])] = result
 
 

@@ -27,6 +27,7 @@ from graphpass import (
     static_shape,
 )
 from graphpass.ir.operators import Trait, has, is_training
+from graphpass.ir.shapes import RESHAPES, reshaped, sizes
 
 from .heads import (
     ALONG_AXIS,
@@ -40,7 +41,6 @@ from .heads import (
     makes_rows,
     map_sizes,
 )
-from .sizes import RESHAPES, reshaped, sizes
 
 _FLATTEN = Op("Flatten", any_("y"), bind="flatten", shared=True)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from graphpass import Node, Tensor, constant, operator, producer, rank, static_dim
 from graphpass.ir.operators import Trait, named
+from graphpass.ir.shapes import RESHAPES, reshaped, sizes
+from graphpass.ir.sizes import product
 
 from .dequantize import stored_weight
-from .sizes import RESHAPES, product, reshaped, sizes
 
 POINTWISE = named(Trait.ELEMENTWISE)
 BROADCAST = named(Trait.BROADCASTING)

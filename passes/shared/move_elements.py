@@ -21,6 +21,8 @@ from graphpass import (
     require,
     static_dim,
 )
+from graphpass.ir.shapes import reshaped, sizes, slices
+from graphpass.ir.sizes import Size, product, quotient
 
 from .affine import Affine, Floats
 from .maps import (
@@ -34,7 +36,6 @@ from .maps import (
     size_of,
     varying,
 )
-from .sizes import Size, product, quotient, reshaped, sizes, slices
 
 _MOST_ELEMENTS = 1 << 20  # of a map: what is larger is no normalization
 

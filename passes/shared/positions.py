@@ -9,11 +9,12 @@ import numpy as np
 
 from graphpass import Node, Op, Rule, Tensor, any_, label, operator, rank, require
 from graphpass.ir.refusal import POSITIONS
+from graphpass.ir.shapes import RESHAPES, reshaped, sizes
+from graphpass.ir.sizes import product
 
 from .dense import dense, resolve
 from .dequantize import stored_weight
 from .heads import flattens
-from .sizes import RESHAPES, product, reshaped, sizes
 
 _MOST_AXES = 5  # of a Conv: the batch, the channels and three spatial axes
 

@@ -23,8 +23,8 @@ from graphpass import (
     readers,
 )
 from graphpass.ir.refusal import UNKNOWN_SIZE
-
-from .sizes import RESHAPES, Size, as_target, moved, product, reshaped, sizes, target_of
+from graphpass.ir.shapes import RESHAPES, as_target, moved, reshaped, sizes, target_of
+from graphpass.ir.sizes import Size, product
 
 _AXES_ARE_INPUTS = 13  # from this opset on, for Squeeze and Unsqueeze
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from graphpass import Node, Tensor, attribute, label, operator, producer, rank, readers, require
 from graphpass.ir.refusal import POSITIONS
+from graphpass.ir.shapes import RESHAPES
 
 from .heads import ALONG_AXIS, BROADCAST, POINTWISE, flattens
-from .sizes import RESHAPES
 
 _KEEPS_ROWS = (
     *POINTWISE,

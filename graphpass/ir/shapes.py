@@ -1,17 +1,17 @@
-"""Shapes as products: what Reshape and its kin make of a shape that is known only in part.
+"""What is computed from sizes: shapes, and the integers that networks compute with them.
 
-A `Size` is a factor times named sizes: 12, N, 3·N. Two equal Sizes are equal in every run. A size
-without a name gets one of its own, so that it equals itself and nothing else.
+One evaluator, of numbers where they are known and of symbolic sizes (`Size`) where they are not.
+Each value is computed once, whatever reads it, and no value is followed without end.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
 
-from graphpass import (
+from graphpass.ir.integers import MOST_ELEMENTS, compute, is_computed, of_sizes
+from graphpass.ir.operators import Trait, named
+from graphpass.ir.questions import (
     Node,
     Tensor,
     attribute,
@@ -21,26 +21,16 @@ from graphpass import (
     integers,
     operator,
     producer,
-    rank,
     static_shape,
 )
-from graphpass.ir.operators import Trait, named
+from graphpass.ir.sizes import INFERRED, Size, product, quotient, unknown
+from graphpass.ir.weight import Array
 
 RESHAPES = named(Trait.VIEW, without=Trait.ELEMENTWISE)
 
-_LONGEST = 32  # no shape has more dimensions; longer vectors of integers are no shapes
-_LARGEST = 2**62  # beyond, an int64 may overflow
-_DEEPEST = 64  # how far up a computed shape is followed
-
-
-class Size(NamedTuple):
-    """`factor` times the product of `names`."""
-
-    factor: int
-    names: tuple[str, ...] = ()
-
-
-INFERRED = Size(-1)
+_MOST_NODES = 512  # looked at for one value
+# what exporters write for "some size": no two of these need to be the same
+_NAMELESS = frozenset(("", "?", "-1", "None", "unk"))
 
 
 def sizes(tensor: Tensor) -> list[Size] | None:
@@ -50,28 +40,9 @@ def sizes(tensor: Tensor) -> list[Size] | None:
     return [
         Size(size)
         if isinstance(size, int)
-        else Size(1, (size if size is not None else f"?{id(tensor)}.{axis}",))
+        else Size(1, (f"?{id(tensor)}.{axis}" if size is None or size in _NAMELESS else size,))
         for axis, size in enumerate(tensor.shape)
     ]
-
-
-def product(parts: Iterable[Size]) -> Size:
-    """Multiply."""
-    listed = list(parts)
-    factor = math.prod(part.factor for part in listed)
-    names = sorted(name for part in listed for name in part.names)
-    return Size(factor, tuple(names)) if factor else Size(0)
-
-
-def quotient(whole: Size, part: Size) -> Size | None:
-    """Divide; None where it does not come out even."""
-    if part.factor == 0 or whole.factor % part.factor:
-        return None
-    left = Counter(whole.names)
-    left.subtract(part.names)
-    if any(count < 0 for count in left.values()):
-        return None
-    return Size(whole.factor // part.factor, tuple(sorted(left.elements())))
 
 
 SizesOf = Callable[[Tensor], "list[Size] | None"]
@@ -131,7 +102,10 @@ def _reshape(node: Node, shape: list[Size], sizes_of: SizesOf) -> list[Size] | N
             if attribute(node, "allowzero") or axis >= len(shape):
                 return None
             size = shape[axis]
-        result.append(size)
+        # what may be -1 or 0 in some run says nothing of the size that comes of it
+        result.append(
+            size if size.is_axis or size == INFERRED else Size(1, (f"?{id(node)}.{axis}",))
+        )
     if INFERRED not in result:
         return result
     known = product(size for size in result if size != INFERRED)
@@ -161,117 +135,84 @@ def as_target(target: list[Size], shape: list[Size] | None) -> list[int] | None:
     return result
 
 
-_Known = dict[int, "list[Size] | None"]
-
-
 def values(tensor: Tensor, sizes_of: SizesOf = sizes) -> list[Size] | None:
     """Return the elements of a scalar or vector of integers in terms of sizes; None if it is none.
 
-    Follows Shape, Gather, Slice, Concat, arithmetic and what only passes integers on. An element
-    that cannot be followed is a size of its own.
+    An element that cannot be followed is a size of its own.
     """
-    return _values(tensor, sizes_of, 0, {})
+    found = value(tensor, sizes_of)
+    if found is None or found.ndim > 1 or found.dtype.kind not in "iO":
+        return None
+    return [s if isinstance(s, Size) else Size(int(s)) for s in found.reshape(-1).tolist()]
 
 
-def _values(tensor: Tensor, sizes_of: SizesOf, depth: int, known: _Known) -> list[Size] | None:
-    """Do so; `known`: what was found before, or a tensor that is read twice is followed twice."""
-    if id(tensor) not in known:
-        known[id(tensor)] = _looked_up(tensor, sizes_of, depth, known)
+def value(tensor: Tensor, sizes_of: SizesOf = sizes) -> Array | None:
+    """Return what `tensor` holds: numbers, or an array of objects with a Size where it is none.
+
+    Follows Shape and Size, and what `compute` knows. None where it is no array of numbers that
+    follow from sizes, or too large.
+    """
+    known: dict[int, Array | None] = {}
+    opened: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        current = waiting.pop()
+        if id(current) in known:
+            continue
+        node = _followed(current)
+        if node is not None and id(current) not in opened and len(opened) < _MOST_NODES:
+            opened.add(id(current))
+            waiting.append(current)
+            waiting.extend(t for t in _read(node) if id(t) not in known)
+            continue
+        found = None if node is None else _computed(node, known, sizes_of)
+        known[id(current)] = _leaf(current) if found is None else found
     return known[id(tensor)]
 
 
-def _looked_up(tensor: Tensor, sizes_of: SizesOf, depth: int, known: _Known) -> list[Size] | None:
+def _followed(tensor: Tensor) -> Node | None:
+    """Return the node whose first output is `tensor`, if that may be computed from sizes."""
+    node = None if constant(tensor) is not None else producer(tensor)
+    shape = static_shape(tensor)
+    if node is None or node.outputs[0] is not tensor:
+        return None
+    return node if shape is None or math.prod(shape) <= MOST_ELEMENTS else None
+
+
+def _read(node: Node) -> list[Tensor]:
+    """Return the inputs of a node whose values, not only their sizes, count."""
+    if operator(node) in ("Shape", "Size") or not is_computed(node):
+        return []
+    return [tensor for tensor in node.inputs if tensor.name]
+
+
+def _computed(node: Node, known: dict[int, Array | None], sizes_of: SizesOf) -> Array | None:
+    op = operator(node)
+    if op in ("Shape", "Size"):
+        shape = sizes_of(node.inputs[0])
+        if shape is None or len(shape) > MOST_ELEMENTS:
+            return None
+        if op == "Size":
+            return of_sizes([product(shape)]).reshape(())
+        return of_sizes(shape[attribute(node, "start") : attribute(node, "end")])
+    inputs = [known.get(id(tensor)) if tensor.name else None for tensor in node.inputs]
+    if any(
+        array is None and tensor.name for array, tensor in zip(inputs, node.inputs, strict=True)
+    ):
+        return None
+    return compute(node, *inputs)
+
+
+def _leaf(tensor: Tensor) -> Array | None:
+    """Return a constant; of other integers, one unknown size for each."""
     weight = constant(tensor)
     if weight is not None:
-        if weight.ndim > 1 or weight.size > _LONGEST:
-            return None
-        given = integers(tensor)
-        return None if given is None else [Size(value) for value in given]
-    if rank(tensor) not in (0, 1) or depth > _DEEPEST:
+        numeric = weight.size <= MOST_ELEMENTS and weight.dtype.kind in "bif"
+        return weight.array() if numeric else None
+    shape, kind = static_shape(tensor), dtype(tensor)
+    if shape is None or kind is None or kind.kind != "i" or math.prod(shape) > MOST_ELEMENTS:
         return None
-    kind = dtype(tensor)
-    node = producer(tensor) if kind is not None and kind.kind == "i" else None
-    found = None if node is None else _followed(node, sizes_of, depth + 1, known)
-    if found is not None:
-        return found
-    shape = static_shape(tensor)
-    length = None if shape is None else math.prod(shape)
-    if length is None or length > _LONGEST:
-        return None
-    return [Size(1, (f"?{id(tensor)}[{index}]",)) for index in range(length)]
-
-
-def _followed(node: Node, sizes_of: SizesOf, depth: int, known: _Known) -> list[Size] | None:
-    op = operator(node)
-    if op == "Shape":
-        shape = sizes_of(node.inputs[0])
-        return None if shape is None else shape[attribute(node, "start") : attribute(node, "end")]
-    if op not in _FOLLOWED:
-        return None
-    sources = [_values(source, sizes_of, depth, known) for source in node.inputs[: _FOLLOWED[op]]]
-    if any(source is None for source in sources):
-        return None
-    parts = [source for source in sources if source is not None]
-    if op == "Concat":
-        joined = [size for part in parts for size in part]
-        return joined if len(joined) <= _LONGEST else None
-    if op == "Gather":
-        index = integers(node.inputs[1])
-        if index is None or not all(-len(parts[0]) <= i < len(parts[0]) for i in index):
-            return None
-        return [parts[0][i] for i in index]
-    if op == "Slice":
-        bounds = slices(node)
-        if bounds is None or len(bounds) != 1 or bounds[0][3] < 1:
-            return None
-        _, start, end, step = bounds[0]
-        return parts[0][start:end:step]
-    if op in ("Mul", "Div", "Add", "Sub"):
-        return _arithmetic(op, *parts)
-    if op == "Cast" and attribute(node, "to") not in (6, 7):  # int32, int64
-        return None
-    return parts[0]
-
-
-# operators whose integers can be followed, and how many of their inputs are followed
-_FOLLOWED = {
-    "Add": 2,
-    "Cast": 1,
-    "Concat": _LONGEST,
-    "Div": 2,
-    "Gather": 1,
-    "Identity": 1,
-    "Mul": 2,
-    "Reshape": 1,
-    "Slice": 1,
-    "Squeeze": 1,
-    "Sub": 2,
-    "Unsqueeze": 1,
-}
-
-
-def _arithmetic(op: str, left: list[Size], right: list[Size]) -> list[Size] | None:
-    length = max(len(left), len(right))
-    if not length:
-        return []
-    if not {len(left), len(right)} <= {1, length}:
-        return None
-    result = []
-    for a, b in zip(left * (length // len(left)), right * (length // len(right)), strict=True):
-        found: Size | None = None
-        if op == "Mul":
-            found = product((a, b))
-        elif op == "Div" and not a.names and not b.names and a.factor >= 0 and b.factor > 0:
-            found = Size(a.factor // b.factor)  # negative numbers round the other way
-        elif op == "Div":
-            found = quotient(a, b)
-        elif a.names == b.names:
-            factor = a.factor + b.factor if op == "Add" else a.factor - b.factor
-            found = Size(factor, a.names) if factor else Size(0)
-        if found is None or abs(found.factor) > _LARGEST or len(found.names) > _LONGEST:
-            return None
-        result.append(found)
-    return result
+    return of_sizes([unknown(tensor, i) for i in range(math.prod(shape))]).reshape(shape)
 
 
 def slices(node: Node) -> list[tuple[int, int, int, int]] | None:
