@@ -76,6 +76,8 @@ def _rewrite(
         if former in by_name:
             value.CopyFrom(by_name[former])
             value.name = tensor.name
+            if id(tensor) in before and _facts(tensor)[1] != before[id(tensor)][1]:
+                value.type.tensor_type.ClearField("elem_type")
         write_type(value, tensor)
     # before IR version 4, initializers that are new were listed already
     listed = {value.name for value in held.input}

@@ -33,7 +33,7 @@ Passes = Step | Sequence[Step] | None
 _GROUP = "graphpass.passes"
 _BUILTIN = "builtin"
 _LONGEST_IMPORT_S = 300.0
-# a pass by its name, or a function of a file: FILE.py:FUNCTION
+# a pass by its name, or a pass or function of a file: FILE.py:NAME
 _ITEM = re.compile(r"\s*([^,{}]+\.py:\w+|[A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
 
 
@@ -83,22 +83,15 @@ def _load(point: EntryPoint) -> Any:
 def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
     """Return the pass `name` with its options given as text. Raises `UsageError`.
 
-    `name` may be FILE.py:FUNCTION, a function of a `gs.Graph`.
+    `name` may be FILE.py:NAME, a pass or a function of a `gs.Graph`.
     """
     if ".py:" in name:
-        interface = {"interface": "false", **(options or {})}
-        if len(interface) > 1:
-            raise UsageError(f"{name} has no option but interface=true")
         loaded = script.load(name)
-        return dataclasses.replace(
-            loaded, interface=_flag(name, "interface", interface.popitem()[1])
-        )
-    kinds = builtin_types()
-    if name not in kinds:
-        kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
-    if name not in kinds:
-        raise UsageError(f"there is no pass {name!r}; there are: {', '.join(kinds)}")
-    kind = kinds[name]
+        if isinstance(loaded, Script):
+            return _script(name, loaded, options or {})
+        kind: type[Pass] = loaded
+    else:
+        kind = _kind(name)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {}
     for key, text in (options or {}).items():
@@ -124,6 +117,22 @@ def _value(name: str, field: dataclasses.Field[Any], text: str) -> Any:
         raise UsageError(
             f"option {field.name} of pass {name} is of type {kind}: {text!r}"
         ) from None
+
+
+def _kind(name: str) -> type[Pass]:
+    kinds = builtin_types()
+    if name not in kinds:
+        kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
+    if name not in kinds:
+        raise UsageError(f"there is no pass {name!r}; there are: {', '.join(kinds)}")
+    return kinds[name]
+
+
+def _script(name: str, loaded: Script, options: Mapping[str, str]) -> Script:
+    given = {"interface": "false", **options}
+    if len(given) > 1:
+        raise UsageError(f"{name} has no option but interface=true")
+    return dataclasses.replace(loaded, interface=_flag(name, "interface", given["interface"]))
 
 
 def _flag(name: str, option: str, text: str) -> bool:

@@ -88,23 +88,30 @@ def _take_over(graph: Graph, made: gs.Graph) -> None:
         mine[:] = [own.get(tensor.name, tensor) for tensor in theirs]
 
 
-def load(text: str) -> Script:
-    """Return the function that `FILE.py:FUNCTION` names as a pass. Raises `UsageError`."""
+def load(text: str) -> Script | type[Pass]:
+    """Return what `FILE.py:NAME` names: a function as a pass, or a class of passes.
+
+    Raises `UsageError`.
+    """
     place, _, name = text.rpartition(":")
     path = Path(place)
     if not path.is_file():
         raise UsageError(f"cannot read {path}: there is no such file")
     module = _imported(path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f"{path} has no function {name!r}")
-    return Script(function, place=place)
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, Pass):
+        return found
+    if not callable(found):
+        raise UsageError(f"{path} has no function or pass {name!r}")
+    return Script(found, place=place)
 
 
 def _imported(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # a name that no package has: what the file defines is looked up there by dataclasses
+    spec = importlib.util.spec_from_file_location(f"graphpass script {path.resolve()}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     sys.path.insert(0, str(path.resolve().parent))  # what it imports from beside itself
     try:
         with guarded("it"):

@@ -129,8 +129,9 @@ def find(folder: Path | None, passes: Sequence[str] = ()) -> Iterator[Fixture]:
 
 
 def default_folder() -> Path | None:
-    """Return ./fixtures, or else the folder of that name in graphpass's own checkout."""
-    for folder in (Path("fixtures"), Path(__file__).parents[2] / "fixtures"):
+    """Return ./fixtures, or else those that graphpass comes with."""
+    package = Path(__file__).parents[1]
+    for folder in (Path("fixtures"), package / "fixtures", package.parent / "fixtures"):
         if folder.is_dir():
             return folder
     return None
