@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from graphpass.cli import run
+from graphpass.dense import oracle, trunk_and_heads
 from graphpass.dense.convolutionalize import DenseReport, convolutionalize
 from graphpass.dense.oracle import Oracle
 from graphpass.errors import DifferenceError, GraphpassError, ModelError, UsageError
@@ -102,6 +103,23 @@ def test_a_fixed_batch_stays_unless_it_is_freed() -> None:
     freed = convolutionalize(network("squeezenet"), keep_batch=False).model.to_proto()
     assert shape_of(kept.graph.input[0])[0] == 1
     assert shape_of(freed.graph.input[0])[0] == shape_of(freed.graph.output[0])[0] == "N"
+
+
+def test_a_trunk_that_was_freed_wrongly_is_no_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("shufflenet")
+    assert convolutionalize(model).report.freed
+
+    def careless(*args: Any) -> tuple[onnx.ModelProto, onnx.ModelProto, list[str]]:
+        own, freed, notes = trunk_and_heads.cut_trunk(*args)
+        for node in freed.graph.node:
+            if node.op_type == "Transpose":
+                node.op_type = "Identity"
+                del node.attribute[:]
+        return own, freed, notes
+
+    monkeypatch.setattr(oracle, "cut_trunk", careless)
+    with pytest.raises(DifferenceError, match="makes maps is another at other sizes"):
+        convolutionalize(model)
 
 
 @pytest.mark.parametrize("target", ["computed", "sequence"])

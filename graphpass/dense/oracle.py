@@ -24,7 +24,7 @@ from graphpass.dense.trunk_and_heads import (
     height_and_width,
     start_of,
 )
-from graphpass.errors import ModelError
+from graphpass.errors import DifferenceError, ModelError
 from graphpass.follow.image_input import trace_image
 from graphpass.follow.trace import LAYOUTS
 from graphpass.follow.traced import Collapse, Trace
@@ -42,6 +42,7 @@ from graphpass.validate.compare import (
 from graphpass.validate.logits import softmax_outputs, with_logits
 from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
 from graphpass.validate.process.runtime import RunError, Runtime, Session
+from graphpass.validate.resolutions import Resolutions
 
 _CELLS_AT_ONCE = 32
 _MOST_CELLS = 256  # of one output at one size; beyond, a seeded sample with the corners in it
@@ -116,10 +117,28 @@ class Oracle:
         self.policy = Policy(base_tolerance(self.epsilon), _NOISE_FACTOR)
         self.maps = [t.name for t in native.graph.outputs if native.is_map(t)]
         self.heads = cut_heads(original.proto, native)
-        self.trunk, self.freed = cut_trunk(original, native, self.maps)
+        own, self.trunk, self.freed = cut_trunk(original, native, self.maps)
+        if self.freed:
+            self._require_equal(own)
         self.cams = dict(cams or {})
         self.bare, self.logit_heads = self._logit_heads() if self.cams else (native, [])
         self._sessions: dict[str, Session] = {}
+
+    def _require_equal(self, own: onnx.ModelProto) -> None:
+        """Hold a trunk in which something had to be freed against the original's own.
+
+        Raises DifferenceError where it is another at other sizes.
+        """
+        image = self.native.image.name
+        feed = {image: self._draw(self.native.size, self.fixed_batch or 1)}
+        judge = Resolutions(own, self.runtime, "cpu", feed, self.policy, self.epsilon)
+        compared, problem = judge.compare(self.trunk, set())
+        wrong = [f"'{c.name}' {c.reason} at {c.feed}" for c in compared if not c.ok]
+        if problem or wrong:
+            raise DifferenceError(
+                f"the part of the network that makes maps is another at other sizes: "
+                f"{problem or wrong[0]}; nothing was written"
+            )
 
     def _logit_heads(self) -> tuple[Trace, list[Head]]:
         """Trace the original without the Softmax at its end, and cut out its heads."""

@@ -86,8 +86,8 @@ def declared(native: Trace, tensor: Tensor) -> tuple[int, list[int | None]]:
 
 def cut_trunk(
     original: Model, native: Trace, maps: Sequence[str]
-) -> tuple[onnx.ModelProto, list[str]]:
-    """Cut out the trunk and let its input have any size; return also what had to be freed."""
+) -> tuple[onnx.ModelProto, onnx.ModelProto, list[str]]:
+    """Cut out the trunk, and let its input have any size; return both, and what had to be freed."""
     image = native.image
     ends = list(dict.fromkeys([*(c.source.name for c in native.heads), *maps]))
     proto = cut(original.proto, {image.name: declared(native, image)}, ends)
@@ -100,7 +100,7 @@ def cut_trunk(
     applied = apply(make("free-resolution"), trunk)
     if applied.refusals:
         raise ModelError(applied.refusals[0].reason)
-    return trunk.proto, applied.notes[:-1]
+    return proto, trunk.proto, applied.notes[:-1]
 
 
 def _tensors(native: Trace) -> list[Tensor]:

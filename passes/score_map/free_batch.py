@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import onnx
 
-from graphpass import Graph, Pass, Tensor
+from graphpass import Graph, Pass, Tensor, require
 from graphpass.follow.image_input import images
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.reader import value_type
@@ -36,8 +36,7 @@ class FreeBatch(Pass):
         if graph.parent is not None or graph.is_function:
             return []
         inputs = _batched(graph)
-        if not inputs:
-            return []
+        require(inputs, "no input of the network has a batch: none has more than one axis")
         size = inputs[0].shape[0]
         count = size if isinstance(size, int) else 1
         name = size if isinstance(size, str) else _fresh(graph)

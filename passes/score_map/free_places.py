@@ -69,15 +69,20 @@ def _image(graph: Graph) -> Tensor | None:
         tensor
         for tensor in graph.inputs
         if tensor.shape is not None
-        and 3 <= len(tensor.shape) <= 5
+        and 2 <= len(tensor.shape) <= 5
         and tensor.dtype is not None
-        and tensor.dtype.kind in "fui"
+        and tensor.dtype.kind in ("fui" if len(tensor.shape) > 2 else "f")
         and tensor.name not in held
     ]
-    return found[0] if len(found) == 1 else None
+    names = ", ".join(f"'{tensor.name}'" for tensor in found)
+    require(len(found) < 2, f"several inputs may be an image, a signal or a volume: {names}")
+    return found[0] if found else None
 
 
 def _layouts(rank: int) -> Iterator[list[int]]:
+    if rank == 2:
+        yield [1]  # N, places
+        return
     yield list(range(2, rank))  # N, C, then places
     yield list(range(1, rank - 1))  # N, places, then C
 

@@ -131,6 +131,13 @@ SIGNALS: dict[str, tuple[str, str, str, dict[str, Any], int]] = {
         {"k": (4, 3, 3), "W": (1, 9, 4), "R": (1, 9, 3)},
         1,
     ),
+    "a bare signal": (
+        "1,{0}",
+        "u = Unsqueeze(x, one) a = Conv<pads=[1,1]>(u, k) r = Relu(a) y = Squeeze(r, zero)",
+        "4,{0}",
+        {"k": (4, 1, 3), "one": _ints(1), "zero": _ints(0)},
+        1,
+    ),
     "a volume": (
         "1,3,{0},{1},{2}",
         "a = Conv<pads=[1,1,1,1,1,1]>(x, k) p = MaxPool<kernel_shape=[1,2,2], strides=[1,2,2]>(a)"
@@ -158,7 +165,8 @@ def signal(kind: str, sizes: Sizes) -> onnx.ModelProto:
 
 
 def answer(model: onnx.ModelProto, sizes: Sizes) -> Any:
-    image = np.random.default_rng(0).normal(size=(1, 3, *sizes)).astype(np.float32)
+    channels = [3] * (len(model.graph.input[0].type.tensor_type.shape.dim) - 1 - len(sizes))
+    image = np.random.default_rng(0).normal(size=(1, *channels, *sizes)).astype(np.float32)
     return session(model).run(["y"], {"x": image})[0]
 
 
