@@ -93,9 +93,15 @@ class Editor:
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Let what reads `old` read `new` once the edit is complete.
 
-        What was made here may read `old` itself: it goes on reading what `old` was.
+        What was made here may read `old` itself: it goes on reading what `old` was. A node that
+        is made after it and means what is there now reads `current(old)`.
         """
         self._replaced.append((old, new))
+
+    def current(self, tensor: Tensor) -> Tensor:
+        """Return what takes the place of `tensor` as of now, or itself: what a new node reads."""
+        found = [new for old, new in self._replaced if old is tensor]
+        return found[-1] if found else tensor
 
     def put_out(self, output: Tensor, new: Tensor) -> None:
         """Let the graph's `output` be `new`; what reads it goes on reading what it was."""

@@ -193,14 +193,14 @@ def _reduce(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
     )
 
     def change(changes: Changes) -> None:
-        edit, source = changes.edit, node.inputs[0]
+        edit, source = changes.edit, changes.edit.current(node.inputs[0])
         if not rest:
             new = edit.one("Identity", [source], like=None)
         elif _has_axes_input(node):
             new = edit.one(node.op, [source, np.array(rest, np.int64)], like=node)
         else:
             new = edit.one(node.op, [source], like=node, axes=rest)
-        edit.replace(node.outputs[0], new)
+        changes.replace(node, new)
 
     batch.change(change, f"{label(node)} leaves the batch out of what it reduces over")
     return [rows]
@@ -220,8 +220,8 @@ def _softmax(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None]
         return None
 
     def change(changes: Changes) -> None:
-        new = changes.edit.one(node.op, [node.inputs[0]], like=node, axis=1)
-        changes.edit.replace(node.outputs[0], new)
+        source = changes.edit.current(node.inputs[0])
+        changes.replace(node, changes.edit.one(node.op, [source], like=node, axis=1))
 
     batch.change(change, f"{label(node)} works on each row alone")
     return [rows]
@@ -250,7 +250,7 @@ def _slice(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] |
     rest = [cut for cut in bounds if cut[0] % rank != rows.axis]
 
     def change(changes: Changes) -> None:
-        edit, source = changes.edit, node.inputs[0]
+        edit, source = changes.edit, changes.edit.current(node.inputs[0])
         axes, starts, ends, steps = ([cut[column] for cut in rest] for column in range(4))
         if not rest:
             new = edit.one("Identity", [source])
@@ -259,7 +259,7 @@ def _slice(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] |
         else:
             bounds = [np.array(column, np.int64) for column in (starts, ends, axes, steps)]
             new = edit.one("Slice", [source, *bounds], like=node)
-        edit.replace(node.outputs[0], new)
+        changes.replace(node, new)
 
     batch.change(change, f"{label(node)} takes every row")
     return [rows]
@@ -277,8 +277,8 @@ def _gather(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
         "a batch lie",
     )
     batch.change(
-        lambda changes: changes.edit.replace(
-            node.outputs[0], changes.edit.one("Identity", [node.inputs[0]])
+        lambda changes: changes.replace(
+            node, changes.edit.one("Identity", [changes.edit.current(node.inputs[0])])
         ),
         f"{label(node)} takes every row",
     )

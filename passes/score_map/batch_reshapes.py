@@ -50,9 +50,9 @@ def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
 
     def change(changes: Changes) -> None:
         like = node if operator(node) == "Reshape" else None
-        operands = [node.inputs[0], shape(changes)]
+        operands = [changes.edit.current(node.inputs[0]), shape(changes)]
         new = changes.edit.one("Reshape", operands, like=like, allowzero=None)
-        changes.edit.replace(node.outputs[0], new)
+        changes.replace(node, new)
 
     batch.change(change, f"{label(node)} takes the batch as it comes")
     return [wanted]

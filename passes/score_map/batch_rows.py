@@ -109,6 +109,10 @@ class Changes:
         self.edit = edit
         self._count: Tensor | None = None
 
+    def replace(self, node: Node, new: Tensor) -> None:
+        """Let `new` take the place of the node's first output."""
+        self.edit.replace(node.outputs[0], new)
+
     @property
     def count(self) -> Tensor:
         """The number of rows, as a vector of one integer."""
@@ -124,7 +128,8 @@ class Changes:
         before, after = np.ones(axis, np.int64), np.ones(rank - axis - 1, np.int64)
         parts = [part for part in (before, self.count, after) if not _is_empty(part)]
         shape = parts[0] if len(parts) == 1 else self.edit.one("Concat", parts, axis=0)
-        return self.edit.one("Expand", [tensor, shape])
+        held = tensor if isinstance(tensor, np.ndarray) else self.edit.current(tensor)
+        return self.edit.one("Expand", [held, shape])
 
 
 def _is_empty(part: Tensor | Array) -> bool:

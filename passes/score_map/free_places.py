@@ -194,15 +194,16 @@ def _shape_parts(native: Followed, node: Node) -> list[tuple[int, int, int, bool
 
 
 def _reshaped(edit: Editor, node: Node, parts: Sequence[tuple[int, int, int, bool]]) -> Tensor:
-    shape = edit.one("Shape", [node.inputs[0]])
+    source = edit.current(node.inputs[0])
+    shape = edit.one("Shape", [source])
     shape.dtype = np.dtype(np.int64)
     pieces: list[Tensor | Array] = []
     for plain, run in itertools.groupby(parts, key=lambda part: part[1:] == (1, 1, False)):
         if plain:
             pieces.append(np.array([size for size, *_ in run], np.int64))
             continue
-        for source, times, divisor, _ in run:
-            piece = edit.one("Gather", [shape, np.array([source], np.int64)], axis=0)
+        for axis, times, divisor, _ in run:
+            piece = edit.one("Gather", [shape, np.array([axis], np.int64)], axis=0)
             if times > 1:
                 piece = edit.one("Mul", [piece, np.array([times], np.int64)])
             if divisor > 1:
@@ -210,7 +211,7 @@ def _reshaped(edit: Editor, node: Node, parts: Sequence[tuple[int, int, int, boo
             pieces.append(piece)
     target = edit.one("Concat", pieces, axis=0)
     like = node if operator(node) == "Reshape" else None
-    return edit.one("Reshape", [node.inputs[0], target], like=like, allowzero=None)
+    return edit.one("Reshape", [source, target], like=like, allowzero=None)
 
 
 def _factors(native: Followed, node: Node) -> list[Fraction]:
@@ -224,7 +225,7 @@ def _factors(native: Followed, node: Node) -> list[Fraction]:
 
 def _resized(edit: Editor, node: Node, factors: Sequence[Fraction]) -> Tensor:
     exact = all(Fraction(float(np.float32(float(factor)))) == factor for factor in factors)
-    x, none = node.inputs[0], None
+    x, none = edit.current(node.inputs[0]), None
     if exact:
         scales = np.array([float(factor) for factor in factors], np.float32)
         return edit.one("Resize", [x, none, scales], like=node, axes=None)

@@ -99,7 +99,8 @@ def _free_reshapes(found: Trace, other: Trace, edit: Editor) -> list[str]:
         wanted = [size_of(axis) for axis in other.axes[id(node.outputs[0])]]
         if _resolved(other, node) != wanted:
             shape = _computed_shape(found, edit, node)
-            replaced = edit.one("Reshape", [node.inputs[0], shape], like=node, allowzero=None)
+            source = edit.current(node.inputs[0])
+            replaced = edit.one("Reshape", [source, shape], like=node, allowzero=None)
             edit.replace(node.outputs[0], replaced)
             done.append(f"{label(node)} computes height and width")
     return done
@@ -135,7 +136,7 @@ def _computed_shape(found: Trace, edit: Editor, node: Node) -> Tensor:
         if not runs or runs[-1][0] != plain:
             runs.append((plain, []))
         runs[-1][1].append(value)
-    shape = edit.one("Shape", [node.inputs[0]])
+    shape = edit.one("Shape", [edit.current(node.inputs[0])])
     parts: list[Any] = [
         values if plain else edit.one("Gather", [shape, values], axis=0)
         for plain, values in ((plain, np.array(run, np.int64)) for plain, run in runs)
@@ -149,7 +150,9 @@ def _free_softmax(found: Trace, edit: Editor) -> list[str]:
     for node in found.graph.nodes:
         flattens = operator(node) in (*SOFTMAXES, "Hardmax") and opset(node) < 13
         if flattens and found.is_map(node.inputs[0]) and attribute(node, "axis") in (1, -3):
-            edit.replace(node.outputs[0], cellwise_softmax(edit, node, node.inputs[0]))
+            edit.replace(
+                node.outputs[0], cellwise_softmax(edit, node, edit.current(node.inputs[0]))
+            )
             done.append(f"{label(node)} works on the channels")
     return done
 

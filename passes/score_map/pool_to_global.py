@@ -33,4 +33,4 @@ class PoolToGlobal(Pass):
 def make_global(edit: Editor, pools: list[Node]) -> None:
     """Let each of `pools` pool over the whole of its map, whatever its size."""
     for pool in pools:
-        edit.replace(pool.outputs[0], edit.one("GlobalAveragePool", [pool.inputs[0]]))
+        edit.replace(pool.outputs[0], edit.one("GlobalAveragePool", [edit.current(pool.inputs[0])]))

@@ -140,6 +140,12 @@ FREED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {"two": np.array(2), "one": np.array(1)},
         "",
     ),
+    "one change after the other": (
+        "m = ReduceMax(r) v = Reshape(m, t) u = Flatten<axis=0>(v) y = Slice(u, first, one, first)",
+        "float[1,1] y",
+        {"t": np.array([1, 1, 1]), "one": np.array([1])},
+        "Slice of 'y' takes every row",
+    ),
     "an output without a batch": (
         "temperature = Identity(scale) y = Mul(r, scale)",
         "float[1,4,6,6] y, float[1] temperature",
