@@ -32,7 +32,11 @@ def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
     assert own is not None and made is not None
     as_is = _as_is(batch, node, own, rows)
     wanted = _wanted(batch, own, made, rows)
-    if as_is is not None and (as_is.plain or wanted is None or not wanted.plain):
+    if as_is is not None and (
+        wanted is None
+        or not wanted.plain
+        or (as_is.plain and _is_meant(batch, node, as_is, wanted))
+    ):
         return [as_is]
     unknown = any(_is_unknown(name) for size in (*own, *made) for name in size.names)
     require(
@@ -107,6 +111,13 @@ def _bounds(start: int, end: int) -> list[Array]:
 def _is_unknown(name: str) -> bool:
     """Whether a size has no name of the user's: ONNX's inference, or we, made one up."""
     return name.startswith(("unk__", "?"))
+
+
+def _is_meant(batch: Batch, node: Node, as_is: Rows, wanted: Rows) -> bool:
+    """Whether the node says itself that the rows lie there, and does not only infer it."""
+    asked = target_of(node, batch.freed) if operator(node) == "Reshape" else None
+    named = asked is not None and asked[as_is.axis] != INFERRED
+    return as_is.axis == wanted.axis or named
 
 
 def _as_is(batch: Batch, node: Node, own: list[Size], rows: Rows) -> Rows | None:
