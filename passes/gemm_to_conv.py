@@ -24,7 +24,7 @@ from graphpass import (
 from graphpass.errors import UsageError
 from graphpass.ir.refusal import POSITIONS
 
-from .clean_up import DropTranspose, MergeTransposes
+from .clean_up.layouts import DropTranspose, MergeTransposes
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
 from .shared.flatten import FLATTEN_RULES
 from .shared.integer_layers import IntegerDense

@@ -522,7 +522,8 @@ _ROOT = Path(__file__).parent.parent
 _HOME = {_ROOT / "graphpass/ir" / name for name in ("operators.py", "mixing.py")}
 _NAMES = {schema.name for schema in defs.get_all_schemas()}
 _OLDER = {  # to be emptied
-    *("batch_operators.py", "branches.py", "equal.py", "evaluate.py", "fused_functions.py")
+    *("batch_operators.py", "branches.py", "broadcast.py", "counting.py", "equal.py"),
+    *("evaluate.py", "fused_functions.py", "zeros.py"),
 }
 _MOST_IN_A_PATTERN = 4  # as many operators as one pattern, or one branch, may list by name
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
+
 from graphpass.errors import GraphpassError, RuleError
 from graphpass.ir.model import Model, collection_paused
 from graphpass.ir.nodes import Constant, Graph, Node
@@ -27,6 +29,7 @@ from graphpass.rewrite.surgery import Built, Surgeon
 from graphpass.rewrite.survey import Proposal, Refused, Survey, Twin
 from graphpass.rewrite.term import read
 from graphpass.rewrite.window import Window, WindowVerdict, capture, capture_constants
+from graphpass.storage.reference import reference_of, tensors
 
 # A tensor with more readers than this is shared by accident: they are not looked at again.
 _WIDE = 64
@@ -172,6 +175,7 @@ def _apply(
     if by_hand and step.is_by_hand:
         _run_by_hand(step, model, applied)
     done, noted, rounds = -1, len(applied.refusals), 0
+    original_bytes = _file_bytes(model.proto) if step.surveys else 0
     while (step.rules or step.sweeps or step.surveys) and len(applied.rewrites) > done:
         rounds += 1
         if rounds > _MOST_ROUNDS:
@@ -185,11 +189,12 @@ def _apply(
             model.reread()
             del applied.refusals[noted:]
         done = len(applied.rewrites)
+        spare_bytes = original_bytes - _file_bytes(model.proto) if done and step.surveys else 0
         with model.rewriting() as scopes:
             # not held beyond this: it has the graph, which reading again lets go of
             _Run(
                 step, model, scopes, applied, limit, quarantine, windows, first_number, progress
-            ).to_fixpoint()
+            ).to_fixpoint(spare_bytes)
     return applied
 
 
@@ -254,7 +259,8 @@ class _Run:
                 for root in rule.roots:
                     self.by_root.setdefault(root, []).append(rule)
 
-    def to_fixpoint(self) -> None:
+    def to_fixpoint(self, spare_bytes: int) -> None:
+        """Apply everything until nothing fits; `spare_bytes`: see `Survey.find`."""
         if not (self.by_root or self.sweeps or self.surveys):
             return
         for scope in self.scopes:
@@ -268,7 +274,8 @@ class _Run:
             # what rules made may be equal or constant, and what surveys did lets rules fit
             done = len(self.applied.rewrites)
             for survey in self.surveys:
-                self._look_at_all(survey)
+                self._look_at_all(survey, spare_bytes)
+            spare_bytes = 0
             self._drain(most)
             self.surgeon.close(self.scopes)
             if not self.surveys or self._is_full():
@@ -312,14 +319,14 @@ class _Run:
         self.applied.rewrites.append(Rewrite(number, rule, REMOVAL, site, (shown,), ()))
         self.progress()
 
-    def _look_at_all(self, survey: Survey) -> None:
+    def _look_at_all(self, survey: Survey, spare_bytes: int) -> None:
         """Do what a survey finds, scope by scope, outer ones first."""
-        for scope in self.scopes:
+        for index, scope in enumerate(self.scopes):
             where = f"'{scope.name}'" if scope.name else "the graph"
             if (survey.name, where) in self.quarantine:
                 continue
             try:
-                for proposal in survey.find(scope):
+                for proposal in survey.find(scope, 0 if index else spare_bytes):
                     if self._is_full():
                         return
                     self._adopt(survey, proposal)
@@ -522,6 +529,12 @@ class _Run:
 def _is_no_fault(error: Exception) -> bool:
     """Whether an error is not the rule's: weights that cannot be read, no memory left."""
     return isinstance(error, (GraphpassError, MemoryError)) and not isinstance(error, RuleError)
+
+
+def _file_bytes(proto: onnx.ModelProto) -> int:
+    """Return about how long the file of a skeleton is, with the weights that it refers to."""
+    held = (reference_of(tensor) for tensor in tensors(proto))
+    return int(proto.ByteSize()) + sum(found.length for found in held if found is not None)
 
 
 def _site(node: Node) -> str:

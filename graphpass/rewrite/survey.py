@@ -56,8 +56,11 @@ class Survey:
         if not (cls.__dict__.get("__doc__") or "").strip():
             raise RuleError(f"survey {cls.__name__} needs a docstring whose first line is its law")
 
-    def find(self, scope: Graph) -> Iterator[Proposal]:
-        """Yield what is to be rewritten in `scope`, not looking into the bodies inside it."""
+    def find(self, scope: Graph, spare_bytes: int) -> Iterator[Proposal]:
+        """Yield what is to be rewritten in `scope`, not looking into the bodies inside it.
+
+        `spare_bytes`: by how much the file is shorter already than when the pass began.
+        """
         raise NotImplementedError
 
     @property

@@ -17,6 +17,7 @@ from graphpass.rewrite.match import Match, computing
 from graphpass.rewrite.surgery import Built
 
 _MOST_NODES = 64  # of a window with what computes its shapes
+_MOST_FIXED = 1024  # of one that is replaced by a constant
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ def _window(found: Match, built: Built, result: Tensor, made: Tensor) -> Window 
     shapes = _shape_nodes(graph, [*read, made], {id(node) for node in found.nodes})
     shapes |= _dequantizers(graph, read)
     if isinstance(made, gs.Constant) or {node.op for node in new} == {"Constant"}:
-        shapes |= _fixed_nodes(graph, root)
+        fixed = _fixed_nodes(graph, root)
+        if fixed is None:
+            return None
+        shapes |= fixed
     opsets = {**graph.opsets, **built.imports}
     before = _cut(graph, replaced, result, result, shapes, opsets)
     # what replaces the match may go on reading tensors from the middle of it
@@ -113,7 +117,7 @@ def _cut(
     made = {id(tensor) for node in nodes for tensor in node.outputs}
     proto = onnx.GraphProto(name="window")
     seen: set[int] = set()
-    for tensor in [*(t for node in nodes for t in node.inputs), *([output] if bare else [])]:
+    for tensor in [*(t for node in nodes for t in _read(node)), *([output] if bare else [])]:
         if tensor.name == "" or id(tensor) in made or id(tensor) in seen:
             continue
         seen.add(id(tensor))
@@ -179,30 +183,48 @@ def _dequantizers(graph: Graph, tensors: list[Tensor]) -> dict[int, Node]:
 def _with_sources(nodes: list[Node], tensors: list[Tensor], shapes: dict[int, Node]) -> list[Node]:
     found = list(nodes)
     inside = {id(node) for node in nodes}
-    waiting = [*tensors, *(tensor for node in nodes for tensor in node.inputs)]
+    waiting = [*tensors, *(tensor for node in nodes for tensor in _read(node))]
     while waiting:
         source = producer(waiting.pop())
         if source is not None and id(source) in shapes and id(source) not in inside:
             inside.add(id(source))
             found.append(source)
-            waiting.extend(source.inputs)
+            waiting.extend(_read(source))
     return found
 
 
-def _fixed_nodes(graph: Graph, root: Node) -> dict[int, Node]:
-    """Return everything above a node that is replaced by a constant, if that is constant, too."""
+def _read(node: Node) -> list[Tensor]:
+    """Return what `node` reads, in its bodies as well."""
+    read = list(node.inputs)
+    inside: set[int] = set()
+    for body in node.graph.subgraphs_of(node):
+        for scope in body.scopes():
+            inside.update(id(tensor) for tensor in (*scope.inputs, *scope.initializers))
+            inside.update(id(tensor) for inner in scope.nodes for tensor in inner.outputs)
+            read.extend(tensor for inner in scope.nodes for tensor in inner.inputs)
+            read.extend(scope.outputs)
+    return [tensor for tensor in read if id(tensor) not in inside]
+
+
+def _fixed_nodes(graph: Graph, root: Node) -> dict[int, Node] | None:
+    """Return everything above a node that is replaced by a constant; None where that is too much.
+
+    A CastLike looks at no element of its second input: that may be anything.
+    """
     found: dict[int, Node] = {}
-    waiting = list(root.inputs)
+    waiting = list(root.inputs[:1] if operator(root) == "CastLike" else root.inputs)
     while waiting:
         tensor = waiting.pop()
         if tensor.name == "" or constant(tensor) is not None:
             continue
         source = producer(tensor)
-        if source is None or source.graph is not graph or len(found) > _MOST_NODES:
-            return {}
+        if source is None or source.graph is not graph or len(found) > _MOST_FIXED:
+            return None
         if id(source) not in found:
             found[id(source)] = source
-            if operator(source) not in ("Shape", "Size"):  # which look at no element
+            if operator(source) == "CastLike":
+                waiting.append(source.inputs[0])
+            elif operator(source) not in ("Shape", "Size"):  # which look at no element
                 waiting.extend(source.inputs)
     return found
 
@@ -220,7 +242,7 @@ def _ordered(nodes: Iterable[Node]) -> list[Node]:
     ordered: list[Node] = []
     while waiting:
         for node in waiting:
-            sources = (producer(tensor) for tensor in node.inputs)
+            sources = (producer(tensor) for tensor in _read(node))
             if all(s is None or id(s) not in inside or id(s) in done for s in sources):
                 break
         waiting.remove(node)

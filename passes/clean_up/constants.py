@@ -90,12 +90,12 @@ class _Chain:
 class FoldConstants(Survey):
     """f(constants) = its value, chain by chain, where the file grows by no more than `budget`.
 
-    What other chains save is spent as well, so that the file as a whole grows by no more.
+    What the pass has saved elsewhere is spent as well: the file as a whole grows by no more.
     """
 
     budget: int = FOLD_BUDGET
 
-    def find(self, scope: Graph) -> Iterator[Fold | Refused]:
+    def find(self, scope: Graph, spare_bytes: int) -> Iterator[Fold | Refused]:
         """Yield the ends of the chains of constants in `scope`."""
         inside = _foldable(scope)
         held = [node.outputs[0] for node in inside.values()]  # so that no id comes again
@@ -105,6 +105,7 @@ class FoldConstants(Survey):
             chain.cost = _cost(chain.ends)
         chains.sort(key=lambda chain: chain.cost.growth)
         saved = -sum(chain.cost.growth for chain in chains if chain.cost.growth < 0)
+        saved += max(spare_bytes, 0)
         for chain in chains:
             if not chain.cost.is_within(self.budget):
                 if not chain.cost.is_within(saved):
@@ -155,6 +156,8 @@ def _foldable(scope: Graph) -> dict[int, Node]:
         output = node.outputs[0]
         read = sources(node)
         known = all(id(t) in inside or _is_leaf(t) for t in read)
+        if constant(output) is None and (dtype(output) is None or static_shape(output) is None):
+            continue
         is_known = known and (constant(output) is not None or is_computable(node))
         if is_known or (_may_count(output) and is_static(output)):
             inside[id(output)] = node

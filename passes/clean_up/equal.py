@@ -29,7 +29,7 @@ _ALONE = frozenset(
 class EqualInitializers(Survey):
     """Two initializers of the same type, shape and bytes = one."""
 
-    def find(self, scope: Graph) -> Iterator[Twin]:
+    def find(self, scope: Graph, spare_bytes: int) -> Iterator[Twin]:
         """Yield a pair for each initializer that holds what an earlier one does."""
         alike: dict[tuple[int, tuple[int, ...]], list[Constant]] = {}
         for tensor in scope.initializers:
@@ -82,7 +82,7 @@ def _bytes(array: np.ndarray[Any, Any]) -> bytes:
 class EqualNodes(Survey):
     """f(x) twice = f(x) once, where f is the same operator with equal attributes and bodies."""
 
-    def find(self, scope: Graph) -> Iterator[Twin | Refused]:
+    def find(self, scope: Graph, spare_bytes: int) -> Iterator[Twin | Refused]:
         """Yield a pair for each node that computes what an earlier one of `scope` does.
 
         Not what is random or trains, nor what ONNX does not know. A body may never run, or often:

@@ -179,9 +179,7 @@ def _is_exact(node: Node) -> bool:
     if op in _COMPARISONS:
         return kinds <= _NUMBERS | {"float16", "bool"}
     if op in ("Cast", "CastLike"):
-        # to float16 by way of float32, as some do it, would round twice
-        narrows = kinds != {"float16", "float64"} and not (kinds & _INTEGERS and "float16" in kinds)
-        return kinds <= _NUMBERS | {"float16", "bool"} and narrows
+        return kinds <= _NUMBERS | {"float16", "bool"}
     if op in _COUNTS:
         return kinds <= _INTEGERS and not (op == "Mod" and attribute(node, "fmod"))
     if op == "Pad":
@@ -241,6 +239,10 @@ def _is_defined(node: Node, held: list[Array]) -> bool:
         return not any(((part == 0) | np.isnan(part)).any() for part in held)
     if op in ("Cast", "CastLike"):
         target = np.dtype(dtype(node.outputs[0]))
+        if target == np.float16 and held[0].dtype not in (np.float16, np.float32, np.bool_):
+            # some go by way of float32, which rounds twice, and some leave out what comes between
+            with np.errstate(over="ignore"):
+                return bool((held[0].astype(np.float16).astype(held[0].dtype) == held[0]).all())
         if target.kind in "iu" and held[0].dtype.kind == "f":
             least, most = (0, 2**7) if target.itemsize == 1 else (-(2.0**15), 2.0**15)
             if target.itemsize >= 4:

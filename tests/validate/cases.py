@@ -510,10 +510,211 @@ CASES = (
     ),
 )
 
+# the families of clean-up, each rule in the smallest model that has it
+_FAMILIES: tuple[Case, ...] = (
+    _clean(
+        "x + 0 ahead of a Softmax",
+        "(float[N,5] x) => (float[N,5] y) {a = Add(x, k) y = Softmax(a)}",
+        k=np.zeros(5, np.float32),
+    ),
+    _clean(
+        "Pad ahead of Conv",
+        "(float[N,3,5,6] x) => (float[N,4,5,6] y) {c = Pad(x, k) y = Conv(c, w)}",
+        k=_ints(0, 0, 1, 2, 0, 0, 1, 0),
+        w=(4, 3, 3, 3),
+    ),
+    _clean(
+        "Pad ahead of AveragePool",
+        "(float[N,3,5,6] x) => (float[N,3,5,6] y) {"
+        "c = Pad(x, k) y = AveragePool<kernel_shape=[2,2]>(c)}",
+        k=_ints(0, 0, 1, 1, 0, 0, 0, 0),
+    ),
+    _clean(
+        "Pad ahead of MaxPool",
+        "(float[N,3,5,6] x) => (float[N,3,5,6] y) {"
+        "c = Pad(x, k, low) y = MaxPool<kernel_shape=[2,2]>(c)}",
+        k=_ints(0, 0, 1, 1, 0, 0, 0, 0),
+        low=np.float32(-np.inf),
+    ),
+    _clean(
+        "Pads",
+        "(float[N,3,5] x) => (float[N,3,9] y) {c = Pad(x, k) y = Pad(c, l)}",
+        k=_ints(0, 0, 1, 0, 0, 0),
+        l=_ints(0, 0, 1, 0, 0, 2),
+    ),
+    _clean(
+        "Slices",
+        "(float[N,6,5] x) => (float[N,3,3] y) {c = Slice(x, s, e, a) y = Slice(c, s, e, b)}",
+        s=_ints(1),
+        e=_ints(4),
+        a=_ints(1),
+        b=_ints(2),
+    ),
+    _clean(
+        "Gather of a range",
+        "(float[N,6] x) => (float[N,3] y) {y = Gather<axis=1>(x, k)}",
+        k=_ints(2, 3, 4),
+    ),
+    _clean(
+        "Slices end to end",
+        "(float[N,6] x) => (float[N,3] y) {"
+        "c = Slice(x, z, t, a) d = Slice(x, t, e, a) y = Sub(c, d)}",
+        z=_ints(0),
+        t=_ints(3),
+        e=_ints(6),
+        a=_ints(1),
+    ),
+    _clean(
+        "Split into one",
+        "(float[N,6] x) => (float[N,6] y) {c = Split<axis=1>(x, k) y = Tanh(c)}",
+        k=_ints(6),
+    ),
+    _clean(
+        "Split and Concat",
+        "(float[N,6] x) => (float[N,6] y) {"
+        "c, d = Split<axis=1>(x, k) e = Concat<axis=1>(c, d) y = Tanh(e)}",
+        k=_ints(2, 4),
+    ),
+    _clean(
+        "Concats",
+        "(float[N,3] x, float[N,2] z) => (float[N,8] y) {"
+        "c = Concat<axis=1>(x, z) y = Concat<axis=1>(c, x)}",
+    ),
+    _clean(
+        "parts of a sequence",
+        "(float[N,6] x) => (float[N,3] y) {"
+        "q = SplitToSequence<axis=1>(x, k) c = SequenceAt(q, i) d = SequenceAt(q, j)"
+        "y = Sub(c, d)}",
+        k=_ints(3, 3),
+        i=np.int64(0),
+        j=np.int64(1),
+    ),
+    _clean(
+        "a part of a sequence",
+        "(float[N,60] x) => (float[N,40] y) {"
+        "q = SplitToSequence<axis=1>(x, k) y = SequenceAt(q, i)}",
+        k=_ints(40, 20),
+        i=np.int64(0),
+    ),
+    _clean(
+        "a part of a sequence as made",
+        "(float[N,3] x, float[N,3] z) => (float[N,3] y) {"
+        "q = SequenceConstruct(x, z) c = SequenceAt(q, i) y = Tanh(c)}",
+        i=np.int64(1),
+    ),
+    _clean(
+        "a sequence as made",
+        "(float[N,3] x, float[N,2] z) => (float[N,5] y) {"
+        "q = SequenceConstruct(x, z) y = ConcatFromSequence<axis=1>(q)}",
+    ),
+    _clean(
+        "a sequence and back",
+        "(float[N,6] x) => (float[N,6] y) {"
+        "q = SplitToSequence<axis=1>(x, k) c = ConcatFromSequence<axis=1>(q) y = Tanh(c)}",
+        k=_ints(2, 4),
+    ),
+    _clean(
+        "one size",
+        "(float[N,3,4] x) => (int64[1] y) {s = Shape(x) c = Gather(s, i) y = Unsqueeze(c, a)}",
+        i=np.int64(0),
+        a=_ints(0),
+    ),
+    _clean(
+        "sizes",
+        "(float[N,3,4] x, float[M,5] z) => (int64[2] y) {"
+        "s = Shape(x) c = Gather(s, k) t = Shape(z) d = Slice(t, a, b) y = Mul(c, d)}",
+        k=_ints(0, 1),
+        a=_ints(0),
+        b=_ints(1),
+    ),
+    _clean(
+        "no size is -1",
+        "(float[N,3] x, int64[2] z) => (int64[2] y) {"
+        "s = Shape(x) e = Equal(s, k) c = Where(e, o, s) y = Mul(c, z)}",
+        k=_ints(-1, -1),
+        o=_ints(1, 1),
+    ),
+    _clean(
+        "masks",
+        "(float[N,3] x, bool[N,3] m) => (float[N,3] y) {"
+        "a = And(m, t) b = Where(a, x, k) c = Where(t, b, k) y = Tanh(c)}",
+        t=np.array([True]),
+        k=np.float32(2),
+    ),
+    _clean(
+        "axes that are kept",
+        "(float[N,3,4] x) => (float[N,3,1] y) {"
+        "c = ReduceMean<axes=[2],keepdims=0>(x) y = Unsqueeze(c, k)}",
+        k=_ints(2),
+    ),
+    _clean(
+        "bounds",
+        "(float[N,3] x) => (float[N,3] y) {c = Relu(x) y = Clip(c, l, h)}",
+        l=np.float32(-1),
+        h=np.float32(1.5),
+    ),
+    _clean(
+        "Max and Min",
+        "(float[N,40] x) => (float[N,40] y) {c = Max(x, l) y = Min(c, h)}",
+        l=np.float32(-0.3),
+        h=np.float32(0.4),
+    ),
+    _clean("Neg twice", "(float[N,3] x) => (float[N,3] y) {c = Neg(x) d = Neg(c) y = Tanh(d)}"),
+    _clean(
+        "to the first power",
+        "(float[N,3] x) => (float[N,3] y) {c = Pow(x, k) y = Tanh(c)}",
+        k=np.float32(1),
+    ),
+    _clean(
+        "quantized twice",
+        "(uint8[N,6] x) => (float[N,6] y) {"
+        "c = DequantizeLinear(x, s, z) d = QuantizeLinear(c, s, z) y = DequantizeLinear(d, s, z)}",
+        s=np.float32(0.05),
+        z=np.uint8(3),
+    ),
+    _clean(
+        "Expand of what broadcasts",
+        "(float[2,3,4] x, float[3,1] z) => (float[2,3,4] y) {c = Expand(z, k) y = Mul(x, c)}",
+        k=_ints(2, 3, 4),
+    ),
+    _clean(
+        "one value",
+        "(float[N,3,4] x) => (float[N,3,4] y) {y = Mul(x, k)}",
+        k=np.full((3, 4), 1.5, np.float32),
+    ),
+    _clean(
+        "a state of zeros",
+        '(float[4,2,3] x) => (float[4,1,2,3] y) {y = RNN<hidden_size=3>(x, w, r, "", "", h)}',
+        w=_away_from_zero(1, 3, 3),
+        r=_away_from_zero(1, 3, 3),
+        h=np.zeros((1, 2, 3), np.float32),
+    ),
+    _clean(
+        "an If that is decided",
+        "(float[N,3] x) => (float[N,3] y) {c = If(k) <"
+        "then_branch = g () => (float[N,3] p) {p = Mul(x, w)},"
+        "else_branch = h () => (float[N,3] q) {q = Add(x, w)}> y = Tanh(c)}",
+        k=np.array(True),
+        w=np.array([1.5, 2, 2.5], np.float32),
+    ),
+    _clean(
+        "a Transpose that is a Reshape",
+        "(float[12,2] x) => (float[2,1,12] y) {c = Reshape(x, k) y = Transpose<perm=[1,0,2]>(c)}",
+        k=_ints(1, 2, 12),
+    ),
+    _clean(
+        "axes joined, moved, parted",
+        "(float[2,3,5,4] x) => (float[2,3,4,5] y) {"
+        "c = Reshape(x, k) d = Transpose<perm=[0,2,1]>(c) y = Reshape(d, l)}",
+        k=_ints(6, 5, 4),
+        l=_ints(2, 3, 4, 5),
+    ),
+)
+
 
 def cases() -> Iterator[tuple[str, onnx.ModelProto, tuple[Pass, ...]]]:
     """Yield all models: those above, and the fixtures of passes that have some."""
-    for case in CASES:
+    for case in (*CASES, *_FAMILIES):
         yield case.name, case.model(), case.steps()
     for found in fixture.find(None):
         if "refused" in found.header or "untouched" in found.header:

@@ -43,6 +43,11 @@ from .sabotage import (
     windows,
 )
 
+# rules that take away operators for which no bound is derived
+NO_BOUND = {
+    *("ConcatOfSequence", "ConcatOfSplitSequence", "DropPow", "DropZeroState", "InlineIf"),
+    *("MinMaxIsClip", "SequenceAtIsPart", "SequenceAtIsSplit", "SequenceAtIsSplitOnce"),
+}
 SEEDS = int(os.environ.get("GRAPHPASS_SABOTAGE_SEEDS", "2"))
 
 
@@ -143,7 +148,8 @@ def test_undamaged_windows_are_not_accused(sites: list[Site], runtime: Runtime) 
         verdicts = check_windows([site.window for site in sites], runtime, seed=seed)
         for site, verdict in zip(sites, verdicts, strict=True):
             assert verdict.status == "ok", f"{site.name}, {site.rewrite.rule}: {verdict}"
-            assert verdict.bound in ("elementwise", "equal"), f"{site.name}: {verdict}"
+            derived = verdict.bound in ("elementwise", "equal")
+            assert derived or site.rewrite.rule in NO_BOUND, f"{site.name}: {verdict}"
 
 
 def test_roundings_of_a_mean_of_constants_are_counted() -> None:
@@ -288,7 +294,7 @@ def _windows(text: str, steps: Pass, opset: int = 17, **constants: object) -> li
 
 
 def test_shapes_are_computed_inside_the_window(runtime: Runtime) -> None:
-    (window,) = _windows(
+    *_, window = _windows(
         "(float[N,3,4] x) => (float[N,12] y) {h = Shape(x) n = Gather<axis=0>(h, zero) "
         "u = Unsqueeze(n, axes) k = Concat<axis=0>(u, rest) y = Reshape(x, k)}",
         make("clean-up"),

@@ -256,12 +256,32 @@ def _append(
         copied.name = ""
         copied.input[:] = [renamed(name) for name in node.input]
         copied.output[:] = [renamed(name) for name in node.output]
+        for attribute in copied.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _rename_outer(body, renamed)
     if bare:
         return
     for tensor in proto.initializer:
         held = graph.initializer.add()
         held.CopyFrom(tensor)
         held.name = renamed(tensor.name)
+
+
+def _rename_outer(body: onnx.GraphProto, renamed: Callable[[str], str]) -> None:
+    """Rename what a body reads from outside; names of its own stay."""
+    own = {value.name for value in (*body.input, *body.initializer)}
+    own.update(name for node in body.node for name in node.output)
+
+    def outer(name: str) -> str:
+        return name if name in own else renamed(name)
+
+    for node in body.node:
+        node.input[:] = [outer(name) for name in node.input]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename_outer(inner, outer)
+    for value in body.output:
+        value.name = outer(value.name)
 
 
 def _stacked(arrays: Sequence[Array], item: Prepared) -> Array:

@@ -1,0 +1,294 @@
+"""Slice, Split, Concat and Gather: pieces of a tensor, and putting them together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from graphpass import (
+    Node,
+    Op,
+    Rule,
+    Tensor,
+    Weight,
+    any_,
+    attribute,
+    const,
+    constant,
+    each,
+    integers,
+    is_output,
+    operator,
+    opset,
+    producer,
+    rank,
+    readers,
+    siblings,
+    static_dim,
+)
+from graphpass.ir.shapes import sizes, slices, values
+from graphpass.ir.sizes import Size
+from graphpass.rewrite.pattern import Beyond
+
+_TO_THE_END = 2**31 - 1  # what exporters write for the end of a slice that has none
+_AS_INPUTS = 10  # from this opset on, for Slice
+_SPLIT_AS_INPUT = 13
+_MOST_PIECES = 64
+
+Cut = tuple[int, int, int]  # start, end, step
+
+
+def _cuts(node: Node) -> dict[int, Cut] | None:
+    """Return what a Slice does by axis (from the front); None where that is computed."""
+    count, bounds = rank(node.inputs[0]), slices(node)
+    if count is None or bounds is None:
+        return None
+    return {axis % count: (start, end, step) for axis, start, end, step in bounds}
+
+
+def _slice(node: Node, x: Tensor, cuts: dict[int, Cut]) -> Op:
+    """Return Slice as the opset of `node` writes it."""
+    axes = sorted(cuts)
+    parts = [[cuts[axis][part] for axis in axes] for part in range(3)]
+    if opset(node) < _AS_INPUTS:
+        return Op("Slice", x, starts=parts[0], ends=parts[1], axes=axes)
+    starts, ends, steps = (np.array(part, np.int64) for part in parts)
+    steps_needed = [steps] if any(step != 1 for step in parts[2]) else []
+    return Op("Slice", x, starts, ends, np.array(axes, np.int64), *steps_needed)
+
+
+class DropSlice(Rule):
+    """Slice(x) from the first element to the last = x, sizes that are computed included."""
+
+    pattern = Op("Slice", any_("x"), ..., bind="node")
+
+    def rewrite(self, node: Node, x: Tensor) -> Any:
+        bounds = slices(node)
+        if bounds is None:
+            return x if _takes_all(node, x) else None
+        for axis, start, end, step in bounds:
+            size = static_dim(x, axis)
+            if start or step != 1 or end < (_TO_THE_END if size is None else size):
+                return None
+        return x
+
+
+def _takes_all(node: Node, x: Tensor) -> bool:
+    """Whether the ends of a Slice are the sizes of `x` on its axes, whatever they are when run."""
+    whole = sizes(x)
+    if whole is None or len(node.inputs) < 3:
+        return False
+    given = [values(tensor) for tensor in node.inputs[1:3]]
+    starts, ends = given
+    if starts is None or ends is None or any(start != Size(0) for start in starts):
+        return False
+    axes = integers(node.inputs[3]) if len(node.inputs) > 3 else list(range(len(starts)))
+    if len(node.inputs) > 4 and set(integers(node.inputs[4]) or [0]) != {1}:
+        return False
+    if axes is None or not all(-len(whole) <= axis < len(whole) for axis in axes):
+        return False
+    return all(
+        end == whole[axis] or (not end.names and end.factor >= _TO_THE_END)
+        for axis, end in zip(axes, ends, strict=True)
+    )
+
+
+class MergeSlices(Rule):
+    """Slice(Slice(x, a), b) = Slice(x, a and b): other axes, or ranges within ranges."""
+
+    pattern = Op("Slice", Op("Slice", any_("x"), ..., bind="inner"), ..., bind="outer")
+
+    def rewrite(self, outer: Node, inner: Node, x: Tensor) -> Any:
+        first, second = _cuts(inner), _cuts(outer)
+        if first is None or second is None:
+            return None
+        cuts = dict(first)
+        for axis, cut in second.items():
+            if axis in cuts:
+                both = _within(cuts[axis], cut)
+                if both is None:
+                    return None
+                cut = both
+            cuts[axis] = cut
+        return _slice(outer, x, cuts)
+
+
+def _within(first: Cut, second: Cut) -> Cut | None:
+    """Return two ranges as one, where both count from the front in steps of 1."""
+    if first[2] != 1 or second[2] != 1 or min(*first[:2], *second[:2]) < 0:
+        return None
+    return first[0] + second[0], min(first[1], first[0] + second[1]), 1
+
+
+class GatherIsSlice(Rule):
+    """Gather(x, [i, i + 1, …]) = Slice(x, i, …), along one axis."""
+
+    pattern = Op("Gather", any_("x"), const("index", quiet=True), bind="node")
+
+    def rewrite(self, node: Node, x: Tensor, index: Weight) -> Any:
+        axis, count = attribute(node, "axis"), rank(x)
+        if count is None or index.ndim != 1 or not 2 <= index.size <= 1 << 16:
+            return None
+        size = static_dim(x, axis)
+        found = [int(i) for i in index.array()]
+        if size is None or constant(x) is not None or found[0] < 0 or found[-1] >= size:
+            return None
+        if found != list(range(found[0], found[-1] + 1)):
+            return None
+        return _slice(node, x, {axis % count: (found[0], found[-1] + 1, 1)})
+
+
+class SlicesAreSplit(Rule):
+    """Slices of x that lie end to end along one axis = Split(x)."""
+
+    pattern = siblings(Op("Slice", any_("x"), ..., bind="cuts"), of="x")
+
+    def rewrite(self, x: Tensor, cuts: list[Node]) -> Any:
+        count = rank(x)
+        ranges = [_cuts(node) for node in cuts]
+        if count is None or len(cuts) > _MOST_PIECES or constant(x) is not None:
+            return None
+        axes = {axis for found in ranges if found is not None for axis in found}
+        for axis in sorted(axes):
+            pieces = _end_to_end(ranges, axis, static_dim(x, axis))
+            if pieces is not None:
+                return _split(cuts, x, axis, pieces)
+        return None
+
+
+def _end_to_end(
+    ranges: list[dict[int, Cut] | None], axis: int, size: int | None
+) -> dict[int, tuple[int, int]] | None:
+    """Return start and length of the slices that cover an axis once, by their index."""
+    if not size:
+        return None
+    found: dict[int, int] = {}  # by start: which
+    lengths: dict[int, int] = {}
+    for index, cuts in enumerate(ranges):
+        if cuts is None or set(cuts) != {axis} or cuts[axis][2] != 1:
+            continue
+        start, end, _ = cuts[axis]
+        start = max(start + size, 0) if start < 0 else min(start, size)
+        end = max(end + size, 0) if end < 0 else min(end, size)
+        if end > start and start not in found:
+            found[start], lengths[start] = index, end - start
+    pieces: dict[int, tuple[int, int]] = {}
+    at = 0
+    while at in found:
+        pieces[found[at]] = (at, lengths[at])
+        at += lengths[at]
+    return pieces if at == size and len(pieces) > 1 else None
+
+
+def _split(cuts: list[Node], x: Tensor, axis: int, pieces: dict[int, tuple[int, int]]) -> list[Any]:
+    order = sorted(pieces, key=lambda index: pieces[index][0])
+    lengths = [pieces[index][1] for index in order]
+    made = split(cuts[0], x, axis, lengths)
+    return [made[order.index(index)] if index in pieces else None for index in range(len(cuts))]
+
+
+def split(node: Node, x: Tensor, axis: int, lengths: list[int]) -> Op:
+    """Return Split into parts of `lengths` as the opset of `node` writes it."""
+    if opset(node) < _SPLIT_AS_INPUT:
+        return Op("Split", x, axis=axis, split=lengths, outputs=len(lengths))
+    return Op("Split", x, np.array(lengths, np.int64), axis=axis, outputs=len(lengths))
+
+
+class DropSplit(Rule):
+    """Split(x) into one = x."""
+
+    pattern = Op("Split", any_("x"), ..., bind="node", all_outputs=True)
+
+    def rewrite(self, node: Node, x: Tensor) -> Any:
+        return [x] if len(node.outputs) == 1 else None
+
+
+class DropConcat(Rule):
+    """Concat(x) = x."""
+
+    pattern = Op("Concat", any_("x"))
+
+    def rewrite(self, x: Tensor) -> Any:
+        return x
+
+
+class ConcatOfSplit(Rule):
+    """Concat(Split(x)) = x: all parts, in their order, along the same axis."""
+
+    pattern = Op("Concat", each("parts"), bind="concat")
+
+    def rewrite(self, concat: Node, parts: list[Tensor | None]) -> Any:
+        first = parts[0]
+        source = None if first is None else producer(first)
+        if source is None or operator(source) != "Split" or source.graph is not concat.graph:
+            return None
+        count = rank(source.inputs[0])
+        if count is None or len(parts) != len(source.outputs):
+            return None
+        if not all(a is b for a, b in zip(parts, source.outputs, strict=True)):
+            return None
+        if attribute(source, "axis") % count != attribute(concat, "axis") % count:
+            return None
+        return Beyond(source.inputs[0], [source])
+
+
+class MergeConcats(Rule):
+    """Concat(a, Concat(b, c), d) = Concat(a, b, c, d) along the same axis, without empty parts."""
+
+    pattern = Op("Concat", each("parts"), bind="concat")
+
+    def rewrite(self, concat: Node, parts: list[Tensor | None]) -> Any:
+        count = rank(concat.outputs[0])
+        axis = attribute(concat, "axis")
+        if count is None or None in parts or axis is None:
+            return None
+        found: list[Tensor] = []
+        inner: list[Node] = []
+        for part in parts:
+            assert part is not None
+            if len(parts) > 1 and _is_empty(part, axis % count):
+                continue
+            source = _inner(part, concat, axis % count)
+            if source is None:
+                found.append(part)
+            else:
+                inner.append(source)
+                found.extend(source.inputs)
+        if len(found) == len(parts) and not inner:
+            return None
+        if not found:
+            return None
+        term = found[0] if len(found) == 1 else Op("Concat", *found, **concat.attrs)
+        return Beyond(term, inner) if inner else term
+
+
+def _is_empty(part: Tensor, axis: int) -> bool:
+    """Whether a part has no elements because it has size 0 on the axis along which it is joined."""
+    return static_dim(part, axis) == 0
+
+
+def _inner(part: Tensor, concat: Node, axis: int) -> Node | None:
+    """Return the Concat that makes `part` for this one alone, along the same axis."""
+    source = producer(part)
+    if source is None or operator(source) != "Concat" or source.graph is not concat.graph:
+        return None
+    count = rank(part)
+    if is_output(part) or len(readers(part)) != 1 or count is None:
+        return None
+    own = attribute(source, "axis")
+    return source if own is not None and own % count == axis else None
+
+
+PIECE_RULES = (
+    DropSlice(),
+    MergeSlices(),
+    GatherIsSlice(),
+    SlicesAreSplit(),
+    DropSplit(),
+    DropConcat(),
+    ConcatOfSplit(),
+    MergeConcats(),
+)
+
+__all__ = ["PIECE_RULES", "split"]

@@ -1,0 +1,728 @@
+"""The families of clean-up: what each makes of its operators, and where it must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from graphpass.rewrite.registry import make
+from graphpass.testing import apply_to, check, check_refused, check_replay, graph, operators
+
+CLEAN_UP = make("clean-up")
+INT = np.int64
+
+
+def becomes(text: str, after: str, **options: Any) -> onnx.ModelProto:
+    """Check one model, to the bit, and that a second run finds nothing more."""
+    result = check(CLEAN_UP, graph(text, **options), after, exact=True)
+    again = apply_to(CLEAN_UP, result)[1].rewrites
+    assert not again, [rewrite.rule for rewrite in again]
+    return result
+
+
+def keeps(text: str, after: str, **options: Any) -> None:
+    """Check that the operators stay, whatever becomes of their constants."""
+    assert operators(check(CLEAN_UP, graph(text, **options), after)) == after
+
+
+def array(*values: int) -> Any:
+    return np.array(values, INT)
+
+
+# ------------------------------------------------------------------------------------ pieces
+
+X = "(float[2,6,4] x) => (float[{0}] y) {{{1}}}"
+PIECES = {
+    "slices of other axes": (
+        "2,3,2",
+        "a = Slice(x, z, k3, one) y = Slice(a, z, k2, two)",
+        "Slice",
+    ),
+    "a range of a range": (
+        "2,2,4",
+        "a = Slice(x, one, k5, one) y = Slice(a, one, k3, one)",
+        "Slice",
+    ),
+    "a range beyond the end": (
+        "2,2,4",
+        "a = Slice(x, one, k3, one) y = Slice(a, z, k9, one)",
+        "Slice",
+    ),
+    "from the back": ("2,2,4", "a = Slice(x, m3, k9, one) y = Slice(a, z, k2, one)", "Slice Slice"),
+    "backwards": (
+        "2,3,4",
+        "a = Slice(x, k5, one, one, m1) y = Slice(a, z, k3, one)",
+        "Slice Slice",
+    ),
+    "gather of a range": ("2,3,4", "y = Gather<axis=1>(x, range)", "Slice"),
+    "gather out of order": ("2,3,4", "y = Gather<axis=1>(x, mixed)", "Gather"),
+    "slices end to end": (
+        "2,3,4",
+        "a = Slice(x, z, k3, one) b = Slice(x, k3, big, one) y = Sub(a, b)",
+        "Split Sub",
+    ),
+    "slices with a gap": (
+        "2,2,4",
+        "a = Slice(x, z, k2, one) b = Slice(x, k3, k5, one) y = Sub(a, b)",
+        "Slice Slice Sub",
+    ),
+    "slices that overlap": (
+        "2,4,4",
+        "a = Slice(x, z, k4, one) b = Slice(x, k2, big, one) y = Sub(a, b)",
+        "Slice Slice Sub",
+    ),
+    "split and joined": (
+        "2,6,4",
+        "a, b = Split<axis=1>(x, parts) c = Concat<axis=-2>(a, b) y = Neg(c)",
+        "Neg",
+    ),
+    "split and joined the other way": (
+        "2,6,4",
+        "a, b = Split<axis=1>(x, parts) y = Concat<axis=1>(b, a)",
+        "Split Concat",
+    ),
+    "split and joined on another axis": (
+        "2,3,8",
+        "a, b = Split<axis=1>(x, parts) y = Concat<axis=2>(a, b)",
+        "Split Concat",
+    ),
+    "split into one": ("2,6,4", "a = Split<axis=1>(x, whole) y = Neg(a)", "Neg"),
+    "joined twice": (
+        "2,18,4",
+        "a = Concat<axis=1>(x, x) y = Concat<axis=-2>(a, x)",
+        "Concat",
+    ),
+    "joined twice on other axes": (
+        "4,12,4",
+        "a = Concat<axis=1>(x, x) y = Concat<axis=0>(a, a)",
+        "Concat Concat",
+    ),
+    "an empty part": (
+        "2,6,4",
+        "e = Slice(x, z, z, one) a = Concat<axis=1>(e, x, e) y = Neg(a)",
+        "Neg",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces(name: str) -> None:
+    shape, body, after = PIECES[name]
+    held = {
+        "z": array(0),
+        "one": array(1),
+        "two": array(2),
+        "k2": array(2),
+        "k3": array(3),
+        "k4": array(4),
+        "k5": array(5),
+        "k9": array(9),
+        "m1": array(-1),
+        "m3": array(-3),
+        "big": array(2**62),
+        "range": array(2, 3, 4),
+        "mixed": array(2, 4, 3),
+        "parts": array(3, 3),
+        "whole": array(6),
+    }
+    text = X.format(shape, body)
+    used = {key: value for key, value in held.items() if f" {key}" in body.replace("(", " ")}
+    becomes(text, after, **used)
+
+
+@pytest.mark.parametrize("opset", [9, 12])
+def test_pieces_of_older_opsets(opset: int) -> None:
+    text = "(float[2,6] x) => (float[2,2] y) {"
+    if opset < 10:
+        body = (
+            "a = Slice<axes=[1],starts=[1],ends=[5]>(x) y = Slice<axes=[1],starts=[1],ends=[3]>(a)"
+        )
+        becomes(text + body + "}", "Slice", opset=opset)
+    else:
+        body = "a = Slice(x, s, e, s) b = Slice(x, z, s, s) c = Concat<axis=1>(b, a) y = Neg(c)"
+        constants = {"s": array(1), "e": array(6), "z": array(0)}
+        becomes(text.replace("2,2", "2,6") + body + "}", "Neg", opset=opset, **constants)
+
+
+def test_a_slice_up_to_a_computed_size_is_nothing() -> None:
+    text = """(float[N,H] x, float[N,H] z) => (float[N,H] y) {
+        s = Shape<start=1>(x) c = Slice(z, zero, s, one) y = Add(x, c)
+    }"""
+    becomes(text, "Add", zero=array(0), one=array(1))
+
+
+def test_a_slice_up_to_the_size_of_another_axis_stays() -> None:
+    text = """(float[N,H] x) => (float[N,W] y) {s = Shape<end=1>(x) y = Slice(x, zero, s, one)}"""
+    keeps(text, "Shape Slice", zero=array(0), one=array(1))
+
+
+# --------------------------------------------------------------------------------- sequences
+
+SEQUENCES = {
+    "two parts": (
+        "q = SplitToSequence<axis=1>(x, parts) a = SequenceAt(q, i0) b = SequenceAt(q, i1)"
+        " y = Sub(a, b)",
+        "Split Sub",
+    ),
+    "from the end": (
+        "q = SplitToSequence<axis=-1>(x, parts) a = SequenceAt(q, m1) y = Neg(a)",
+        "Split Neg",
+    ),
+    "chunks": ("q = SplitToSequence<axis=1>(x, i3) a = SequenceAt(q, i0) y = Neg(a)", "Split Neg"),
+    "constructed": (
+        "q = SequenceConstruct(x, z) a = SequenceAt(q, i1) b = SequenceAt(q, i0) y = Sub(a, b)",
+        "Sub",
+    ),
+    "joined": ("q = SequenceConstruct(x, z) y = ConcatFromSequence<axis=1>(q)", "Concat"),
+    "stacked": (
+        "q = SequenceConstruct(x, z) y = ConcatFromSequence<axis=1,new_axis=1>(q)",
+        "Unsqueeze Unsqueeze Concat",
+    ),
+    "split and joined": (
+        "q = SplitToSequence<axis=1>(x, parts) c = ConcatFromSequence<axis=-1>(q) y = Neg(c)",
+        "Neg",
+    ),
+    "split and stacked": (
+        "q = SplitToSequence<axis=1>(x, parts) y = ConcatFromSequence<axis=1,new_axis=1>(q)",
+        "SplitToSequence ConcatFromSequence",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences(name: str) -> None:
+    body, after = SEQUENCES[name]
+    shape = {"joined": "2,12", "stacked": "2,2,6", "split and stacked": "2,2,3"}.get(name)
+    shape = shape or ("2,6" if "constructed" in name or name == "split and joined" else "2,3")
+    inputs = "float[2,6] x, float[2,6] z" if " z)" in body else "float[2,6] x"
+    held = {"parts": array(3, 3), "i0": INT(0), "i1": INT(1), "m1": INT(-1), "i3": INT(3)}
+    used = {key: value for key, value in held.items() if f" {key})" in body}
+    becomes(f"({inputs}) => (float[{shape}] y) {{{body}}}", after, **used)
+
+
+def test_a_sequence_that_is_read_at_a_computed_place_stays() -> None:
+    text = """(float[2,6] x, int64 i) => (float[2,3] y) {
+        q = SplitToSequence<axis=1>(x, parts) y = SequenceAt(q, i)
+    }"""
+    check_refused(CLEAN_UP, graph(text, parts=array(3, 3)), "is not a constant")
+
+
+def test_single_parts_lose_their_axis() -> None:
+    text = """(float[2,3] x) => (float[2] y) {
+        q = SplitToSequence<axis=1,keepdims=0>(x) a = SequenceAt(q, i) b = SequenceAt(q, j)
+        y = Sub(a, b)
+    }"""
+    becomes(text, "Split Squeeze Squeeze Sub", i=INT(0), j=INT(2))
+
+
+# ------------------------------------------------------------------------------------ bounds
+
+BOUNDS = {
+    "Relu twice": ("a = Relu(x) y = Relu(a)", "Relu"),
+    "Relu, Clip": ("a = Relu(x) y = Clip(a, lo, hi)", "Clip"),
+    "Clip, Relu": ("a = Clip(x, lo, hi) y = Relu(a)", "Clip"),
+    "Clip, Clip apart": ("a = Clip(x, lo, hi) y = Clip(a, more, most)", "Clip"),
+    "Clip without a minimum": ('a = Clip(x, "", hi) y = Clip(a, lo)', "Clip"),
+    "Min, Max": ("a = Max(x, lo) y = Min(hi, a)", "Clip"),
+    "Max, Min": ("a = Min(x, hi) y = Max(a, lo)", "Clip"),
+    "bounds that cross": ("a = Max(x, hi) y = Min(a, lo)", "Max Min"),
+    "bounds along an axis": ("a = Max(x, each) y = Min(a, hi)", "Max Min"),
+    "Clip whose bounds cross": ("a = Clip(x, hi, lo) y = Relu(a)", "Clip Relu"),
+    "Neg twice": ("a = Neg(x) b = Neg(a) y = Exp(b)", "Exp"),
+    "to the first power": ("a = Pow(x, c1) y = Neg(a)", "Neg"),
+    "to another power": ("y = Pow(x, hi)", "Pow"),
+}
+
+
+@pytest.mark.parametrize("kind", ["float", "double"])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds(name: str, kind: str) -> None:
+    body, after = BOUNDS[name]
+    number = np.float32 if kind == "float" else np.float64
+    held: dict[str, Any] = {"lo": -1, "hi": 2, "more": 3, "most": 5, "c1": 1}
+    used = {key: number(value) for key, value in held.items() if key in body}
+    if "each" in body:
+        used["each"] = np.array([1, 2, 0], number)
+    becomes(f"({kind}[2,3] x) => ({kind}[2,3] y) {{{body}}}", after, **used)
+
+
+def test_bounds_before_opset_11_are_attributes() -> None:
+    text = "(float[3] x) => (float[3] y) {a = Relu(x) y = Clip<max=6.0>(a)}"
+    becomes(text, "Clip<min=0.0,max=6.0>", opset=9)
+
+
+def test_integers_have_no_clip_before_opset_12() -> None:
+    text = "(int64[3] x) => (int64[3] y) {a = Max(x, lo) y = Min(a, hi)}"
+    assert (
+        operators(apply_to(CLEAN_UP, graph(text, opset=11, lo=INT(0), hi=INT(5)))[0]) == "Max Min"
+    )
+
+
+QDQ = """(float[N,4] x) => (float[N,4] y) {{
+    a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z)
+    c = QuantizeLinear(b, {0}) d = DequantizeLinear(c, {0}) y = Relu(d)
+}}"""
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_quantizing_twice_is_quantizing_once(kind: Any) -> None:
+    after = "QuantizeLinear DequantizeLinear Relu"
+    becomes(QDQ.format("s, z"), after, s=np.float32(0.05), z=kind(3))
+    more = {"s": np.float32(0.05), "z": kind(3), "t": np.float32(0.051), "w": kind(4)}
+    for other in ("t, z", "s, w"):
+        used = {key: value for key, value in more.items() if key in f"s, z, {other}".split(", ")}
+        keeps(QDQ.format(other), "QuantizeLinear DequantizeLinear " * 2 + "Relu", **used)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_is_dequantized_is_quantized_to_the_same(bits: int) -> None:
+    """The proof that the rule rests on, over all values and many scales."""
+    values = np.arange(-(2**bits), 2**bits).astype(np.float32)
+    for scale in np.float32(np.geomspace(1e-30, 1e30, 301)):
+        assert (np.rint(values * scale / scale) == values).all()
+
+
+# -------------------------------------------------------------------------- padding, counting
+
+PADS = {
+    "into a Conv": ("c = Pad(x, p, zero) y = Conv(c, w)", "Conv<pads=[1,2,1,0]>", "2,4,6,5"),
+    "into a Conv that pads": (
+        "c = Pad(x, p) y = Conv<pads=[1,1,1,1]>(c, w)",
+        "Conv<pads=[2,3,2,1]>",
+        "2,4,8,7",
+    ),
+    "ones stay": ("c = Pad(x, p, one) y = Conv(c, w)", "Pad Conv", "2,4,6,5"),
+    "edges stay": ('c = Pad<mode="edge">(x, p) y = Conv(c, w)', "Pad Conv", "2,4,6,5"),
+    "channels stay": ("c = Pad(x, q) y = Conv(c, v)", "Pad Conv", "2,4,4,3"),
+    "cropping stays": ("c = Pad(x, n) y = Conv(c, w)", "Pad Conv", "2,4,2,3"),
+    "into the mean": (
+        "c = Pad(x, p1) y = AveragePool<kernel_shape=[2,2]>(c)",
+        "AveragePool<count_include_pad=1,pads=[1,1,0,0]>",
+        "2,3,6,5",
+    ),
+    "not into a mean that does not count its own": (
+        "c = Pad(x, p1) y = AveragePool<kernel_shape=[2,2],pads=[0,0,1,1]>(c)",
+        "Pad AveragePool",
+        "2,3,7,6",
+    ),
+    "into the maximum": (
+        "c = Pad(x, p1, inf) y = MaxPool<kernel_shape=[2,2]>(c)",
+        "MaxPool<pads=[1,1,0,0]>",
+        "2,3,6,5",
+    ),
+    "zeros ahead of a maximum stay": (
+        "c = Pad(x, p1) y = MaxPool<kernel_shape=[2,2]>(c)",
+        "Pad MaxPool",
+        "2,3,6,5",
+    ),
+    "twice": ("c = Pad(x, p) y = Pad(c, p1)", "Pad", "2,3,9,8"),
+    "twice with other values": ("c = Pad(x, p, one) y = Pad(c, p1)", "Pad Pad", "2,3,9,8"),
+}
+
+
+@pytest.mark.parametrize("name", PADS)
+def test_padding(name: str) -> None:
+    body, after, shape = PADS[name]
+    held = {
+        "p": array(0, 0, 1, 2, 0, 0, 1, 0),
+        "p1": array(0, 0, 1, 1, 0, 0, 0, 0),
+        "q": array(0, 1, 0, 0, 0, 0, 0, 0),
+        "n": array(0, 0, -1, 0, 0, 0, -1, 0),
+        "zero": np.float32(0),
+        "one": np.float32(1),
+        "inf": np.float32(-np.inf),
+        "w": np.arange(4 * 3 * 3 * 3, dtype=np.float32).reshape(4, 3, 3, 3) % 5,
+        "v": np.arange(4 * 4 * 3 * 3, dtype=np.float32).reshape(4, 4, 3, 3) % 5,
+    }
+    words = body.replace(",", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    becomes(f"(float[2,3,6,5] x) => (float[{shape}] y) {{{body}}}", after, **used)
+
+
+def test_a_window_of_nothing_but_padding_is_refused() -> None:
+    text = """(float[1,1,4,4] x) => (float[1,1,7,7] y) {
+        c = Pad(x, p) y = AveragePool<kernel_shape=[2,2]>(c)
+    }"""
+    model = graph(text, p=array(0, 0, 2, 2, 0, 0, 2, 2))
+    check_refused(CLEAN_UP, model, "would be padded by as much as its kernel is long")
+
+
+COUNTING = {
+    "one size": (
+        "s = Shape(x) g = Gather(s, i1) y = Unsqueeze(g, zero)",
+        "Shape<start=1,end=2>",
+        "int64[1]",
+    ),
+    "two sizes": ("s = Shape(x) y = Gather(s, from1)", "Shape<start=1>", "int64[2]"),
+    "out of order": ("s = Shape(x) y = Gather(s, back)", "Shape Gather", "int64[2]"),
+    "a slice": ("s = Shape(x) y = Slice(s, one, two)", "Shape<start=1,end=2>", "int64[1]"),
+    "no size is -1": (
+        "s = Shape(x) e = Equal(s, m1) w = Where(e, ones, s) y = Neg(w)",
+        "Shape Neg",
+        "int64[3]",
+    ),
+    "a size may be 1": (
+        "s = Shape(x) e = Equal(s, p1) y = Where(e, two, s)",
+        "Shape Equal Where",
+        "int64[3]",
+    ),
+    "a mean": (
+        "m = ReduceMean<axes=[1,-1],keepdims=0>(x) y = Unsqueeze(m, both)",
+        "ReduceMean<axes=[1,-1],keepdims=1>",
+        "float[N,1,1]",
+    ),
+    "a mean that drops its axes": (
+        "m = ReduceMax<axes=[2]>(x) y = Squeeze(m, two)",
+        "ReduceMax<axes=[2],keepdims=0>",
+        "float[N,M]",
+    ),
+    "other axes": (
+        "m = ReduceSum<keepdims=0>(x, one) y = Unsqueeze(m, two)",
+        "ReduceSum Unsqueeze",
+        "float[N,K,1]",
+    ),
+    "the largest": (
+        "m = ArgMax<axis=1,keepdims=0>(x) y = Unsqueeze(m, one)",
+        "ArgMax<axis=1,keepdims=1>",
+        "int64[N,1,K]",
+    ),
+    "a mask": ("b = Greater(x, f0) m = And(b, t) y = Not(m)", "Greater Not", "bool[N,M,K]"),
+    "a mask that masks": (
+        "b = Greater(x, f0) m = And(b, f) y = Not(m)",
+        "Greater And Not",
+        "bool[N,M,K]",
+    ),
+    "a choice made": ("a = Where(t, x, f0) y = Neg(a)", "Neg", "float[N,M,K]"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_counting(name: str) -> None:
+    body, after, made = COUNTING[name]
+    held = {
+        "i1": INT(1),
+        "zero": array(0),
+        "one": array(1),
+        "two": array(2),
+        "from1": array(1, 2),
+        "back": array(2, 0),
+        "m1": array(-1, -1, -1),
+        "p1": array(1, 1, 1),
+        "ones": array(1, 1, 1),
+        "both": array(1, 2),
+        "f0": np.float32(0),
+        "t": np.array([True]),
+        "f": np.array([False]),
+    }
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    becomes(f"(float[N,M,K] x) => ({made} y) {{{body}}}", after, **used)
+
+
+# ------------------------------------------------------------------------ layouts, broadcasting
+
+LAYOUTS = {
+    "a unit axis beside a view": (
+        "2,1,12",
+        "a = Reshape(x, t) y = Transpose<perm=[1,0,2]>(a)",
+        "Reshape",
+    ),
+    "a unit axis alone": ("3,1,2,4", "y = Transpose<perm=[1,2,0,3]>(u)", "Transpose"),
+    "joined, moved, parted": (
+        "2,3,4,5",
+        "a = Reshape(k, joined) b = Transpose<perm=[0,2,1]>(a) y = Reshape(b, parted)",
+        "Transpose<perm=[0,1,3,2]>",
+    ),
+    "parted otherwise": (
+        "2,3,2,10",
+        "a = Reshape(k, joined) b = Transpose<perm=[0,2,1]>(a) y = Reshape(b, other)",
+        "Reshape Transpose Reshape",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name: str) -> None:
+    shape, body, after = LAYOUTS[name]
+    inputs = {"x": "float[12,2] x", "u": "float[2,3,1,4] u", "k": "float[2,3,5,4] k"}
+    read = next(key for key in inputs if f"({key}" in body)
+    held = {
+        "t": array(1, 2, 12),
+        "joined": array(6, 5, 4),
+        "parted": array(2, 3, 4, 5),
+        "other": array(2, 3, 2, 10),
+    }
+    used = {key: value for key, value in held.items() if f" {key})" in body}
+    becomes(f"({inputs[read]}) => (float[{shape}] y) {{{body}}}", after, **used)
+
+
+def test_heads_of_attention_with_a_free_batch() -> None:
+    text = """(float[B,8,3,4] x) => (float[B,3,4,8] y) {
+        a = Transpose<perm=[0,2,1,3]>(x) b = Reshape(a, s) c = Transpose<perm=[0,2,1]>(b)
+        d = Shape<end=1>(x) e = Concat<axis=0>(d, t) y = Reshape(c, e)
+    }"""
+    becomes(text, "Transpose<perm=[0,2,3,1]>", s=array(-1, 8, 4), t=array(3, 4, 8))
+
+
+BROADCASTS = {
+    "what the other covers": ("a = Expand(u, s) y = Add(x, a)", "Add"),
+    "by a computed shape": ("d = Shape(x) a = Expand(u, d) y = Add(x, a)", "Add"),
+    "a fill": ("d = Shape(x) a = ConstantOfShape<value=value>(d) y = Add(x, a)", "Add"),
+    "both": ("a = Expand(u, s) b = Neg(a) y = Add(b, a)", "Expand Neg Add"),
+    "what the other does not": ("a = Expand(u, larger) y = Add(x, a)", "Expand Add"),
+}
+
+
+@pytest.mark.parametrize("name", BROADCASTS)
+def test_what_broadcasts_by_itself(name: str) -> None:
+    body, after = BROADCASTS[name]
+    body = body.replace("<value=value>", "<value = float[1] {2.0}>")
+    held = {"s": array(2, 3, 4), "larger": array(5, 2, 3, 4)}
+    used = {key: value for key, value in held.items() if f" {key})" in body}
+    inputs = "float[3,1] u" if "(x" not in body else "float[2,3,4] x, float[3,1] u"
+    inputs = inputs if "(u" in body else "float[2,3,4] x"
+    made = "5,2,3,4" if "larger" in body else "2,3,4"
+    becomes(f"({inputs}) => (float[{made}] y) {{{body}}}", after, **used)
+
+
+def test_an_operand_of_one_value_is_a_scalar() -> None:
+    text = "(float[N,3,4] x) => (float[N,3,4] y) {y = Mul(x, c)}"
+    result = becomes(text, "Mul", c=np.full((3, 4), 2, np.float32))
+    assert [list(tensor.dims) for tensor in result.graph.initializer] == [[]]
+    text = "(float[3,1] x) => (float[3,4] y) {y = Mul(x, c)}"
+    keeps(text, "Mul", c=np.full((3, 4), 2, np.float32))
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_state_of_zeros_is_no_state(op: str, gates: int) -> None:
+    states = 'e, "", h, h' if op == "LSTM" else 'e, "", h'
+    states = states.replace("e, ", '"", ')
+    text = f"""(float[5,B,3] x) => (float[5,1,B,2] y) {{
+        s = Shape<start=1,end=2>(x) t = Concat<axis=0>(o, s, w) h = Expand(z, t)
+        y = {op}<hidden_size=2>(x, W, R, {states})
+    }}"""
+    held = {
+        "W": np.ones((1, gates * 2, 3), np.float32),
+        "R": np.ones((1, gates * 2, 2), np.float32),
+        "o": array(1),
+        "w": array(2),
+    }
+    becomes(text, op, **held, z=np.float32(0))
+    result, _ = apply_to(CLEAN_UP, graph(text, **held, z=np.float32(1)))
+    assert operators(result).endswith(f"Expand {op}")
+
+
+# ------------------------------------------------------------------------------------- zeros
+
+ZEROS = {
+    "ahead of a Softmax": ("a = Add(x, z) y = Softmax(a)", "Softmax"),
+    "through views": (
+        "a = Add(z, x) b = Transpose<perm=[1,0]>(a) y = Sigmoid(b)",
+        "Transpose Sigmoid",
+    ),
+    "a minus zero taken off": ("a = Sub(x, m) y = Exp(a)", "Exp"),
+    "ahead of a sum with a constant": ("a = Add(x, z) y = Add(a, c)", "Add"),
+    "ahead of a layer with a bias": ("a = Add(x, z) y = Gemm(a, w, c)", "Gemm"),
+    "twice": ("a = Add(x, z) b = Neg(a) d = Add(b, z) y = Exp(d)", "Neg Exp"),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_a_zero_that_nothing_can_tell(name: str) -> None:
+    body, after = ZEROS[name]
+    held: dict[str, Any] = {
+        "z": np.zeros(3, np.float32),
+        "m": np.full(3, -0.0, np.float32),
+        "c": np.array([1, 0, -2], np.float32),
+        "w": np.eye(3, dtype=np.float32),
+    }
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    becomes(f"(float[3,3] x) => (float[3,3] y) {{{body}}}", after, **used)
+
+
+TOLD = {
+    "an output": ("y = Add(x, z)", "the output 'y' could tell"),
+    "an output further down": ("a = Add(x, z) b = Neg(a) y = Relu(b)", "the output 'y' could tell"),
+    "a divisor": ("a = Add(x, z) y = Div(x, a)", "Div of 'y' could tell"),
+    "a reciprocal": ("a = Add(x, z) b = Reciprocal(a) y = Exp(b)", "Reciprocal of 'b' could tell"),
+    "a sum with -0": ("a = Add(x, z) b = Add(a, m) y = Neg(b)", "the output 'y' could tell"),
+    "a number taken from a constant": ("a = Add(x, z) b = Sub(m, a) y = Neg(b)", "the output 'y'"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_zero_that_something_can_tell(name: str) -> None:
+    body, reason = TOLD[name]
+    held: dict[str, Any] = {
+        "z": np.zeros(3, np.float32),
+        "m": np.array([-0.0, 1, 2], np.float32),
+    }
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    check_refused(CLEAN_UP, graph(f"(float[3,3] x) => (float[3,3] y) {{{body}}}", **used), reason)
+
+
+# ----------------------------------------------------------------------------------- control
+
+IF = """(float[3] x) => (float[3] y) {{
+    t = Exp(x)
+    r = If({0}) <
+        then_branch = g () => (float[3] p) {{n = Neg(t) a = Add(n, w) p = Relu(a)}},
+        else_branch = h () => (float[3] v) {{s, u = Split<axis=0>(t, k) v = Concat<axis=0>(u, s)}}
+    >
+    q = Neg(x) y = Sub(r, q)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "after"),
+    [(True, "Exp Neg Add Relu Neg Sub"), (False, "Exp Split Concat Neg Sub")],
+)
+def test_the_branch_that_runs_takes_the_place_of_an_if(condition: bool, after: str) -> None:
+    weights: dict[str, Any] = {"w": np.ones(3, np.float32) * 3, "k": array(1, 2)}
+    model = graph(IF.format("c"), c=np.array(condition), **weights)
+    result = check(CLEAN_UP, model, after, exact=True)
+    names = [name for node in result.graph.node for name in node.output]
+    assert len(set(names)) == len(names)
+
+
+def test_an_if_decided_by_a_shape() -> None:
+    text = """(float[N,1,8] x) => (float[N,8] y) {
+        s = Shape(x) d = Gather(s, one) c = Equal(d, one)
+        r = If(c) <
+            then_branch = g () => (float[N,8] p) {p = Squeeze(x, axes)},
+            else_branch = h () => (float[N,1,8] q) {q = Identity(x)}
+        >
+        y = Softmax(r)
+    }"""
+    becomes(text, "Squeeze Softmax", one=INT(1), axes=array(1))
+
+
+def test_an_if_that_gives_back_what_is_there() -> None:
+    text = """(float[3] x) => (float[3] y) {
+        a = Exp(x)
+        r = If(c) <
+            then_branch = g () => (float[3] p) {p = Identity(a)},
+            else_branch = h () => (float[3] q) {q = Identity(w)}
+        >
+        y = Neg(r)
+    }"""
+    becomes(text, "Exp Neg", c=np.array(True), w=(3,))
+
+
+def test_an_if_that_the_caller_decides_stays() -> None:
+    text = IF.format("c").replace("(float[3] x)", "(float[3] x, bool c)")
+    keeps(text, "Exp If Neg Sub", w=np.ones(3, np.float32) * 3, k=array(1, 2))
+
+
+def test_a_branch_with_bodies_of_its_own_is_refused() -> None:
+    text = """(float[3] x, bool d) => (float[3] y) {
+        r = If(c) <
+            then_branch = g () => (float[3] p) {
+                p = If(d) <
+                    then_branch = i () => (float[3] a) {a = Exp(x)},
+                    else_branch = j () => (float[3] b) {b = Neg(x)}
+                >
+            },
+            else_branch = h () => (float[3] q) {q = Relu(x)}
+        >
+        y = Neg(r)
+    }"""
+    check_refused(CLEAN_UP, graph(text, c=np.array(True)), "has bodies of its own")
+
+
+# ---------------------------------------------------------------------------------- constants
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        ("f = CastLike(c, x) y = Add(x, f)", "Add"),
+        ("m = Mod(i, j) k = Gather(t, m) y = Add(x, k)", "Add"),
+        ("s = ReduceL2<axes=[1]>(u) n = Clip(s, eps) d = Div(u, n) y = MatMul(x, d)", "MatMul"),
+        ("a = Sin(u) b = Cos(u) d = Sub(a, b) y = MatMul(x, d)", "MatMul"),
+        ("p = Pow(u, two) e = Exp(p) y = MatMul(x, e)", "MatMul"),
+    ],
+)
+def test_constants_are_what_onnx_runtime_computes(body: str, after: str) -> None:
+    held: dict[str, Any] = {
+        "c": np.array(2.5, np.float64),
+        "i": array(5, 7, 8),
+        "j": array(3, 3, 3),
+        "t": np.arange(3, dtype=np.float32),
+        "u": (3, 3),
+        "eps": np.float32(1e-6),
+        "two": np.float32(2),
+    }
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    becomes(f"(float[2,3] x) => (float[2,3] y) {{{body}}}", after, **used)
+
+
+def test_what_is_rounded_to_half_on_different_ways_stays() -> None:
+    """By way of float32, 1 + 2⁻¹¹ + 2⁻⁴⁰ is rounded twice; 1.5 is 1.5 on any way."""
+    text = "(float16[4] x) => (float16[4] y) {h = Cast<to=10>(c) y = Add(x, h)}"
+    model = graph(text, c=np.full(4, 1 + 2.0**-11 + 2.0**-40))
+    check_refused(CLEAN_UP, model, "the value of Cast of 'h' is up to the runtime")
+    becomes(text, "Add", c=np.full(4, 1.5))
+
+
+def test_a_chain_of_constants_is_weighed_as_a_whole() -> None:
+    """What the table grows by, its index and shape give back."""
+    text = """(float[N,6,6] x) => (float[N,6,6] y) {
+        g = Gather(table, index) r = Reshape(g, s) t = Transpose<perm=[2,0,1]>(r) y = Add(x, t)
+    }"""
+    held: dict[str, Any] = {
+        "table": np.arange(9, dtype=np.float32).reshape(9, 1),
+        "s": array(6, 6, 1),
+    }
+    strict = make("clean-up", {"fold_budget": "0"})
+    model = graph(text, **held, index=(np.arange(36, dtype=INT) * 5) % 9)
+    result = check(strict, model, "Add", exact=True)
+    assert result.ByteSize() <= model.ByteSize()
+
+
+def test_what_other_rewrites_save_pays_for_a_larger_constant() -> None:
+    text = """(float[N,40] x) => (float[N,40] y) {
+        a = Add(x, v) b = Mul(a, w) e = Expand(s, n) f = Concat<axis=0>(e, e) g = Add(b, k)
+        h = MatMul(g, f) y = Neg(h)
+    }"""
+    twins = np.arange(40 * 60, dtype=np.float32).reshape(60, 40)[:, None]
+    held: dict[str, Any] = {"v": twins, "w": twins.copy(), "k": twins.copy()}
+    strict = make("clean-up", {"fold_budget": "0"})
+    text = text.replace("float[N,40] x", "float[60,N,40] x").replace(
+        "float[N,40] y", "float[60,N,40] y"
+    )
+    model = graph(text, **held, s=np.float32(2), n=array(20, 40))
+    result, _ = apply_to(strict, model)
+    assert operators(result) == "Add Mul Add MatMul Neg"
+    assert result.ByteSize() <= model.ByteSize()
+    assert not apply_to(strict, result)[1].rewrites
+
+
+REPLAYED = {
+    "Pad into a Conv": "c = Pad(x, p) y = Conv(c, w)",
+    "equal layers": "a = Conv(x, w) b = Conv(x, w) y = Mul(a, b)",
+    "slices": "a = Slice(x, p0, p2, p1) b = Slice(x, p2, p4, p1) c = Sub(a, b) y = Conv(c, w2)",
+}
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_equal_to_the_bit_in_small_integers(name: str) -> None:
+    body = REPLAYED[name]
+    held: dict[str, Any] = {
+        "p": array(0, 0, 1, 1, 0, 0, 1, 1),
+        "p0": array(0),
+        "p1": array(1),
+        "p2": array(2),
+        "p4": array(4),
+        "w": (4, 4, 1, 1),
+        "w2": (4, 2, 1, 1),
+    }
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    check_replay(CLEAN_UP, graph(f"(float[N,4,H,W] x) => (float[N,4,I,J] y) {{{body}}}", **used))
