@@ -81,7 +81,22 @@ def segment(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].segment.begin = 1
 
 
+def unknown_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = 99
+
+
+def unknown_element_type(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.elem_type = 99
+
+
+def reference(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.add(name="alpha", type=1, ref_attr_name="beta")
+
+
 DAMAGES = {
+    unknown_type: "tensor 'w' is of type 99",
+    unknown_element_type: "'y' is of element type 99",
+    reference: "from the attribute 'beta' of a function",
     twice_input: "graph input 'x' is there twice",
     twice_initializer: "initializer 'w' is there twice",
     twice_made: "makes 't', by another node as well",

@@ -587,3 +587,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     read_mib, array_mib = map(float, output.split())
     assert read_mib < 10
     assert array_mib < 60
+
+
+def test_a_data_file_of_holes_is_not_read(tmp_path: Path) -> None:
+    size = 1 << 34
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[size // 4], data_location="EXTERNAL")
+    tensor.external_data.add(key="location", value="w.bin")
+    with (tmp_path / "w.bin").open("wb") as file:
+        file.truncate(size)
+    proto = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(WireError, match="nearly all holes"):
+        read_skeleton(tmp_path / "m.onnx")

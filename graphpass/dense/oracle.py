@@ -8,6 +8,7 @@ it, the window sees its neighbours (Long, Shelhamer & Darrell, 2015, section 3.1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from graphpass.dense.trunk_and_heads import (
     height_and_width,
     start_of,
 )
-from graphpass.errors import DifferenceError, ModelError
+from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError
 from graphpass.follow.image_input import trace_image
 from graphpass.follow.trace import LAYOUTS
 from graphpass.follow.traced import Collapse, Trace
@@ -49,6 +50,7 @@ _MOST_CELLS = 256  # of one output at one size; beyond, a seeded sample with the
 # A cell that reads other pixels is off by the scale itself; one that sums them in another order
 # by a few noise floors. The factor may be generous, between 1e-6 and 1 there is room.
 _NOISE_FACTOR = 32.0
+_MOST_VALUES = 1 << 27  # of an image
 _DRAWN = 100  # integers that an image of integers is drawn from, when it is not bytes
 
 
@@ -223,6 +225,11 @@ class Oracle:
         for axis, pixels in zip(LAYOUTS[self.native.layout], size, strict=True):
             shape[axis] = pixels
         kind = np.dtype(self.native.image.dtype)
+        if math.prod(shape) > _MOST_VALUES:
+            raise RuntimeUnavailableError(
+                f"an image of {size[0]}x{size[1]} pixels has {math.prod(shape)} values, too many "
+                "to check anything with (--no-validate writes without running the model)"
+            )
         rng = np.random.default_rng([*size, batch])
         if kind.kind == "f":
             return rng.standard_normal(shape).astype(kind)

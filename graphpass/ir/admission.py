@@ -32,7 +32,8 @@ def require_admissible(model: onnx.ModelProto) -> None:
 
     In one graph a name is made once; a function is there once and does not call itself, however
     indirectly; calls stand for a number of nodes that can be written out; versions are numbers
-    that ONNX has, or may come to have; types are known; no tensor is a segment of another.
+    that ONNX has, or may come to have; types are known; only functions have
+    attributes to refer to; no tensor is a segment of another.
     """
     _require_versions(model)
     for graph in all_graphs(model):
@@ -47,6 +48,7 @@ def require_admissible(model: onnx.ModelProto) -> None:
         _require_made_once(graph.node, {*made, *constants})
     for function in model.functions:
         _require_made_once(function.node, set(function.input))
+    _require_no_references(model.graph)
     _require_finite_calls(model)
     for tensor in tensors(model):
         if tensor.data_type not in _DATA_TYPES:
@@ -93,6 +95,22 @@ def _require_made_once(nodes: Iterable[onnx.NodeProto], known: set[str]) -> None
         if len(node.attribute) > 1 and len({a.name for a in node.attribute}) < len(node.attribute):
             twice = Counter(a.name for a in node.attribute).most_common(1)[0][0]
             raise ModelError(f"{_called(node)} has the attribute '{twice}' twice")
+
+
+def _require_no_references(graph: onnx.GraphProto) -> None:
+    """Raise where an attribute is that of a function, outside of any."""
+    waiting = [graph]
+    while waiting:
+        for node in waiting.pop().node:
+            for attribute in node.attribute:
+                if attribute.ref_attr_name:
+                    raise ModelError(
+                        f"{_called(node)} takes '{attribute.name}' from the attribute "
+                        f"'{attribute.ref_attr_name}' of a function, but is in none"
+                    )
+                if attribute.HasField("g"):
+                    waiting.append(attribute.g)
+                waiting.extend(attribute.graphs)
 
 
 def _called(node: onnx.NodeProto) -> str:

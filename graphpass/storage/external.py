@@ -11,6 +11,9 @@ from onnx import TensorProto
 
 from graphpass.storage.reference import Reference, WireError, byte_count, stamp
 
+# A file of zeros that nobody wrote costs nothing to send, and all memory to read.
+_HOLES_FROM_BYTES = 1 << 28
+
 
 class DataFiles:
     """The external data files of one model, each looked at once.
@@ -64,6 +67,11 @@ class DataFiles:
             raise _RefusedError(f"cannot be read from {path}: {error.strerror}") from None
         if not stat.S_ISREG(status.st_mode):
             raise _RefusedError(f"should be in {path}, which is not a regular file")
+        if status.st_size > _HOLES_FROM_BYTES and status.st_blocks * 512 < status.st_size // 16:
+            raise _RefusedError(
+                f"should be in {path}, which is nearly all holes: {status.st_size} bytes, of which "
+                f"{status.st_blocks * 512} are there"
+            )
         if status.st_nlink > 1 and not trusted:
             raise _RefusedError(
                 f"is at '{location}', a hard link, which may be a file from elsewhere: "
