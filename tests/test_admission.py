@@ -13,6 +13,8 @@ from graphpass.cli import run
 from graphpass.errors import ModelError
 from graphpass.ir.admission import require_admissible
 from graphpass.ir.model import Model
+from graphpass.rewrite.driver import apply
+from graphpass.rewrite.registry import make
 from graphpass.testing import graph
 
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
@@ -93,7 +95,12 @@ def reference(model: onnx.ModelProto) -> None:
     model.graph.node[0].attribute.add(name="alpha", type=1, ref_attr_name="beta")
 
 
+def endless(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("axes", [0] * (1 << 21)))
+
+
 DAMAGES = {
+    endless: "has an attribute of more than 1048576 numbers",
     unknown_type: "tensor 'w' is of type 99",
     unknown_element_type: "'y' is of element type 99",
     reference: "from the attribute 'beta' of a function",
@@ -172,3 +179,34 @@ def test_ordinary_functions_are_admitted(depth: int, width: int) -> None:
 def test_functions_deeper_than_anybody_writes_are_refused() -> None:
     with pytest.raises(ModelError, match="200 deep"):
         Model.load(nested(300, 1))
+
+
+def test_an_attribute_of_many_numbers_is_not_looked_through_one_by_one() -> None:
+    model = plain()
+    endless(model)
+    start = time.process_time()
+    with pytest.raises(ModelError, match="more than 1048576"):
+        Model.load(model.SerializeToString())
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("depth", [4, 24])
+def test_bodies_in_bodies_are_looked_at_once(depth: int) -> None:
+    values = [helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])]
+    body = helper.make_graph([helper.make_node("Not", ["c"], ["t"])], "b", [], [])
+    body.output.append(helper.make_tensor_value_info("t", onnx.TensorProto.BOOL, []))
+    for level in range(depth):
+        other = helper.make_graph([helper.make_node("Not", ["c"], [f"e{level}"])], "e", [], [])
+        other.output.append(helper.make_tensor_value_info(f"e{level}", 9, []))
+        name = f"t{level}"
+        branch = helper.make_node("If", ["c"], [name], then_branch=body, else_branch=other)
+        body = helper.make_graph([branch], "b", [], [])
+        body.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []))
+    read = helper.make_node("Not", ["c"], ["y"])
+    main = helper.make_graph([*body.node, read], "g", values, [])
+    main.output.append(helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, []))
+    model = helper.make_model(main, opset_imports=OPSETS[:1], ir_version=8)
+    start = time.process_time()
+    applied = apply(make("clean-up"), Model.load(model))
+    assert [rewrite.rule for rewrite in applied.rewrites] == ["UnreadNode"]
+    assert time.process_time() - start < 10

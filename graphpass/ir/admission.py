@@ -22,6 +22,7 @@ _MOST_NODES_IN_CALLS = 250_000
 _MOST_OF_A_FEW, _FEW = 16_000, 1 / 400
 _MOST_CALLS_DEEP = 200
 
+_MOST_NUMBERS = 1 << 20  # in an attribute
 _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values())
 
 Identity = tuple[str, str, str]
@@ -92,9 +93,19 @@ def _require_made_once(nodes: Iterable[onnx.NodeProto], known: set[str]) -> None
                 first = "by another node as well" if name in made else "though it is there already"
                 raise ModelError(f"{_called(node)} makes '{name}', {first}")
             made.add(name)
+        if any(_is_endless(node, attribute) for attribute in node.attribute):
+            raise ModelError(
+                f"{_called(node)} has an attribute of more than {_MOST_NUMBERS} numbers"
+            )
         if len(node.attribute) > 1 and len({a.name for a in node.attribute}) < len(node.attribute):
             twice = Counter(a.name for a in node.attribute).most_common(1)[0][0]
             raise ModelError(f"{_called(node)} has the attribute '{twice}' twice")
+
+
+def _is_endless(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
+    """Whether a list of numbers is longer than any operator takes; trees in ai.onnx.ml may be."""
+    count = len(attribute.ints) + len(attribute.floats)
+    return count > _MOST_NUMBERS and node.domain in ("", "ai.onnx")
 
 
 def _require_no_references(graph: onnx.GraphProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 from typing import Any
@@ -25,13 +26,15 @@ def has_effects(node: Node) -> bool:
 
     An operator that ONNX does not know may print, count or fail: it stays even if nothing reads it.
     """
-    if "function::" in operator(node) or schema(node) is None:
-        return True
-    return any(
-        has_effects(inner)
+    inside = (
+        inner
         for body in node.graph.subgraphs_of(node)
-        for scope in body.scopes()
+        for scope in body.scopes()  # at any depth
         for inner in scope.nodes
+    )
+    return any(
+        "function::" in operator(one) or schema(one) is None
+        for one in itertools.chain((node,), inside)
     )
 
 

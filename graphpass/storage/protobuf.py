@@ -16,6 +16,7 @@ LENGTH_DELIMITED = 2
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 DEPTH_LIMIT = 100  # protobuf's own parsers give up at this depth
 _WINDOW_BYTES = 1 << 15
+_MOST_NUMBERS = 100_000  # of an attribute that is looked through
 _LONGEST_HEADER_BYTES = 32  # a tag of 5 bytes and a value of 10, generously
 
 
@@ -229,7 +230,7 @@ def rewrite(
     """
     if kind == "TensorProto":
         return edit(start, end)
-    if depth > DEPTH_LIMIT or (kind == "AttributeProto" and _repeats_tensor(source, start, end)):
+    if depth > DEPTH_LIMIT or (kind == "AttributeProto" and not _is_clear(source, start, end)):
         return None
     children = CHILDREN[kind]
     pieces: list[Piece] = []
@@ -253,7 +254,15 @@ def rewrite(
     return pieces
 
 
-def _repeats_tensor(source: Source, start: int, end: int) -> bool:
-    """Say whether an attribute holds its tensor twice: protobuf merges the two, so both stay."""
-    tensors = [f for f in fields(source, start, end) if f.number == _SINGLE_TENSOR]
-    return len(tensors) > 1
+def _is_clear(source: Source, start: int, end: int) -> bool:
+    """Say whether tensors in an attribute can be told apart from what else it holds.
+
+    Not where its tensor is there twice, which protobuf merges; nor, in a file, where it is a list
+    of so many numbers that looking at each would take minutes.
+    """
+    found = 0
+    for count, field in enumerate(fields(source, start, end)):
+        found += field.number == _SINGLE_TENSOR
+        if found > 1 or (count > _MOST_NUMBERS and isinstance(source, FileSource)):
+            return False
+    return True

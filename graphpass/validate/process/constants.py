@@ -12,7 +12,7 @@ from graphpass.ir.questions import RefusedError
 from graphpass.rewrite.evaluation import evaluating
 from graphpass.validate.process.runtime import Limits, RunError, Runtime
 
-_TIME_S = 60.0  # for one request to a process of its own
+_LIMITS = Limits(time_s=60.0, memory_mib=1024)  # of a process of its own
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def runtime_for_constants(runtime: Runtime | None = None) -> Iterator[None]:
         def run(model: onnx.ModelProto) -> Mapping[str, Any]:
             nonlocal runtime
             if runtime is None:
-                runtime = stack.enter_context(Runtime(Limits(time_s=_TIME_S), threads=1))
+                runtime = stack.enter_context(Runtime(_LIMITS, threads=1))
             try:
                 with runtime.load(model) as session:
                     return session.run({}).outputs
