@@ -118,14 +118,22 @@ def find(folder: Path | None, passes: Sequence[str] = ()) -> Iterator[Fixture]:
     if where is None or not where.is_dir():
         raise UsageError(f"there is no folder {where or 'fixtures'}: name one with --fixtures")
     for path in sorted(where.rglob("*")):
-        if path.suffix not in _SUFFIXES or not path.is_file():
-            continue
-        text = path.read_text(encoding="utf-8")
-        if not text.startswith("#"):
-            continue  # another text, such as the labels of a data set
-        case = read(text, str(path.relative_to(where)), path.parent.name)
-        if not passes or case.pass_names & set(passes):
+        case = read_file(path, where)
+        if case is not None and (not passes or case.pass_names & set(passes)):
             yield case
+
+
+def read_file(path: Path, root: Path) -> Fixture | None:
+    """Read a fixture below the folder `root`; None where the file holds something else.
+
+    Raises `UsageError` where its header makes no sense.
+    """
+    if path.suffix not in _SUFFIXES or not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("#"):
+        return None  # another text, such as the labels of a data set
+    return read(text, str(path.relative_to(root)), path.parent.name)
 
 
 def default_folder() -> Path | None:
