@@ -307,7 +307,7 @@ def optimize(
     if options["validate"] and (skipped := result.report.levels_not_run):
         click.echo(f"graphpass: {skipped}", err=True)
     if not quiet:
-        from graphpass.report.render import terminal
+        from graphpass.report.terminal import terminal
 
         title = f"{'standard input' if model == '-' else model} → {target or 'standard output'}"
         console = _console(stderr=target is None)
@@ -510,7 +510,7 @@ def _is_given(name: str) -> bool:
 
 
 def _print_check(check: Check, verbose: bool) -> None:
-    from graphpass.report.render import print_table, say
+    from graphpass.report.terminal import print_table, say
     from graphpass.validate.verdict import SILENT
 
     console = _console()

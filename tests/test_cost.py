@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks.networks import resnet50
 from graphpass.cli import commands
 from graphpass.ir.cost import cost_of, node_costs
-from graphpass.report.render import amount
+from graphpass.report.rows import amount
 from graphpass.run.optimization import optimize
 from graphpass.testing import graph
 from graphpass.validate.cost import natural_shapes

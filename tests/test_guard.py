@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -196,3 +199,16 @@ def test_the_guard_costs_next_to_nothing() -> None:
         with guarded("it", 60):
             pass
     assert time.process_time() - start < 2
+
+
+def test_a_forgotten_file_that_garbage_collection_closes_blames_nobody(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    cycle: list[Any] = [os.fdopen(os.open(tmp_path / "a", os.O_RDONLY))]
+    cycle.append(cycle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with guarded("it"):
+            del cycle
+            kept = [[n] for n in range(200_000)]  # would set off a collection
+        assert kept
+        gc.collect()

@@ -19,7 +19,11 @@ from rich.console import Console
 import graphpass
 from graphpass.errors import DifferenceError
 from graphpass.report.data import SCHEMA_PATH, Report, without_times
-from graphpass.report.render import junit, markdown, remarks, size, terminal
+from graphpass.report.junit import junit
+from graphpass.report.markdown import markdown
+from graphpass.report.rows import refusals, remarks, size
+from graphpass.report.terminal import terminal
+from graphpass.rewrite.driver import Refusal
 from graphpass.testing import graph
 from graphpass.validate import Latency
 
@@ -124,10 +128,38 @@ def test_terminal_names_what_was_undone_and_shows_error_against_tolerance(report
     assert text.startswith("in → out\n")
     assert "negate: AddIsSub at 'a1' was undone: off by" in text
     assert "raising: rule Raises failed at Relu of 'r0': NotImplementedError: not yet" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("tidy")]
-    assert row.split() == ["tidy", "4", "0", "0", row.split()[4], "equal"]
-    assert "× " in text and "written file" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+    assert rows["tidy"] == ["4", "0", "kept"]
+    error, allowed = map(float, rows["model"][:2])  # once, not for each pass
+    assert error <= allowed and "× " in text
+    assert "written file" not in text and "written file" in printed(report, verbose=True)
     assert "\x1b" not in text
+
+
+def test_the_verdict_comes_first_and_what_changed_nothing_is_left_out(report: Report) -> None:
+    assert printed(report).splitlines()[0].startswith("in: 12 → 8 nodes")
+    idle = graphpass.optimize(chain(2), [Tidy(), Raising()], validate=False).report
+    assert "raising" not in printed(replace(idle, passes=idle.passes[:1]))
+
+
+def test_refusals_of_one_kind_are_counted() -> None:
+    model = chain(3)
+    result = graphpass.optimize(model, Tidy(), validate=False)
+    entry = result.report.passes[0]
+    reasons = ["'a' feeds 2 nodes", "'b' feeds 2 nodes", "'c' is an output of the graph"]
+    entry.refusals = [Refusal("R", f"Add 'n{i}'", reason) for i, reason in enumerate(reasons)]
+    assert [group.told for group in refusals(result.report)] == [
+        "tidy: 2 × … feeds 2 nodes",
+        "tidy: Add 'n2': 'c' is an output of the graph",
+    ]
+    assert "3 sites refused: -v says why" in printed(result.report)
+
+
+def test_no_line_is_wider_than_a_terminal(report: Report) -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    terminal(report, console, verbose=True)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 60
 
 
 def test_refusals_are_shown_when_asked_for() -> None:
@@ -136,9 +168,7 @@ def test_refusals_are_shown_when_asked_for() -> None:
         node.input[:] = ["c_kept" if name == "c1" else name for name in node.input]
     model.graph.initializer[1].name = "c_kept"
     report = graphpass.optimize(model, Negate()).report
-    assert "Add of 'a1' stays: 'c_kept' is not to be negated (AddIsSub)" in printed(
-        report, verbose=True
-    )
+    assert "negate: Add of 'a1': 'c_kept' is not to be negated" in printed(report, verbose=True)
     assert "c_kept" not in printed(report)
     assert "'c_kept' is not to be negated" in markdown(report)
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from graphpass.report.render import print_table, say
+from graphpass.report.terminal import print_table, say
 from graphpass.rewrite.registry import PIPELINES, make
 from graphpass.rewrite.registry import pass_types as all_passes
 from graphpass.rewrite.rule import Pass, Rule

@@ -68,7 +68,8 @@ def fit_of(model: Path, target: str, bind: Mapping[str, int]) -> Fit:
 
 def show(found: Fit, console: Console, *, verbose: bool = False) -> None:
     """Print what does not fit, by reason, and a total."""
-    from graphpass.report.render import amount, say
+    from graphpass.report.rows import amount
+    from graphpass.report.terminal import say
 
     for misfits in _by_limit(found.misfits):
         first = misfits[0]

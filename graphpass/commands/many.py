@@ -115,7 +115,7 @@ def _require_folders(reports: Sequence[Path], out_dir: str) -> None:
 
 def _show(report: ManyReport, console: Console, verbose: bool) -> None:
     from graphpass.many.report import HEADER, NUMBERS
-    from graphpass.report.render import print_table, say
+    from graphpass.report.terminal import print_table, say
 
     for outcome in report.outcomes if verbose else ():
         if "terminal" in outcome.renderings:

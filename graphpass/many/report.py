@@ -11,7 +11,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from graphpass.many.task import Outcome
-from graphpass.report.render import Row, markdown_table, size, xml_safe
+from graphpass.report.junit import xml_safe
+from graphpass.report.markdown import markdown_table
+from graphpass.report.rows import Row, size
 from graphpass.wording import json_text
 from graphpass.wording import markdown as escaped
 

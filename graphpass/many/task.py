@@ -159,7 +159,9 @@ def _renderings(report: Any) -> dict[str, str]:
 
     from rich.console import Console
 
-    from graphpass.report.render import junit, markdown, terminal
+    from graphpass.report.junit import junit
+    from graphpass.report.markdown import markdown
+    from graphpass.report.terminal import terminal
 
     console = Console(file=io.StringIO(), width=200, highlight=False)
     terminal(report, console, verbose=True)

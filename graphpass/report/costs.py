@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graphpass.ir.cost import Cost, NodeCost, cost_of, node_costs
-from graphpass.report.render import Row, amount, print_table, say, size
+from graphpass.report.rows import Row, amount, size
+from graphpass.report.terminal import print_table, say
 
 if TYPE_CHECKING:
     import onnx

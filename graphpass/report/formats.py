@@ -27,6 +27,10 @@ def render(
         return page(report, models)
     if suffix == ".json":
         return report.to_json()
-    from graphpass.report.render import junit, markdown
+    if suffix == ".md":
+        from graphpass.report.markdown import markdown
 
-    return markdown(report) if suffix == ".md" else junit(report)
+        return markdown(report)
+    from graphpass.report.junit import junit
+
+    return junit(report)

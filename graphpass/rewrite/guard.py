@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from graphpass.errors import GraphpassError, RuleError
 from graphpass.interrupt import SignalledError, TimeLimitError, time_limit
+from graphpass.ir.model import collection_paused
 
 _COPIES_FROM = 200  # the numbers of copies of descriptors: what closes "all" often stops before
 _DESCRIPTORS = "/proc/self/fd"
@@ -32,7 +33,8 @@ def guarded(what: str, time_limit_s: float | None = None) -> Iterator[None]:
     Ctrl-C and signals end it as ever. The working folder, standard streams and files that it
     closed are put back, which is an error, too. `what` names it at the beginning of a sentence.
     """
-    with _Surroundings() as before:
+    # files that were forgotten before close when garbage is collected: no fault of what runs here
+    with _Surroundings() as before, collection_paused():
         try:
             with _without_exit(), time_limit(time_limit_s):
                 yield

@@ -12,7 +12,7 @@ from graphpass.errors import RuleError, UsageError
 from graphpass.ir.model import Model
 from graphpass.report import costs
 from graphpass.report.data import model_facts, nodes_of, operator_name
-from graphpass.report.render import say
+from graphpass.report.terminal import say
 from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
 from graphpass.validate.cost import natural_shapes

@@ -18,10 +18,16 @@ import onnx
 
 from graphpass.report.data import PassReport, Report, file_facts, model_facts, plain
 from graphpass.report.page.drawn import pair
-from graphpass.report.render import OUTPUTS, PASSES, outputs, overview, passes, remarks
+from graphpass.report.rows import (
+    OUTPUTS,
+    PASSES,
+    outputs,
+    overview,
+    passes,
+    refusals,
+    remarks,
+)
 from graphpass.report.summary import counted, verdict
-
-_NAMED = re.compile(r"'[^']*'")
 
 
 def page(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None = None) -> str:
@@ -40,7 +46,7 @@ def page(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None 
             "passes": {"header": PASSES, "rows": list(passes(report))},
             "outputs": {"header": OUTPUTS, "rows": list(outputs(report))},
             "rewrites": [row for entry in report.passes for row in _rewrites(entry)],
-            "refusals": _refusals(report),
+            "refusals": [{"pass": group.step, **plain(group)} for group in refusals(report)],
             "cost": [],
             "graphs": pair(*models) if models is not None else [],
             "run": list(_run(report)),
@@ -113,20 +119,6 @@ def _rewrites(entry: PassReport) -> Iterator[dict[str, Any]]:
             "allowed": "" if proof is None else f"{proof.allowed:.2g}",
             "ratio": proof.ratio if proof is not None and math.isfinite(proof.ratio) else 0.0,
         }
-
-
-def _refusals(report: Report) -> list[dict[str, Any]]:
-    """Return refusals that say the same of different nodes as one, the most frequent first."""
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for entry in report.passes:
-        for refusal in entry.refusals:
-            key = (entry.name, _NAMED.sub("…", refusal.reason))
-            said = {"pass": entry.name, "reason": refusal.reason, "advice": refusal.advice}
-            group = groups.setdefault(key, {**said, "nodes": []})
-            group["nodes"].append(refusal.node)
-            if len(group["nodes"]) > 1:
-                group["reason"] = key[1]
-    return sorted(groups.values(), key=lambda group: -len(group["nodes"]))
 
 
 def _run(report: Report) -> Iterator[tuple[str, str]]:

@@ -1,33 +1,28 @@
-"""A report for people and for CI: terminal, Markdown, JUnit XML."""
+"""What a report tells people, as rows of tables and as sentences."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graphpass.report.data import Check, PassReport, Quarantined, Report
+from graphpass.report.summary import counted
 from graphpass.rewrite.driver import Failure, described
-from graphpass.wording import code_span, visible, visible_lines
-from graphpass.wording import markdown as escaped
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from graphpass.rewrite.driver import Refusal
     from graphpass.rewrite.window import WindowVerdict
     from graphpass.validate.compare import OutputComparison
 
 Row = tuple[str, ...]
 
+_NAMED = re.compile(r"'[^']*'")
 _LISTED = 10  # so many of a kind are shown where nobody asked for all
 OVERVIEW = ("", "before", "after", "")
 REWRITES = ("", "rule", "nodes", "window error", "bound")
 OUTPUTS = ("output", "error", "noise floor", "tolerance", "ulps", "cosine", "top-1")
 PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
-
-
-# ----------------------------------------------------------------------------- what is told
 
 
 def overview(report: Report) -> Iterator[Row]:
@@ -63,19 +58,22 @@ def _costs(report: Report) -> Iterator[Row]:
     yield "activations", size(before.activation_bytes), size(after.activation_bytes), ""
 
 
-def passes(report: Report) -> Iterator[Row]:
-    """Yield a row for each pass and one for the file that was written."""
+def passes(report: Report, *, everything: bool = True) -> Iterator[Row]:
+    """Yield a row for each pass, for the model after all of them, and for the file written.
+
+    Without `everything`, nothing for what changed nothing and for a file that is as it should be.
+    """
     for entry in report.passes:
-        yield (
-            entry.name,
-            str(len(entry.rewrites) + len(entry.notes)),
-            str(len(entry.refusals)),
-            *_figures(entry.check if entry.outcome == "kept" else None),
-            _result(entry),
-        )
-    if report.delivery is not None:
-        check = report.delivery
-        yield "written file", "", "", *_figures(check), check.status
+        if not everything and entry.outcome == "unchanged" and not entry.faulty:
+            continue
+        count = len(entry.rewrites) + len(entry.notes)
+        yield entry.name, str(count), str(len(entry.refusals)), "", "", _result(entry)
+    kept = [entry.check for entry in report.passes if entry.outcome == "kept"]
+    check = next((check for check in reversed(kept) if check is not None), None)
+    if check is not None:  # one check answers for all passes
+        yield "model", "", "", *_figures(check), check.status
+    if report.delivery is not None and (everything or not report.delivery.ok):
+        yield "written file", "", "", *_figures(report.delivery), report.delivery.status
 
 
 def _figures(check: Check | None) -> tuple[str, str]:
@@ -88,11 +86,7 @@ def _figures(check: Check | None) -> tuple[str, str]:
 
 
 def _result(entry: PassReport) -> str:
-    if entry.outcome != "kept":
-        return entry.outcome
-    status = entry.check.status if entry.check is not None else ""
-    undone = f", {len(entry.quarantined)} undone" if entry.quarantined else ""
-    return status + undone
+    return entry.outcome + (f", {len(entry.quarantined)} undone" if entry.quarantined else "")
 
 
 def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
@@ -108,6 +102,9 @@ def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
     yield from report.warnings
     if report.slower:
         yield _slower(report)
+    refused = sum(len(entry.refusals) for entry in report.passes)
+    if refused and not everything:
+        yield f"{counted(refused, 'site')} refused: -v says why"
     if report.settings.get("pipeline") == "conv-only":
         yield from _dense(report, everything)
 
@@ -135,11 +132,38 @@ def _told(out: Quarantined) -> str:
     return f"{out.rewrite.rule} at '{out.rewrite.site}' was undone: {out.reason}"
 
 
-def refusals(report: Report) -> Iterator[tuple[str, Refusal]]:
-    """Yield every refusal with the name of its pass."""
+@dataclass
+class Refused:
+    """Refusals of one pass that say the same of different nodes. `nodes`: their labels."""
+
+    step: str
+    reason: str
+    advice: str
+    nodes: list[str]
+
+    @property
+    def told(self) -> str:
+        """One line: how often, why, and what can be done."""
+        count = f"{len(self.nodes)} × " if len(self.nodes) > 1 else f"{self.nodes[0]}: "
+        return f"{self.step}: {count}{self.reason}" + (f" ({self.advice})" if self.advice else "")
+
+
+def refusals(report: Report) -> list[Refused]:
+    """Return what was refused, by pass and reason, the most frequent of a pass first."""
+    found: list[Refused] = []
     for entry in report.passes:
+        groups: dict[str, Refused] = {}
         for refusal in entry.refusals:
-            yield entry.name, refusal
+            kind = _NAMED.sub("…", refusal.reason)
+            known = groups.get(kind)
+            if known is None:
+                groups[kind] = Refused(entry.name, refusal.reason, refusal.advice, [refusal.node])
+                continue
+            known.nodes.append(refusal.node)
+            if refusal.reason != known.reason:
+                known.reason = kind
+        found.extend(sorted(groups.values(), key=lambda group: -len(group.nodes)))
+    return found
 
 
 def rewrites(report: Report) -> Iterator[Row]:
@@ -151,11 +175,11 @@ def rewrites(report: Report) -> Iterator[Row]:
                 str(rewrite.number),
                 f"{entry.name}: {rewrite.rule}",
                 f"{', '.join(rewrite.before)} → {after}",
-                *_proven(rewrite.proof),
+                *proven(rewrite.proof),
             )
 
 
-def _proven(proof: WindowVerdict | None) -> tuple[str, str]:
+def proven(proof: WindowVerdict | None) -> tuple[str, str]:
     """Return error and bound at the worst element of a window."""
     if proof is None or proof.status == "not run":
         return "not run", ""
@@ -208,129 +232,3 @@ def size(count: int) -> str:
         value /= 1024
         units.pop(0)
     return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"
-
-
-# --------------------------------------------------------------------------------- terminal
-
-
-def terminal(report: Report, console: Console, *, title: str = "", verbose: bool = False) -> None:
-    """Print a report; `verbose`: with every rewrite and refusal."""
-    if title:
-        say(console, title, style="bold")
-    if any(entry.outcome == "kept" for entry in report.passes):
-        print_table(console, OVERVIEW, overview(report), right=(1, 2))
-    print_table(console, PASSES, passes(report), right=(1, 2, 3, 4))
-    if verbose:
-        _print_details(report, console)
-    for line in remarks(report, everything=verbose):
-        say(console, line, style="yellow")
-
-
-def _print_details(report: Report, console: Console) -> None:
-    for entry in report.passes:
-        for rewrite in entry.rewrites:
-            after = ", ".join(rewrite.after) or "nothing"
-            error, bound = _proven(rewrite.proof)
-            proof = f"{error}, allowed {bound}" if bound not in ("", "equal") else error
-            nodes = f"{', '.join(rewrite.before)} → {after}"
-            text = f"{rewrite.number}. {rewrite.rule}: {nodes} ({proof})"
-            say(console, f"{entry.name}: {text}")
-        for note in entry.notes:
-            say(console, f"{entry.name}: {note}")
-        for refusal in entry.refusals:
-            say(console, f"{entry.name}: {refusal.node} stays: {refusal.reason} ({refusal.rule})")
-
-
-def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print lines as they are: names in a model may look like markup, and are not broken."""
-    text = visible_lines(text)
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True, emoji=False)
-
-
-def print_table(
-    console: Console, header: Row, rows: Iterator[Row], *, right: Sequence[int] = ()
-) -> None:
-    """Print columns; those in `right` hold numbers."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    console.print(table)
-
-
-# ------------------------------------------------------------------------------ Markdown, XML
-
-
-def markdown(report: Report) -> str:
-    """Return the report as Markdown, for a pull request."""
-    names = [facts.files[0].name if facts.files else "" for facts in (report.input, report.output)]
-    lines = ["## graphpass: " + " → ".join(code_span(name) for name in names if name), ""]
-    lines += markdown_table(OVERVIEW, overview(report))
-    lines += markdown_table(PASSES, passes(report))
-    lines += [f"- {escaped(line)}" for line in remarks(report)]
-    lines += _folded("outputs", markdown_table(OUTPUTS, outputs(report)))
-    lines += _folded("rewrites", markdown_table(REWRITES, rewrites(report)))
-    refused = list(refusals(report))
-    if refused:
-        lines += ["", f"<details><summary>{len(refused)} refusals</summary>", ""]
-        lines += [f"- {escaped(f'{name}: {r.node}: {r.reason}')}" for name, r in refused]
-        lines += ["", "</details>"]
-    return "\n".join(lines) + "\n"
-
-
-def _folded(name: str, table: list[str]) -> list[str]:
-    """Return a table to be opened by a click, nothing where it has no rows."""
-    count = len(table) - 3
-    if count < 1:
-        return []
-    return ["", f"<details><summary>{count} {name}</summary>", "", *table, "</details>"]
-
-
-def markdown_table(header: Row, rows: Iterator[Row]) -> list[str]:
-    """Return the lines of a table, and an empty one."""
-    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
-    lines += [f"| {' | '.join(escaped(cell.strip()) for cell in row)} |" for row in rows]
-    return [*lines, ""]
-
-
-def junit(report: Report) -> str:
-    """Return the report as JUnit XML: a test case for each pass and one for the delivery."""
-    suite = ElementTree.Element("testsuite", name="graphpass", time=f"{report.total_s:.3f}")
-    for entry in report.passes:
-        case = _case(suite, entry.name, entry.apply_s + entry.check_s)
-        if entry.faulty:
-            problems = [out.reason for out in entry.quarantined]
-            problems += [entry.reason] if entry.reason else []
-            _outcome(case, "failure", problems[0], "\n".join(problems))
-        elif not report.validated and entry.outcome == "kept":
-            _outcome(case, "skipped", "not validated")
-    case = _case(suite, "written file", 0.0)
-    if report.delivery is None:
-        _outcome(case, "skipped", "nothing was written")
-    elif not report.delivery.ok:
-        _outcome(case, "failure", report.delivery.reason)
-    suite.set("tests", str(len(suite)))
-    suite.set("failures", str(len(suite.findall("testcase/failure"))))
-    suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
-    ElementTree.indent(suite)
-    text: str = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
-    return text + "\n"
-
-
-def _case(suite: Any, name: str, seconds: float) -> Any:
-    return ElementTree.SubElement(
-        suite, "testcase", classname="graphpass", name=name, time=f"{seconds:.3f}"
-    )
-
-
-def _outcome(case: Any, kind: str, message: str, text: str = "") -> None:
-    ElementTree.SubElement(case, kind, message=xml_safe(message)).text = xml_safe(text) or None
-
-
-def xml_safe(text: str) -> str:
-    """Return what XML can hold: node names are arbitrary."""
-    return visible_lines(text)
