@@ -141,6 +141,24 @@ def test_what_fails_half_way_through_a_change_is_put_back_and_not_tried_again(
     assert operators(result.model.graph.node).count("Identity") == 1
 
 
+def test_a_model_is_copied_once_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = 0
+
+    def counted(proto: onnx.ModelProto) -> onnx.ModelProto:
+        nonlocal copies
+        copies += 1
+        copied = onnx.ModelProto()
+        copied.CopyFrom(proto)
+        return copied
+
+    monkeypatch.setattr("graphpass.run.pipeline._copy", counted)
+    result = graphpass.optimize(chain(), [Tidy(), Negate(), Untidy(), Tidy()])
+    changes = result.report.rounds * 4 - sum(
+        entry.outcome == "unchanged" for entry in result.report.passes
+    )
+    assert result.report.rounds >= 2 and copies <= 1 + 5 < changes
+
+
 def test_a_pass_that_does_not_settle_is_undone_and_named() -> None:
     model = chain(1)
     result = graphpass.optimize(model, Restless())

@@ -24,7 +24,7 @@ from graphpass import (
     axes_of,
     const,
     constant,
-    either,
+    each,
     is_output,
     label,
     operator,
@@ -43,7 +43,6 @@ from .heads import ALONG_AXIS, BROADCAST, POINTWISE
 _REDUCTIONS = named(Trait.REDUCTION | Trait.KEEPS_NAN)
 _ALONG_AXIS = tuple(op for op in ALONG_AXIS if op != "LpNormalization")
 _AGNOSTIC = frozenset((*POINTWISE, *BROADCAST, *_REDUCTIONS, *_ALONG_AXIS, "Concat", "Pad"))
-_JOINED = "abcdef"  # as many inputs as a Concat has here at most
 _NEAR = 64  # nodes looked at around a Transpose: more would not change where it goes
 
 
@@ -209,33 +208,15 @@ class TransposeBelowAlongAxis(Rule):
 class TransposeBelowConcat(Rule):
     """Concat(Transpose(a, p), Transpose(b, p), …, i) = Transpose(Concat(a, b, …, p[i]), p)."""
 
-    pattern = either(
-        *(
-            Op(
-                "Concat",
-                *(Op("Transpose", any_(name), shared=True) for name in _JOINED[:count]),
-                bind="concat",
-            )
-            for count in range(2, len(_JOINED) + 1)
-        )
+    pattern = Op(
+        "Concat", each(Op("Transpose", any_("xs"), bind="turned", shared=True)), bind="concat"
     )
 
-    def rewrite(
-        self,
-        concat: Node,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor | None,
-        d: Tensor | None,
-        e: Tensor | None,
-        f: Tensor | None,
-    ) -> Any:
-        turned = [node for tensor in concat.inputs for node in tensor.inputs]
+    def rewrite(self, concat: Node, turned: list[Node], xs: list[Tensor]) -> Any:
         order = _pays(turned[0], concat)
         if order is None or any(permutation(node) != order for node in turned):
             return None
-        parts = [part for part in (a, b, c, d, e, f) if part is not None]
-        joined = Op("Concat", *parts, axis=order[attribute(concat, "axis")])
+        joined = Op("Concat", *xs, axis=order[attribute(concat, "axis")])
         return Op("Transpose", joined, perm=order)
 
 
@@ -383,7 +364,7 @@ def _is_agnostic(f: Node, order: Sequence[int]) -> bool:
     if op == "Pad":
         return len(_pads(f) or ()) == 2 * len(order)
     if op == "Concat":
-        return 2 <= len(f.inputs) <= len(_JOINED)
+        return len(f.inputs) > 1
     return has(f, Trait.ELEMENTWISE)
 
 

@@ -329,9 +329,9 @@ def test_of_another_rank() -> None:
 
 
 @pytest.mark.parametrize("axis", range(-4, 4))
-@pytest.mark.parametrize("count", [2, 4, 6])
+@pytest.mark.parametrize("count", [2, 6, 9])
 def test_below_a_concat(axis: int, count: int) -> None:
-    parts = ", ".join(["h", "g", "h", "h", "g", "g"][:count])
+    parts = ", ".join(["h", "g", "h", "h", "g", "g", "h", "g", "h"][:count])
     nhwc(f"a = Concat<axis={axis}>({parts})", f"Concat<axis={[0, 2, 3, 1][axis]}>")
 
 
@@ -342,7 +342,6 @@ def test_not_below_a_concat_with_something_else() -> None:
     }"""
     stays(text.replace("OTHER", "w"))
     stays(text.replace("OTHER", "c"), c=integers(2, 4, 5, 3))
-    stays(text.replace("OTHER", "h, h, h, h, h, h").replace("[2,6,", "[2,21,"))
 
 
 # ------------------------------------------------------------------------------ along axes
