@@ -2,6 +2,7 @@
 
 from .clean_up import CleanUp
 from .conv_to_gemm import ConvToGemm
+from .drop_channels import DropUnusedChannels
 from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
 from .gemm_to_conv import GemmToConv
@@ -23,6 +24,7 @@ __all__ = [
     "CleanUp",
     "ConvToGemm",
     "DropSoftmax",
+    "DropUnusedChannels",
     "FlattenGemmToGapConv",
     "FoldBatchNorm",
     "FreeBatch",

@@ -23,7 +23,14 @@ from graphpass.rewrite.script import Script
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
     "runtime": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv"),
-    "fast": ("clean-up", "fold-batchnorm", "merge-branches", "move-linear", "merge-siblings"),
+    "fast": (
+        "clean-up",
+        "fold-batchnorm",
+        "drop-channels",
+        "merge-branches",
+        "move-linear",
+        "merge-siblings",
+    ),
     "conv-only": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
 }
 

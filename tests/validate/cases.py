@@ -409,6 +409,19 @@ CASES = (
         },
     ),
     Case(
+        "filters of zeros, with a bias",
+        "drop-channels",
+        "(float[N,3,8,7] x) => (float[N,4,4,3] y) {"
+        "a = Conv(x, W, b) r = Relu(a) y = Conv(r, V, c)}",
+        constants={
+            "W": _away_from_zero(5, 3, 3, 3)
+            * np.array([0, 1, 1, 1, 1], np.float32)[:, None, None, None],
+            "b": np.array([1, 0.5, -0.5, -1, 2], np.float32),
+            "V": _away_from_zero(4, 5, 3, 3),
+            "c": (4,),
+        },
+    ),
+    Case(
         "pools over one map",
         "merge-siblings",
         "(float[N,3,6,7] x) => (float[N,6,6,7] y) {"
