@@ -1,0 +1,338 @@
+"""Small models drawn at random over the table of operators, for properties that hold for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, defs, helper, numpy_helper
+
+from graphpass.ir.operators import Trait, named
+
+Shape = tuple[int, ...]
+_F = np.float32
+BATCH = 3  # what a symbolic batch is when a model is run
+
+# Where the function jumps, has poles or grows fast, the last bit of an argument decides: a rewrite
+# that may round otherwise may end elsewhere. What is left moves no more than its argument.
+_LEFT_OUT = frozenset(
+    """Acos Acosh Asin Atanh BitwiseNot Cast CastLike Ceil Cosh Exp Floor IsInf IsNaN Log Not
+    Reciprocal Round Shrink Sign Sinh Sqrt Tan ThresholdedRelu""".split()
+)
+
+
+_SCHEMAS = [schema for schema in defs.get_all_schemas_with_history() if schema.domain == ""]
+_FIRST = {
+    name: min(s.since_version for s in _SCHEMAS if s.name == name) for name in named(Trait(0))
+}
+
+
+@dataclass
+class Draw:
+    """A graph that grows node by node; `shapes` of float tensors, the batch as a number."""
+
+    rng: np.random.Generator
+    opset: int
+    prefix: str = ""
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    held: list[onnx.TensorProto] = field(default_factory=list)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+
+    def one_of(self, choices: Any) -> Any:
+        """Choose one."""
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def name(self) -> str:
+        """Make a name up."""
+        return f"{self.prefix}t{len(self.nodes)}_{len(self.held)}"
+
+    def constant(self, value: Any) -> str:
+        """Add an initializer or a Constant node."""
+        array = np.asarray(value)
+        name = f"{self.name()}c"
+        tensor = numpy_helper.from_array(array, name)
+        if self.rng.random() < 0.3:
+            self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
+        else:
+            self.held.append(tensor)
+        return name
+
+    def weight(self, *shape: int) -> str:
+        """Add weights of about unit gain."""
+        fan = int(np.prod(shape[1:])) or 1
+        return self.constant((self.rng.normal(size=shape) / np.sqrt(fan)).astype(_F))
+
+    def add(self, op: str, inputs: list[str], shape: Shape, **attrs: Any) -> str:
+        """Add a node with one output."""
+        name = self.name()
+        self.nodes.append(helper.make_node(op, inputs, [name], **attrs))
+        self.shapes[name] = shape
+        return name
+
+    def pick(self, rank: int | None = None) -> str | None:
+        """Choose a tensor, more often one of the last; None where there is none."""
+        fits = [n for n, s in self.shapes.items() if rank is None or len(s) == rank]
+        return None if not fits else fits[-1 - min(int(self.rng.exponential(1)), len(fits) - 1)]
+
+
+Step = Callable[[Draw], "str | None"]
+
+
+def _unary(g: Draw) -> str | None:
+    op = g.one_of([o for o in named(Trait.ELEMENTWISE) if o not in _LEFT_OUT])
+    x = g.pick()
+    if x is None or _FIRST[op] > g.opset:
+        return None
+    attrs: dict[str, Any] = {"min": -1.0, "max": 2.0} if op == "Clip" and g.opset < 11 else {}
+    inputs = [x]
+    if op == "Clip" and g.opset >= 11:
+        inputs += [g.constant(_F(-1)), g.constant(_F(2))]
+    return g.add(op, inputs, g.shapes[x], **attrs)
+
+
+def _binary(g: Draw) -> str | None:
+    x = g.pick()
+    if x is None:
+        return None
+    shape = g.shapes[x]
+    op = g.one_of(["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"])
+    if op in ("Max", "Min") and g.opset < 8:
+        return None
+    kind = g.rng.integers(4)
+    same = [n for n, s in g.shapes.items() if s == shape]
+    if kind == 0 and op not in ("Div", "PRelu"):
+        return g.add(op, [x, g.one_of(same)], shape)
+    sizes = [n if g.rng.random() < 0.5 else 1 for n in shape]
+    sizes[:1] = [1] * len(sizes[:1])
+    drop = int(g.rng.integers(len(shape) + 1)) if kind == 1 else 0
+    value = g.rng.uniform(0.5, 2, sizes[drop:]) * g.rng.choice([-1, 1], sizes[drop:])
+    if kind == 2:
+        value = np.ones(sizes[drop:]) * (op in ("Mul", "Div"))
+    c = g.constant(value.astype(_F))
+    turned = op not in ("Div", "PRelu") and kind == 3
+    return g.add(op, [c, x] if turned else [x, c], shape)
+
+
+def _conv(g: Draw) -> str | None:
+    x = g.pick(4)
+    if x is None:
+        return None
+    n, c, h, w = g.shapes[x]
+    k, out = int(g.one_of([1, 1, 3])), int(g.one_of([2, 3, 4]))
+    if min(h, w) < 1 or c < 1:
+        return None
+    pad = k // 2 if g.rng.random() < 0.7 or min(h, w) < k else 0
+    group = c if g.rng.random() < 0.2 else 1
+    out = out if group == 1 else c
+    turned = group == 1 and g.rng.random() < 0.2
+    weight = g.weight(c, out, k, k) if turned else g.weight(out, c // group, k, k)
+    inputs = [x, weight, *([g.weight(out)] if g.rng.random() < 0.5 else [])]
+    grown = (k - 1 - 2 * pad) * (1 if turned else -1)
+    attrs = {"kernel_shape": [k, k], "pads": [pad] * 4, "group": group}
+    op = "ConvTranspose" if turned else "Conv"
+    return g.add(op, inputs, (n, out, h + grown, w + grown), **attrs)
+
+
+def _norm(g: Draw) -> str | None:
+    x = g.pick(4) if g.rng.random() < 0.7 else g.pick(2)
+    if x is None:
+        return None
+    c = g.shapes[x][1]
+    vectors = [g.constant(g.rng.uniform(0.5, 2, c).astype(_F)) for _ in range(4)]
+    return g.add("BatchNormalization", [x, *vectors], g.shapes[x])
+
+
+def _pool(g: Draw) -> str | None:
+    x = g.pick(4)
+    if x is None:
+        return None
+    n, c, h, w = g.shapes[x]
+    if g.rng.random() < 0.4:
+        return g.add(g.one_of(["GlobalAveragePool", "GlobalMaxPool"]), [x], (n, c, 1, 1))
+    k = int(g.one_of([1, 2, h]))
+    if k > min(h, w):
+        return None
+    op = g.one_of(["AveragePool", "MaxPool"])
+    return g.add(op, [x], (n, c, h - k + 1, w - k + 1), kernel_shape=[k, k])
+
+
+def _dense(g: Draw) -> str | None:
+    x = g.pick(2)
+    if x is None:
+        x = g.pick()
+        if x is None:
+            return None
+        *lead, k = g.shapes[x]
+        m = int(g.one_of([2, 3]))
+        return g.add("MatMul", [x, g.weight(k, m)], (*lead, m)) if lead else None
+    n, k = g.shapes[x]
+    m = int(g.one_of([2, 3, 5]))
+    if g.rng.random() < 0.5:
+        return g.add("MatMul", [x, g.weight(k, m)], (n, m))
+    turned = int(g.rng.integers(2))
+    weight = g.weight(m, k) if turned else g.weight(k, m)
+    return g.add("Gemm", [x, weight, g.weight(m)], (n, m), transB=turned)
+
+
+def _left(g: Draw) -> str | None:
+    """MatMul by a constant from the left: which axis its rows are, the ranks of both say."""
+    x = g.pick()
+    if x is None or not g.shapes[x] or (g.shapes[x][0] == BATCH and len(g.shapes[x]) < 3):
+        return None
+    shape = g.shapes[x]
+    k, m = shape[-2] if len(shape) > 1 else shape[0], int(g.one_of([2, 3]))
+    made = (*shape[:-2], m, shape[-1]) if len(shape) > 1 else (m,)
+    return g.add("MatMul", [g.weight(m, k), x], made)
+
+
+def _view(g: Draw) -> str | None:
+    x = g.pick()
+    if x is None or not g.shapes[x]:
+        return None
+    shape = g.shapes[x]
+    kind = g.rng.integers(6)
+    rest = int(np.prod(shape[1:]))
+    if kind == 0:
+        return g.add("Flatten", [x], (shape[0], rest))
+    if kind == 1:
+        order = [0, *(1 + g.rng.permutation(len(shape) - 1)).tolist()]
+        return g.add("Transpose", [x], tuple(shape[i] for i in order), perm=order)
+    if kind == 2:
+        return g.add("Reshape", [x, g.constant(np.array([0, -1]))], (shape[0], rest))
+    axes = [axis for axis, n in enumerate(shape) if n == 1 and axis]
+    if kind == 3 and axes:
+        made = tuple(n for axis, n in enumerate(shape) if axis not in axes)
+        if g.opset < 13:
+            return g.add("Squeeze", [x], made, axes=axes)
+        return g.add("Squeeze", [x, g.constant(np.array(axes))], made)
+    if kind == 4 and len(shape) < 4:
+        if g.opset < 13:
+            return g.add("Unsqueeze", [x], (*shape, 1), axes=[len(shape)])
+        return g.add("Unsqueeze", [x, g.constant(np.array([len(shape)]))], (*shape, 1))
+    return _shaped(g, x)
+
+
+def _shaped(g: Draw, x: str) -> str:
+    """Reshape by what is computed from the input's own sizes."""
+    shape = g.shapes[x]
+    sizes = g.add("Shape", [x], ())
+    first = g.add("Gather", [sizes, g.constant(np.array([0]))], (), axis=0)
+    target = g.add("Concat", [first, g.constant(np.array([-1]))], (), axis=0)
+    for name in (sizes, first, target):
+        del g.shapes[name]
+    return g.add("Reshape", [x, target], (shape[0], int(np.prod(shape[1:]))))
+
+
+def _along(g: Draw) -> str | None:
+    x = g.pick()
+    if x is None or len(g.shapes[x]) < 2:
+        return None
+    shape = g.shapes[x]
+    axis = int(g.rng.integers(1, len(shape)))
+    kind = g.rng.integers(5)
+    if kind == 0:
+        return g.add(g.one_of(["Softmax", "LogSoftmax"]), [x], shape, axis=axis)
+    if kind == 1:
+        op = g.one_of(["ReduceMean", "ReduceMax", "ReduceL1", "ReduceSum"])
+        listed = g.opset < 13 if op == "ReduceSum" else g.opset < 18
+        kept = int(g.rng.integers(2))
+        made = tuple(n if i != axis else 1 for i, n in enumerate(shape) if kept or i != axis)
+        if listed:
+            return g.add(op, [x], made, axes=[axis], keepdims=kept)
+        return g.add(op, [x, g.constant(np.array([axis]))], made, keepdims=kept)
+    if kind == 2:
+        made = tuple(2 * n if i == axis else n for i, n in enumerate(shape))
+        same = [n for n, s in g.shapes.items() if s == shape]
+        return g.add("Concat", [x, g.one_of(same)], made, axis=axis)
+    if kind == 3 and g.opset >= 10 and shape[axis] > 1:
+        made = tuple(n - 1 if i == axis else n for i, n in enumerate(shape))
+        bounds = [g.constant(np.array([value])) for value in (0, -1, axis)]
+        return g.add("Slice", [x, *bounds], made)
+    pads = [0] * (2 * len(shape))
+    pads[axis] = 1
+    made = tuple(n + 1 if i == axis else n for i, n in enumerate(shape))
+    if g.opset < 11:
+        return g.add("Pad", [x], made, pads=pads)
+    return g.add("Pad", [x, g.constant(np.array(pads))], made)
+
+
+def _body(g: Draw, x: str, inner: str, prefix: str) -> tuple[Draw, str]:
+    body = Draw(g.rng, g.opset, prefix)
+    body.shapes[inner] = g.shapes[x]
+    made = inner
+    for _ in range(int(g.rng.integers(1, 4))):
+        step = g.one_of([_unary, _binary, _norm])
+        made = step(body) or made
+    made = body.add("Identity", [made], g.shapes[x]) if made == inner else made
+    return body, made
+
+
+def _control(g: Draw) -> str | None:
+    x = g.pick()
+    if x is None or g.opset < 11:
+        return None
+    shape = g.shapes[x]
+    if g.rng.random() < 0.5:
+        branches = {}
+        for key in ("then_branch", "else_branch"):
+            body, made = _body(g, x, x, f"{g.name()}{key[0]}")
+            value = helper.make_tensor_value_info(made, TensorProto.FLOAT, [None] * len(shape))
+            branches[key] = helper.make_graph(body.nodes, key, [], [value], body.held)
+        condition = g.constant(np.array(bool(g.rng.integers(2))))
+        return g.add("If", [condition], shape, **branches)
+    stem = g.name()
+    body, made = _body(g, x, f"{stem}v", f"{stem}b")
+    body.nodes.append(helper.make_node("Identity", [f"{stem}c"], [f"{stem}k"]))
+    dims = [None] * len(shape)
+    graph = helper.make_graph(
+        body.nodes,
+        "body",
+        [
+            helper.make_tensor_value_info(f"{stem}i", TensorProto.INT64, []),
+            helper.make_tensor_value_info(f"{stem}c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"{stem}v", TensorProto.FLOAT, dims),
+        ],
+        [
+            helper.make_tensor_value_info(f"{stem}k", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(made, TensorProto.FLOAT, dims),
+        ],
+        body.held,
+    )
+    return g.add("Loop", [g.constant(np.array(2)), "", x], shape, body=graph)
+
+
+_STEPS: tuple[Step, ...] = (
+    *(_unary, _unary, _binary, _binary, _binary, _conv, _conv, _norm, _norm),
+    *(_pool, _dense, _dense, _left, _view, _view, _view, _along, _along, _control),
+)
+
+
+def drawn(seed: int, nodes: int, opset: int, fixed: bool) -> onnx.ModelProto:
+    """Return a model of about `nodes` nodes; `fixed`: its batch is, or it is symbolic."""
+    rng = np.random.default_rng(seed)
+    g = Draw(rng, opset)
+    first: Shape = (BATCH, 3, 4, 4) if rng.random() < 0.75 else (BATCH, 6)
+    g.shapes["x"] = first
+    made = "x"
+    while len(g.nodes) < nodes:
+        made = g.one_of(_STEPS)(g) or made
+        if int(np.prod(g.shapes[made])) > 20_000:
+            break
+    made = g.add("Identity", [made], g.shapes[made]) if made == "x" else made
+    outputs = {made, *(n for n in [g.pick()] if n is not None and n != "x")}
+    batch: Any = BATCH if fixed else "N"
+    graph = helper.make_graph(
+        g.nodes,
+        "drawn",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *first[1:]])],
+        [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * len(g.shapes[n]))
+            for n in sorted(outputs)
+        ],
+        g.held,
+    )
+    imports = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
