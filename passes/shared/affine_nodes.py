@@ -19,6 +19,7 @@ from graphpass import (
     require,
     static_dim,
 )
+from graphpass.ir.refusal import OLD_OPSET, UNKNOWN_SIZE, needed
 
 from .affine import FLOAT_TYPES, Affine, of_arithmetic
 from .affine_ops import change_of
@@ -31,10 +32,8 @@ _MOST_ELEMENTS = 1 << 16  # of a term: what is larger is no normalization
 
 def affine_map(affine: Node, x: Tensor, term: Weight | None) -> Affine:
     """Return what an affine operator does to its input `x`, with as many axes as that has."""
-    axes = rank(x)
-    require(axes is not None, f"the rank of '{x.name}' is not known")
-    require(opset(affine) >= 7, f"{label(affine)} is from before opset 7")
-    assert axes is not None
+    axes = needed(rank(x), f"the rank of '{x.name}' is not known", UNKNOWN_SIZE)
+    require(opset(affine) >= 7, f"{label(affine)} is from before opset 7", OLD_OPSET)
     if term is None:
         scale = affine.inputs[1]
         size = static_dim(scale, 0) or static_dim(x, 1) or 0

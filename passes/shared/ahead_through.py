@@ -23,7 +23,7 @@ from graphpass import (
     readers,
     require,
 )
-from graphpass.ir.refusal import RefusedError
+from graphpass.ir.refusal import RefusedError, needed
 
 from .affine import Affine
 from .affine_nodes import affine_map, affine_operands, operators_in, rebuilt
@@ -77,8 +77,7 @@ def _moved_down(path: list[Node], inner: Tensor, term: Weight | None) -> tuple[A
     source = affine
     for node in reversed(between):
         index = next(k for k, t in enumerate(node.inputs) if t is source.outputs[0])
-        mover = passes_on(node)
-        assert mover is not None
+        mover = needed(passes_on(node), f"no map moves through {label(node)}")
         change = mover.after(node, change, index)
         inputs = list[Any](node.inputs)
         inputs[index] = below

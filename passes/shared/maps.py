@@ -18,6 +18,7 @@ from graphpass import (
     require,
     static_dim,
 )
+from graphpass.ir.refusal import UNKNOWN_SIZE, needed
 
 from .affine import Affine, Floats
 from .channels import Channels
@@ -75,16 +76,13 @@ def of_channels(node: Node, change: Affine, channels: Channels) -> Affine:
 
 def axes_count(tensor: Tensor) -> int:
     """Return the rank; refuse where it is not known."""
-    count = rank(tensor)
-    require(count is not None, f"the rank of '{tensor.name}' is not known")
-    return count or 0
+    return needed(rank(tensor), f"the rank of '{tensor.name}' is not known", UNKNOWN_SIZE)
 
 
 def size_of(tensor: Tensor, axis: int) -> int:
     """Return the size of an axis; refuse where it is not fixed."""
-    size = static_dim(tensor, axis)
-    require(size is not None, f"the size of axis {axis} of '{tensor.name}' is not fixed")
-    return size or 0
+    unknown = f"the size of axis {axis} of '{tensor.name}' is not fixed"
+    return needed(static_dim(tensor, axis), unknown, UNKNOWN_SIZE)
 
 
 def require_alike(node: Node, change: Affine, axes: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from graphpass import (
     static_dim,
 )
 from graphpass.ir.operators import is_training
+from graphpass.ir.refusal import OLD_OPSET, TRAINING
 
 from .affine import FLOAT_TYPES, Affine, Floats
 from .maps import (
@@ -42,7 +43,7 @@ def _check_cast(node: Node, change: Affine) -> None:
 
 
 def _check_dropout(node: Node, change: Affine) -> None:
-    require(not is_training(node), f"{label(node)} may be training")
+    require(not is_training(node), f"{label(node)} may be training", TRAINING)
 
 
 def _check_rectifier(node: Node, change: Affine) -> None:
@@ -153,7 +154,7 @@ def _concat_after(node: Node, change: Affine, index: int) -> Affine:
 
 def _sum_before(node: Node, change: Affine) -> Sequence[Affine | None]:
     """All summands take the factor, the one that can best take it the shift."""
-    require(opset(node) >= 7, f"{label(node)} is from before opset 7")
+    require(opset(node) >= 7, f"{label(node)} is from before opset 7", OLD_OPSET)
     bearer = next((k for k, t in enumerate(node.inputs) if constant(t) is not None), 0)
     if operator(node) == "Sub":
         bearer = 0 if constant(node.inputs[1]) is None else bearer
@@ -183,7 +184,7 @@ def _unbroadcast(node: Node, tensor: Tensor, change: Affine) -> Affine:
 
 
 def _sum_after(node: Node, change: Affine, index: int) -> Affine:
-    require(opset(node) >= 7, f"{label(node)} is from before opset 7")
+    require(opset(node) >= 7, f"{label(node)} is from before opset 7", OLD_OPSET)
     require(not change.scales, f"{label(node)} adds what the factor does not reach")
     require(operator(node) != "Sub" or index == 0, f"{label(node)} takes it away")
     own, given = axes_count(node.outputs[0]), change.factor.ndim

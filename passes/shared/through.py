@@ -26,7 +26,7 @@ from graphpass import (
     readers,
     require,
 )
-from graphpass.ir.questions import RefusedError
+from graphpass.ir.refusal import FURTHER_OUTPUTS, IS_OUTPUT, READERS, RefusedError, needed
 
 from .affine import FLOAT_TYPES, Affine, rounded
 from .affine_nodes import affine_map, affine_operands, operators_in, rebuilt
@@ -94,15 +94,14 @@ class _Walk:
         require(self.steps <= MOST_STEPS, f"too much lies before {label(self.root)}")
         if constant(tensor) is not None:
             return _Moved(_changed(tensor, change))
-        node = producer(tensor)
-        require(node is not None, f"'{tensor.name}' is not computed here")
-        assert node is not None
+        node = needed(producer(tensor), f"'{tensor.name}' is not computed here")
         require(node.graph is self.root.graph, f"'{tensor.name}' is computed outside of this body")
-        require(not is_output(tensor), f"'{tensor.name}' is an output of the graph")
+        require(not is_output(tensor), f"'{tensor.name}' is an output of the graph", IS_OUTPUT)
         count = len(readers(tensor))
-        require(count == 1, f"{label(node)} feeds {count} nodes")
+        require(count == 1, f"{label(node)} feeds {count} nodes", READERS)
         further = [t for t in node.outputs if t is not tensor and (t.outputs or is_output(t))]
-        require(node.outputs[0] is tensor and not further, f"{label(node)} has further outputs")
+        alone = node.outputs[0] is tensor and not further
+        require(alone, f"{label(node)} has further outputs", FURTHER_OUTPUTS)
         return self._through(node, change)
 
     def _through(self, node: Node, change: Affine) -> _Moved:
@@ -111,9 +110,7 @@ class _Walk:
             return joined
         if takes_in(node):
             return _Moved(taken_in_after(node, change), [node])
-        mover = passes_on(node)
-        require(mover is not None, f"no map moves through {label(node)}")
-        assert mover is not None
+        mover = needed(passes_on(node), f"no map moves through {label(node)}")
         nodes, inputs = [node], list[Any](node.inputs)
         for index, part in enumerate(mover.before(node, change)):
             if part is None:
