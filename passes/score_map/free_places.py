@@ -158,26 +158,29 @@ def _others(
 
 def _carry_out(graph: Graph, native: Followed, others: Sequence[Followed]) -> list[str]:
     changed = {key: node for other in others for key, node in other.changed.items()}
-    done = []
+    pools = {k: n for k, n in native.pooled.items() if operator(n) == "AveragePool"}
+    todo = [node for node in graph.nodes if id(node) in changed or id(node) in pools]
     decided: list[tuple[Node, Any]] = []
-    for node in changed.values():
-        if operator(node) in ("Reshape", "Flatten"):
+    for node in todo:
+        if id(node) in pools:
+            decided.append((node, None))
+        elif operator(node) in ("Reshape", "Flatten"):
             decided.append((node, _shape_parts(native, node)))
-            done.append(f"{label(node)} computes the size of its map")
         else:
             decided.append((node, _factors(native, node)))
-            done.append(f"{label(node)} resizes by a factor")
+    done = []
     with Editor(graph) as edit:
-        pools = [n for n in native.pooled.values() if operator(n) == "AveragePool"]
-        make_global(edit, pools)
-        for node, how in decided:
-            new = (
-                _reshaped(edit, node, how)
-                if isinstance(how[0], tuple)
-                else _resized(edit, node, how)
-            )
-            edit.replace(node.outputs[0], new)
-    return [*(f"{label(pool)} is global" for pool in pools), *done]
+        for node, how in decided:  # in the order of the graph: what is made reads what was made
+            if how is None:
+                make_global(edit, [node])
+                done.append(f"{label(node)} is global")
+            elif isinstance(how[0], tuple):
+                edit.replace(node.outputs[0], _reshaped(edit, node, how))
+                done.append(f"{label(node)} computes the size of its map")
+            else:
+                edit.replace(node.outputs[0], _resized(edit, node, how))
+                done.append(f"{label(node)} resizes by a factor")
+    return done
 
 
 def _shape_parts(native: Followed, node: Node) -> list[tuple[int, int, int, bool]]:

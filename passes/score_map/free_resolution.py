@@ -12,6 +12,7 @@ from graphpass.follow.image_axes import AxisError, Spatial, size_of, target_size
 from graphpass.follow.image_input import traced
 from graphpass.follow.trace import LAYOUTS, FixedResolutionError, trace
 from graphpass.follow.traced import Trace
+from graphpass.ir.operators import Trait, has
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.interface import Interface
 
@@ -45,15 +46,17 @@ class FreeResolution(Pass):
         except FixedResolutionError as error:
             try:
                 return free_places(graph)
-            except FixedSizeError:
-                raise error from None
+            except FixedSizeError as other:
+                # whichever came farther knows more
+                raise (error if error.progress >= other.progress else other) from None
         if native is None:
             return free_places(graph)
         if not native.heads:
             try:
                 return free_places(graph)
             except FixedSizeError:
-                if native.reshapes:
+                slides = any(has(node, Trait.SLIDING) for node in native.windows)
+                if native.reshapes or not slides:
                     raise
 
         def at(larger: int) -> Trace:
@@ -65,8 +68,9 @@ class FreeResolution(Pass):
         others = [at(larger) for larger in _LARGER]
         done: list[str] = []
         with Editor(graph) as edit:
-            done += _free_pools(found, edit)
+            # pools read what Reshapes became; no Reshape makes places of what was pooled
             done += _free_reshapes(native, others[-1], edit)
+            done += _free_pools(found, edit)
             done += _free_softmax(found, edit)
         _declare(graph, found, others)
         return [*done, f"height and width of '{found.image.name}' vary"]

@@ -292,7 +292,15 @@ def _sequence_at(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Ax
     return [parts[int(index)]]
 
 
+def _whole_map(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
+    """Statistics of the whole map, whatever its size."""
+    if any(index < 2 for index in places_in(inputs[0])):
+        raise FixedSizeError(f"{label(node)} takes places of the image for channels")
+    return [inputs[0]]
+
+
 HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), _whole_map),
     **dict.fromkeys(("Conv", "MaxPool", "AveragePool", "LpPool"), _slide),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
     **dict.fromkeys(("Resize", "Upsample"), _resize),

@@ -101,6 +101,13 @@ FREED: dict[str, tuple[str, str, Constants, int]] = {
         lambda s: {"e": (4, 4, 1, 1)},
         1,
     ),
+    "a pool behind a channel shuffle": (
+        f"{CONV} v = Reshape(r, two) u = Transpose<perm=[0,2,1,3,4]>(v) b = Reshape(u, four)"
+        " p = AveragePool<kernel_shape=[{0},{1}]>(b) y = Mul(b, p)",
+        "4,{0},{1}",
+        lambda s: {"two": _ints(1, 2, 2, *s), "four": _ints(1, 4, *s)},
+        1,
+    ),
     "instance normalization": (
         f"{CONV} y = InstanceNormalization(r, one, one)",
         "4,{0},{1}",
