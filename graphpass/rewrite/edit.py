@@ -31,6 +31,7 @@ class Editor:
         self.graph = graph
         self._names = set(_names(graph))
         self._made: list[Node] = []
+        self._like: list[tuple[Node, Node]] = []
         self._replaced: list[tuple[Tensor, Tensor]] = []
         self._renamed: list[tuple[Tensor, str]] = []
         self._outputs: list[Tensor] = []
@@ -74,6 +75,8 @@ class Editor:
             source = made.inputs[0].dtype if made.inputs else None
             tensor.dtype = kind if kind is not None else source
         self._made.append(made)
+        if like is not None:
+            self._like.append((made, like))
         return list(made.outputs)
 
     def one(self, op: str, inputs: Sequence[Tensor | Array | None], **keywords: Any) -> Tensor:
@@ -153,11 +156,21 @@ class Editor:
         surgeon = Surgeon(numpy_helper.from_array, lambda: self._names, 0)
         surgeon.insert(self.graph, self._made, self._replaced, self._kept)
         surgeon.close([self.graph])
+        self._keep_names()
         self.graph.opsets.update(self._imports)
         for tensor, name in self._renamed:
             tensor.name = name
         for tensor in self._outputs:
             self.graph.outputs.append(tensor)
+
+    def _keep_names(self) -> None:
+        """Give a node the name of the one whose place it took, now that this is gone."""
+        there = {id(node) for node in self.graph.nodes}
+        taken: set[str] = set()
+        for made, like in self._like:
+            if id(made) in there and id(like) not in there and like.name not in taken:
+                made.name = like.name
+                taken.add(like.name)
 
     def _operand(self, value: Tensor | Array | None, base: str) -> Tensor:
         if value is None:

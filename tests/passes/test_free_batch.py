@@ -377,6 +377,14 @@ def test_softmax_that_flattened_works_on_each_row() -> None:
     assert not differences(original, freed)
 
 
+def test_a_changed_node_keeps_its_name() -> None:
+    nodes, outputs, constants, _ = FREED["Reshape to a constant shape"]
+    model = network(nodes, outputs, constants)
+    model.graph.node[2].name = "to_rows"
+    freed, _ = apply_to(make("free-batch"), model)
+    assert [node.name for node in freed.graph.node if node.op_type == "Reshape"] == ["to_rows"]
+
+
 def test_an_output_without_a_batch_keeps_its_shape() -> None:
     nodes, outputs, constants, _ = FREED["an output without a batch"]
     freed, _ = apply_to(make("free-batch"), network(nodes, outputs, constants))
