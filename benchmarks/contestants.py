@@ -89,6 +89,11 @@ CONTESTANTS = {
     "graphpass --no-validate": Contestant(
         "graphpass", lambda source, target: graphpass(source, target, "--no-validate")
     ),
+    "graphpass, runtime": Contestant(
+        "graphpass",
+        lambda source, target: graphpass(source, target, "--pipeline", "runtime"),
+        checks_itself=True,
+    ),
     "onnxsim": Contestant("onnxsim", partial(onnxsim, checks=0)),
     "onnxsim, 3 checks": Contestant("onnxsim", partial(onnxsim, checks=3), checks_itself=True),
     "onnxslim": Contestant("onnxslim", partial(onnxslim, check=False)),
