@@ -20,6 +20,7 @@ from graphpass.report.data import without_times
 from graphpass.report.reproducer import write_all
 from graphpass.run import recorded as recheck
 from graphpass.run.bisect import Bisection, command_check, compare_command, write_test
+from graphpass.testing import graph
 from graphpass.validate import ValidationOptions
 
 from .toys import Negate, Tidy, chain
@@ -128,9 +129,37 @@ def test_bisect_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     script = "import onnx, sys; sys.exit(len(onnx.load(sys.argv[1]).graph.node) < 8)"
     check = f'{sys.executable} -c "{script}" {{model}}'
     assert run(["bisect", str(path), "--check", check, "--passes", "clean-up"]) == 1
-    assert "the check fails from rewrite 2 of 3 on" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the check fails from rewrite 2 of 3 on" in out and "shows in the whole model" in out
     assert pytest_exit_code(tmp_path / "net.bisect", "test_check.py") == 1
-    assert pytest_exit_code(tmp_path / "net.bisect", "test_rewrite.py") == 0
+    assert not (tmp_path / "net.bisect" / "test_rewrite.py").exists()  # it would not fail
+
+
+def conv_and_norm() -> onnx.ModelProto:
+    return graph(
+        "(float[N,3,8,8] x) => (float[N,4,6,6] y)"
+        "{ c = Conv(x, W) y = BatchNormalization(c, s, t, m, v) }",
+        W=(4, 3, 3, 3),
+        s=(4,),
+        t=(4,),
+        m=(4,),
+        v=np.array([1, 2, 3, 5], np.float32),
+    )
+
+
+def test_bisect_finds_what_a_tolerance_undoes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the check that is written runs from any folder, whatever the command says of paths."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(conv_and_norm(), "net.onnx")
+    np.savez("in.npz", x=np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype("f"))
+    undone = graphpass.optimize("net.onnx", "fold-batchnorm", rtol=1e-8).report
+    assert undone.passes[0].quarantined or undone.passes[0].reason
+    arguments = ["--passes", "fold-batchnorm", "--inputs", "in.npz", "-o", "found", "-q"]
+    assert run(["bisect", "net.onnx", "--tolerance", "1e-8", *arguments]) == 1
+    monkeypatch.chdir("/")
+    assert pytest_exit_code(tmp_path / "found", "test_check.py") == 1
 
 
 # ------------------------------------------------------------------- a report, checked again

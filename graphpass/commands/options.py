@@ -121,7 +121,13 @@ VALIDATION = options(
         "memory_limit_mib",
         type=click.IntRange(min=1, max=1 << 30),
         metavar="MIB",
-        help="For the process that runs models.",
+        help="For the process that runs models.  [default: three quarters of the machine's]",
+    ),
+    click.option(
+        "--custom-ops",
+        multiple=True,
+        metavar="LIB.so",
+        help="Library with operators of your own, for ONNX Runtime. May be repeated.",
     ),
     click.option(
         "--allow-external",

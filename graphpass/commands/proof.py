@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ def bisect(
     """Find the first rewrite of MODEL after which a check fails; exit with 1 if there is one.
 
     Rewrites are numbered; the search needs about log2 of their number runs of the check. The
-    folder gets the rewrite as two small models with inputs and a test (test_rewrite.py), the
-    model without it and with it (good.onnx, bad.onnx), the check as a test that fails
-    (test_check.py), and report.json.
+    folder gets the rewrite as two small models with inputs, a test where they differ
+    (test_rewrite.py), the model without it and with it (good.onnx, bad.onnx), the check as a test
+    that fails (test_check.py), and report.json.
     """
+    from graphpass.report.reproducer import NOT_SHOWN
     from graphpass.rewrite.registry import without
     from graphpass.run import bisect as search
     from graphpass.validate.options import ValidationOptions
 
-    if tolerance is not None:
-        options["rtol"] = tolerance
-    validation = ValidationOptions(providers=providers, **options)
-    command = check or search.compare_command(model, validation)
+    validation = ValidationOptions.of(providers=providers, **options)
+    # validation would undo with this tolerance what is to be found with it
+    compared = validation if tolerance is None else replace(validation, rtol=tolerance)
+    command = check or search.compare_command(model, compared)
     folder = output or model.with_name(f"{model.name.removesuffix('.onnx')}.bisect")
     bisection = search.Bisection(
         model,
@@ -87,6 +89,7 @@ def bisect(
             f" {found.step}, {rewrite.rule} at '{rewrite.site}'",
             f"  law: {rewrite.law}",
             f"  {', '.join(rewrite.before)} → {after}",
+            *([] if found.shown else [f"  {NOT_SHOWN}"]),
             f"  written to {folder} after {found.checks} checks",
         ):
             click.echo(visible(line))

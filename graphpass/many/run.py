@@ -143,6 +143,7 @@ def _absolute(options: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError("arrays cannot be given to many processes: give a file with inputs")
     if inputs is not None:
         told["inputs"] = str(Path(inputs).absolute())
+    told["custom_ops"] = [str(Path(path).absolute()) for path in told["custom_ops"]]
     told["allow_external"] = [str(Path(path).absolute()) for path in told.get("allow_external", ())]
     return told
 

@@ -57,6 +57,8 @@ def test_after_computes_what_before_does():
     assert (error <= allowed).all(), f"off by {{error[worst]}}, allowed are {{allowed[worst]}}"
 '''
 
+NOT_SHOWN = "on its own it computes what it replaces: what is wrong shows in the whole model"
+
 
 def write_all(report: Report, folder: Path) -> list[Path]:
     """Write a reproducer for each rewrite that was undone; return their folders.
@@ -76,11 +78,13 @@ def write_all(report: Report, folder: Path) -> list[Path]:
 
 def write(
     rewrite: Rewrite, folder: Path, facts: Mapping[str, Any], settings: Mapping[str, Any]
-) -> None:
+) -> bool:
     """Write one reproducer. `facts`: what else report.json shall say. Raises `OutputError`.
 
-    `settings` as the report has them: seed, rtol, atol.
+    `settings` as the report has them: seed, rtol, atol. Returns whether it shows a difference:
+    the test is written only if it fails.
     """
+    shown = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if rewrite.window is not None:
@@ -91,12 +95,21 @@ def write(
             if found is not None:
                 np.savez(folder / "inputs.npz", **found.inputs)  # type: ignore[arg-type]
                 np.save(folder / "allowed.npy", found.allowed)
-            _write_test(rewrite, folder)
-        told = {**facts, "rewrite": rewrite, "settings": settings, "environment": environment(1)}
+                shown = found.differs
+            if shown:
+                _write_test(rewrite, folder)
+        told = {
+            **facts,
+            "shown": "test_rewrite.py fails" if shown else NOT_SHOWN,
+            "rewrite": rewrite,
+            "settings": settings,
+            "environment": environment(1),
+        }
         text = json.dumps(plain(told), indent=2, ensure_ascii=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror}") from None
+    return shown
 
 
 def _example(rewrite: Rewrite, settings: Mapping[str, Any]) -> Example | None:
@@ -110,6 +123,7 @@ def _example(rewrite: Rewrite, settings: Mapping[str, Any]) -> Example | None:
             seed=settings.get("seed") or 0,
             rtol=settings.get("rtol") or 0.0,
             atol=settings.get("atol") or 0.0,
+            shapes=rewrite.proof.shapes if rewrite.proof is not None else None,
         )
 
 

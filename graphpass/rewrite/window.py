@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -36,7 +36,8 @@ class WindowVerdict:
 
     `ratio` is the largest observed/allowed over all elements and feeds; `status` is "ok",
     "differs" or "not run" (then `reason` says why). `bound`: "elementwise", "norm" (for operators
-    that are not affine) or "equal" (nothing is computed, elements only move).
+    that are not affine) or "equal" (nothing is computed, elements only move). `shapes`: what the
+    inputs were that showed a difference.
     """
 
     status: str
@@ -46,6 +47,7 @@ class WindowVerdict:
     feed: str = ""
     bound: str = "elementwise"
     reason: str = ""
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def was_run(self) -> bool:

@@ -30,24 +30,29 @@ import subprocess
 from pathlib import Path
 
 COMMAND = {command!r}
-HERE = Path(__file__).parent
+FOLDER = {folder!r}  # where the command was run
+HERE = Path(__file__).resolve().parent
 
 
 def test_the_check_holds_with_the_rewrite():
     command = [part.replace("{{model}}", str(HERE / "bad.onnx")) for part in COMMAND]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER)
     assert done.returncode == 0, f"exit code {{done.returncode}}: {{done.stdout}}{{done.stderr}}"
 '''
 
 
 @dataclass(frozen=True)
 class Blamed:
-    """The first rewrite after which the check fails, of `total`; `step`: the pass that made it."""
+    """The first rewrite after which the check fails, of `total`; `step`: the pass that made it.
+
+    `shown`: whether it differs from what it replaces on its own.
+    """
 
     step: str
     rewrite: Rewrite
     total: int
     checks: int
+    shown: bool = True
 
 
 def command_check(command: str, time_limit_s: float | None = None) -> Check:
@@ -85,6 +90,8 @@ def compare_command(original: Path, options: ValidationOptions) -> str:
         value = getattr(options, name)
         parts += [f"--{name}", str(value)] if value is not None else []
     parts += ["--inputs", str(options.inputs)] if options.inputs is not None else []
+    for library in options.custom_ops:
+        parts += ["--custom-ops", str(library)]
     for symbol, size in options.bind.items():
         parts += ["--bind", f"{symbol}={size}"]
     return shlex.join(parts)
@@ -172,16 +179,16 @@ class Bisection:
         )
         facts = {"pass": step.name, "number": number, "of": total, "reason": "the check fails"}
         settings = {"seed": self._options.seed, "rtol": self._options.rtol}
-        write(rewrite, folder, facts, {**settings, "atol": self._options.atol})
+        shown = write(rewrite, folder, facts, {**settings, "atol": self._options.atol})
         _save(self._pipeline(number - 1).model, folder / "good.onnx")
         _save(bad.model, folder / "bad.onnx")
-        return Blamed(step.name, rewrite, total, self.checks)
+        return Blamed(step.name, rewrite, total, self.checks, shown)
 
 
 def write_test(folder: Path, command: str, found: Blamed) -> None:
     """Write the pytest file that fails: the check on the model with the rewrite."""
     what = f"{found.rewrite.rule} at {found.rewrite.site!r}".replace('"', "'").replace("\\", "/")
-    text = _TEST.format(what=what, command=shlex.split(command))
+    text = _TEST.format(what=what, command=shlex.split(command), folder=str(Path.cwd()))
     try:
         (folder / "test_check.py").write_text(text, encoding="utf-8")
     except OSError as error:

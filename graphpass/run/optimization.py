@@ -87,7 +87,7 @@ def optimize(
         sha256: False to leave that of the files out of the report: all of them are read for it.
         progress: is told what is being done and how much is done (0 to 1).
         **validation: how to check: the fields of `ValidationOptions`, such as providers, inputs,
-            bind, rtol, atol, seed, time_limit_s, memory_limit_mib and threads.
+            bind, rtol, atol, seed, time_limit_s, memory_limit_mib, threads and custom_ops.
 
     Raises:
         UsageError: passes, inputs or bindings that do not exist or do not fit the model.

@@ -32,6 +32,7 @@ from graphpass.storage.reference import (
     require_as_it_was,
     stamp,
 )
+from graphpass.storage.shapes import read_by_shape_inference
 from graphpass.storage.wire import EXTERNAL_TAG, payload_field, restored
 
 ExternalData = Literal["auto", "always", "never"]
@@ -69,7 +70,8 @@ def lay_out(
             tensor as it was, new ones as the model has it; "always" if that is more than
             protobuf's limit of 2 GiB.
         size_threshold: tensors of fewer bytes stay in the model file; None: those of fewer than
-            1024 where it is "always", none where each is as it was.
+            1024 where it is "always", none where each is as it was. What shape inference has to
+            read (see `read_by_shape_inference`) stays whatever this says.
 
     Raises:
         WireError: a file that the skeleton refers to is gone, too short or has changed.
@@ -83,7 +85,7 @@ def lay_out(
         outside = lambda *_: False  # noqa: E731
     else:
         outside = _as_it_was(_EXTERNAL_MARK in content, size_threshold or 0)
-    layout = _Plan(content, data_name, outside, external_data == "always").layout()
+    layout = _Plan(skeleton, content, data_name, outside, external_data == "always").layout()
     length = sum(map(piece_length, layout.model))
     if length <= PROTOBUF_LIMIT_BYTES:
         return layout
@@ -120,9 +122,20 @@ def _serialized(skeleton: onnx.ModelProto) -> bytes:
 class _Plan:
     """One pass over a serialized skeleton that puts each tensor's data in its place."""
 
-    def __init__(self, content: bytes, data_name: str, outside: Outside, inline_too: bool) -> None:
-        """`inline_too`: tensors that hold their data themselves may have to go outside as well."""
+    def __init__(
+        self,
+        skeleton: onnx.ModelProto,
+        content: bytes,
+        data_name: str,
+        outside: Outside,
+        inline_too: bool,
+    ) -> None:
+        """`content`: the skeleton, serialized.
+
+        `inline_too`: tensors that hold their data themselves may have to go outside as well.
+        """
         self._content = content
+        self._kept = read_by_shape_inference(skeleton) if inline_too else frozenset()
         self._source = MemorySource(content)
         self._data_name = data_name
         self._outside = outside
@@ -150,9 +163,10 @@ class _Plan:
         """Return the content of the tensor that lies there; None if it stays as it is."""
         tensor = TensorProto.FromString(self._content[start:end])
         reference = reference_of(tensor)
+        kept = self._content[start:end] in self._kept
         if reference is None:
             size = len(tensor.raw_data)
-            if not (self._inline_too and size and self._outside(None, size)):
+            if kept or not (self._inline_too and size and self._outside(None, size)):
                 return None
             payload: Piece = tensor.raw_data
             tensor.ClearField("raw_data")
@@ -161,7 +175,7 @@ class _Plan:
             payload = Splice(reference.path, reference.offset, size)
             require_as_it_was(reference, self._sources)
             tensor = restored(tensor, reference)
-            if not self._outside(reference, size):
+            if kept or not self._outside(reference, size):
                 return _inline(tensor, reference, payload)
         tensor.ClearField("data_location")
         refer_to(tensor, self._data_name, self._place(payload), size)

@@ -101,20 +101,31 @@ def check(
     dims: Mapping[str, int] | None = None,
     seeds: Sequence[int] = (0, 1),
     inputs: Mapping[str, Array] | None = None,
+    custom_ops: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """Assert that `steps` make `before` into the operators of `after`, with equal numbers.
 
     `after`: operators in order, each with the attributes that matter,
     `"Conv<kernel_shape=[7,7]> Relu"`; None: only numbers, validity and interface are looked at.
     `exact`: outputs equal to the bit (use integers that fit); otherwise `rtol` of the output's
-    largest magnitude. `dims` binds symbolic dimensions, otherwise 1, 2 and 3 in turn. Returns
-    the model after. Raises AssertionError with what differs.
+    largest magnitude. `dims` binds symbolic dimensions, otherwise 1, 2 and 3 in turn.
+    `custom_ops`: libraries for ONNX Runtime with operators that are not its own; onnx's checker
+    does not know them. Returns the model after. Raises AssertionError with what differs.
     """
     result, _ = apply_to(steps, before)
     if after is not None:
         check_operators(result, after)
     check_valid(before, result)
-    check_equal(before, result, exact=exact, rtol=rtol, dims=dims, seeds=seeds, inputs=inputs)
+    check_equal(
+        before,
+        result,
+        exact=exact,
+        rtol=rtol,
+        dims=dims,
+        seeds=seeds,
+        inputs=inputs,
+        custom_ops=custom_ops,
+    )
     return result
 
 
@@ -167,9 +178,10 @@ def check_equal(
     dims: Mapping[str, int] | None = None,
     seeds: Sequence[int] = (0, 1),
     inputs: Mapping[str, Array] | None = None,
+    custom_ops: Sequence[str] = (),
 ) -> None:
     """Assert that both models compute the same, in ONNX Runtime without its own optimizations."""
-    run_before, run_after = session(before), session(after)
+    run_before, run_after = session(before, custom_ops), session(after, custom_ops)
     bindings = [dims] if dims is not None else [{}, {}, {}]
     for size, binding in enumerate(bindings, start=1):
         for seed in seeds:
@@ -198,14 +210,19 @@ def _compare(name: str, a: Array, b: Array, exact: bool, rtol: float) -> None:
     assert error <= rtol * scale, f"output {name}: error {error:.3g} at scale {scale:.3g}"
 
 
-def session(model: onnx.ModelProto) -> Any:
-    """Return an ONNX Runtime session on the CPU without optimizations."""
+def session(model: onnx.ModelProto, custom_ops: Sequence[str] = ()) -> Any:
+    """Return an ONNX Runtime session on the CPU without optimizations.
+
+    `custom_ops`: libraries with operators that are not ONNX Runtime's own.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    for library in custom_ops:
+        options.register_custom_ops_library(library)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

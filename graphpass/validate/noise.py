@@ -38,6 +38,10 @@ _ROUNDING_OPS = frozenset(
         *("Cast", "Gather"),
     )
 )
+# Their sums are over all that is there: the sizes before and after say of how many elements.
+_AVERAGING_OPS = frozenset(named(Trait.SUM, without=Trait.SLIDING))
+_SHORT_SUM = 64  # elements, up to which an average is taken for any other operator
+_CONSTANT_SHARE = 8
 
 
 def arithmetic_epsilon(model: onnx.ModelProto) -> float:
@@ -100,15 +104,22 @@ def _moved(value: Value, epsilon: float, rng: np.random.Generator) -> Value:
     return result
 
 
-def noisy_model(model: onnx.ModelProto, seed: int) -> onnx.ModelProto | None:
+def noisy_model(
+    model: onnx.ModelProto, seed: int, *, constant_maps: bool = False
+) -> onnx.ModelProto | None:
     """Return the model with results inside multiplied by 1 ± one ulp, at random.
 
-    None where no result is known to be a float. Functions are left alone.
+    An average over n > 64 elements moves by up to √n ulps. Its error is below n·u, and with a
+    probability near 1 below 8·√n·u where errors are independent (see `window.magnitude`): ten
+    times that noise, which is what an output may move by, is not less. `constant_maps`: all
+    inputs are zeros, what is averaged may be one number throughout, and its errors are the same
+    each time. Then it is n/8. None where no result is known to be a float; functions are left
+    alone.
     """
     noisy = onnx.ModelProto()
     noisy.CopyFrom(model)
     types = _value_types(model)
-    maker = _NoiseMaker(noisy, seed)
+    maker = _NoiseMaker(noisy, seed, constant_maps)
     for graph in all_graphs(noisy):
         maker.add_noise(graph, types)
     return noisy if maker.count else None
@@ -117,9 +128,10 @@ def noisy_model(model: onnx.ModelProto, seed: int) -> onnx.ModelProto | None:
 class _NoiseMaker:
     """Inserts noise; keeps its names apart from the model's and its draws apart from each other."""
 
-    def __init__(self, model: onnx.ModelProto, seed: int) -> None:
+    def __init__(self, model: onnx.ModelProto, seed: int, constant_maps: bool) -> None:
         self.count = 0
         self._seed = seed
+        self._constant_maps = constant_maps
         self._prefix = "noise"
         names = {name for node in all_nodes(model) for name in (*node.input, *node.output)}
         while any(name.startswith(self._prefix) for name in names):
@@ -155,9 +167,45 @@ class _NoiseMaker:
         return [
             make("Constant", [], [ulp], value=size),
             make("RandomUniformLike", [quiet], [draw], **random),
-            make("Mul", [draw, ulp], [step]),
+            *self._sized(node, draw, ulp, step, wide),
             *self._scaled(quiet, step, moved, kind, wide),
             make("Add", [quiet, moved], [name]),
+        ]
+
+    def _sized(
+        self, node: onnx.NodeProto, draw: str, ulp: str, step: str, wide: int
+    ) -> list[onnx.NodeProto]:
+        """Return nodes for `draw * ulp`, times what roundings of a long average add up to."""
+        make = helper.make_node
+        if node.op_type not in _AVERAGING_OPS:
+            return [make("Mul", [draw, ulp], [step])]
+        one, least, share, n = (f"{step}.{part}" for part in ("one", "least", "share", "n"))
+        numbers = {one: 1.0, least: float(_SHORT_SUM), share: 1 / _CONSTANT_SHARE}
+        sized = [
+            make("Constant", [], [name], value=helper.make_tensor(name, wide, [], [number]))
+            for name, number in numbers.items()
+        ]
+        for source, count in ((node.input[0], f"{n}.in"), (node.output[0], f"{n}.out")):
+            sized += [
+                make("Size", [source], [f"{count}.whole"]),
+                make("Cast", [f"{count}.whole"], [count], to=wide),
+            ]
+        grown = (
+            make("Mul", [n, share], [f"{n}.grown"])
+            if self._constant_maps
+            else make("Sqrt", [n], [f"{n}.grown"])
+        )
+        return [
+            *sized,
+            make("Div", [f"{n}.in", f"{n}.out"], [n]),
+            grown,
+            make("Greater", [n, least], [f"{n}.long"]),
+            make("Cast", [f"{n}.long"], [f"{n}.chosen"], to=wide),  # there is no Where before 9
+            make("Sub", [f"{n}.grown", one], [f"{n}.beyond"]),
+            make("Mul", [f"{n}.chosen", f"{n}.beyond"], [f"{n}.added"]),
+            make("Add", [one, f"{n}.added"], [f"{n}.factor"]),
+            make("Mul", [draw, ulp], [f"{step}.one_ulp"]),
+            make("Mul", [f"{step}.one_ulp", f"{n}.factor"], [step]),
         ]
 
     def _scaled(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from graphpass.errors import UsageError
 from graphpass.validate.process.channel import Array
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ class ValidationOptions:
     bind: numbers for symbolic dimensions, ``{"N": 4}``; one without a name is ``input[axis]``.
     inputs: arrays by name, an .npz, or a folder of .pb; inputs left out are drawn.
     rtol: tolerance relative to the output's scale; atol: absolute. Either replaces the noise floor.
-    time_limit_s, memory_limit_mib: for one request (load or run) to ONNX Runtime; None: no limit.
+    time_limit_s: for one request (load or run) to ONNX Runtime; None: no limit.
+    memory_limit_mib: of its process; None: three quarters of what the machine has.
     The memory limit does not hold with cuda, whose driver reserves more address space than memory.
     factor: how many times the noise floor an output may move.
     threads: of ONNX Runtime; None: as many as there are processors.
+    custom_ops: libraries with operators of one's own, which ONNX Runtime loads.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -38,6 +41,7 @@ class ValidationOptions:
     memory_limit_mib: int | None = None
     factor: float = 10.0
     threads: int | None = None
+    custom_ops: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, **given: Unpack[ValidationArguments]) -> ValidationOptions:
@@ -47,7 +51,15 @@ class ValidationOptions:
         arguments["inputs"] = Path(inputs) if isinstance(inputs, (str, os.PathLike)) else inputs
         arguments["providers"] = tuple(dict.fromkeys(given.get("providers", cls.providers)))
         arguments["bind"] = dict(given.get("bind") or {})
+        arguments["custom_ops"] = tuple(map(_library, given.get("custom_ops") or ()))
         return cls(**arguments)
+
+
+def _library(path: str | os.PathLike[str]) -> Path:
+    found = Path(path).resolve()
+    if not found.is_file():
+        raise UsageError(f"there is no library of custom operators at '{path}'")
+    return found
 
 
 class ValidationArguments(TypedDict, total=False):
@@ -63,3 +75,4 @@ class ValidationArguments(TypedDict, total=False):
     memory_limit_mib: int | None
     factor: float
     threads: int | None
+    custom_ops: Sequence[str | os.PathLike[str]]

@@ -19,7 +19,7 @@ from graphpass.validate.baseline import (
 )
 from graphpass.validate.distance import identical, is_discrete, leaves, magnitude, wide
 from graphpass.validate.options import ValidationOptions
-from graphpass.validate.process.channel import Array
+from graphpass.validate.process.channel import Array, Value
 from graphpass.validate.process.runtime import Level, RunError, Runtime, Session
 from graphpass.validate.search import FeedSearch, is_blank, run_point
 from graphpass.validate.verdict import SILENT
@@ -55,7 +55,7 @@ class Original:
 
     def shapes(self, names: Collection[str]) -> Mapping[str, Sequence[int]]:
         """Return the shapes that values of the main graph have in a run, not the smallest one."""
-        points = next(iter(self._points.values()), [])[:2]
+        point = self._typical
         outputs = {value.name for value in self.model.graph.output}
         wanted = [
             name
@@ -63,17 +63,31 @@ class Original:
             for name in node.output
             if name in names and name not in outputs
         ]
-        if not points or not wanted:
+        if point is None:
             return {}
+        told = {**point.feed.shapes, **_shapes(point.outputs)}
+        known = {name: shape for name, shape in told.items() if name in names}
+        if not wanted:
+            return known
         wider = onnx.ModelProto()
         wider.CopyFrom(self.model)
         wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
         with (
             contextlib.suppress(RunError),
-            self._runtime.load(wider, points[-1].provider) as session,
+            self._runtime.load(wider, point.provider) as session,
         ):
-            return session.shapes(points[-1].feed.values)
-        return {}
+            return {**session.shapes(point.feed.values), **known}
+        return known
+
+    @property
+    def bindings(self) -> Mapping[str, int]:
+        """The sizes of the symbolic dimensions in the run that `shapes` tells of."""
+        return {} if self._typical is None else self._typical.feed.bindings
+
+    @property
+    def _typical(self) -> Point | None:
+        """The second point, whose batch is more than one, or what there is."""
+        return next(reversed(next(iter(self._points.values()), [])[:2]), None)
 
     def random_outputs(self, provider: str) -> set[str]:
         """Return the leaves known to differ between two runs of the original."""
@@ -105,6 +119,7 @@ class Original:
         point.noise_level += 1
         if point.noise_level == REORDERED:
             self._add_run(point, self.model, "extended")
+            self._add_run(point, self.model, "all")
             self._add_inner_noise(point, 1)
             return True
         with self._runtime.load(self.model, point.provider) as session:
@@ -188,7 +203,9 @@ class Original:
             point.add_noise(session.run(moved).outputs)
 
     def _add_inner_noise(self, point: Point, draw: int) -> None:
-        noisy = noise.noisy_model(self.model, self._options.seed + draw)
+        zeros = not any(magnitude(value) for value in leaves(point.feed.values).values())
+        seed = self._options.seed + draw
+        noisy = noise.noisy_model(self.model, seed, constant_maps=zeros)
         if noisy is not None:
             self._add_run(point, noisy, "none")
 
@@ -198,6 +215,11 @@ class Original:
             self._runtime.load(model, point.provider, level) as session,
         ):
             point.add_noise(session.run(point.feed.values).outputs)
+
+
+def _shapes(outputs: Mapping[str, Value]) -> dict[str, Sequence[int]]:
+    found = leaves(outputs).items()
+    return {name: array.shape for name, array in found if array is not None}
 
 
 def _is_silent(array: Array | None) -> bool:

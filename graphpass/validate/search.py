@@ -19,9 +19,11 @@ from graphpass.validate.feeds.drawn import (
     INTEGER_RANGES,
     Feed,
     Recipe,
+    TooLargeError,
     draw_feed,
     feed_name,
     overrides,
+    too_large,
 )
 from graphpass.validate.feeds.given import InputsError, require_symbols, user_feeds
 from graphpass.validate.feeds.sizes import Bindings, classify, first_bindings, resized, with_batch
@@ -33,6 +35,7 @@ from graphpass.validate.process.runtime import RunError, Session
 
 # Models cheaper than this (multiply-adds) are run as often as may tell something.
 _CHEAP_COST = 3e8
+_CHEAP_BYTES = 32 << 20  # of inputs
 # After the first feed (normal, batch of 1): kinds of values with the batch that they come in.
 _FURTHER_FEEDS = (("large", 2), ("uniform", 3), ("zeros", 1))
 # How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
@@ -60,10 +63,12 @@ class FeedSearch:
         self._large = 100.0 if arithmetic_epsilon(model) <= _SINGLE_EPSILON else 8.0
         self._classes = classify(self._specs)
         self._may_resize = self._may_batch = True
+        self._start = time.monotonic()
         require_symbols(options.bind, self._classes)
 
     def points(self, session: Session, provider: str) -> list[Point]:
         """Run the user's feeds, or drawn ones. Raises ReferenceCannotRunError, InputsError."""
+        self._start = time.monotonic()
         if self._options.inputs is not None:
             return self._users_points(session, provider)
         points, recipe = self._in_one_batch(session, provider) or self._first(session, provider)
@@ -90,10 +95,11 @@ class FeedSearch:
 
     def is_cheap(self, feed: Feed) -> bool:
         """Whether running the model on it more often than needed costs next to nothing."""
-        return self.cost(feed) < _CHEAP_COST
+        return self.cost(feed) < _CHEAP_COST and _bytes(feed) < _CHEAP_BYTES
 
     def _further_feeds(self, first: Feed) -> tuple[tuple[str, int], ...]:
-        cost = self.cost(first)
+        # bytes that are drawn, sent and compared cost as much as a few operations each
+        cost = max(self.cost(first), _bytes(first) * _CHEAP_COST / _CHEAP_BYTES)
         count = next(count for threshold, count in _FEWER_FEEDS if cost >= threshold)
         return _FURTHER_FEEDS[:count]
 
@@ -105,7 +111,10 @@ class FeedSearch:
         What the first gives alone is taken to be the first row, until that is doubted.
         """
         recipe = next(self._recipes(dict(self._options.bind)))
-        first = self._draw(recipe)
+        try:
+            first = self._draw(recipe)
+        except TooLargeError:
+            return None
         if self.is_cheap(first) or may_be_random(self._model):
             return None
         kind, batch = _FURTHER_FEEDS[0]
@@ -129,20 +138,26 @@ class FeedSearch:
         return [Point(provider, first, outputs, is_assumed=True), both], recipe
 
     def _first(self, session: Session, provider: str) -> tuple[list[Point], Recipe]:
-        first_error: RunError | None = None
-        start = time.monotonic()
+        first_error: RunError | TooLargeError | None = None
         for recipe in itertools.islice(self._recipes(dict(self._options.bind)), _MAX_ATTEMPTS):
             try:
                 point = run_point(session, provider, self._draw(recipe))
                 return self._with_elements(session, point, recipe)
+            except TooLargeError as error:  # smaller sizes are further on
+                first_error = first_error or error
             except RunError as error:
                 first_error = first_error or error
-                if error.kind == "timeout" or time.monotonic() - start > _MAX_SEARCH_S:
+                if error.kind == "timeout" or self._is_late:
                     break
         raise ReferenceCannotRunError(
             f"no inputs were found that the original model accepts ({first_error});"
             " give some with --inputs, or sizes with --bind"
         )
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the search has used up its time: one budget for all that it tries."""
+        return time.monotonic() - self._start > _MAX_SEARCH_S
 
     def _with_elements(
         self, session: Session, point: Point, recipe: Recipe
@@ -159,7 +174,9 @@ class FeedSearch:
 
     def _recipes(self, fixed: Bindings) -> Iterator[Recipe]:
         """Yield sizes with ranges of integers, plausible ones first."""
-        bindings = list(itertools.islice(first_bindings(self._classes, fixed), _MAX_ATTEMPTS))
+        fitting = (b for b in first_bindings(self._classes, fixed) if not too_large(self._specs, b))
+        bindings = list(itertools.islice(fitting, _MAX_ATTEMPTS))
+        bindings = bindings or [next(first_bindings(self._classes, fixed))]  # to be named
         ranges = INTEGER_RANGES if any(map(_is_plain_integer, self._specs)) else INTEGER_RANGES[:1]
         pairs = itertools.product(range(len(bindings)), range(len(ranges)))
         likely = sorted(pairs, key=lambda pair: pair[0] + 2 * pair[1])
@@ -172,6 +189,8 @@ class FeedSearch:
     def _draw(self, recipe: Recipe) -> Feed:
         try:
             return draw_feed(self._specs, recipe, self._options.seed)
+        except TooLargeError:
+            raise
         except ValueError as error:
             raise ReferenceCannotRunError(f"{error}; give the inputs with --inputs") from error
 
@@ -188,7 +207,17 @@ class FeedSearch:
             if bindings in tried:
                 continue
             tried.append(bindings)
-            found = self._try(session, provider, self._draw(replace(recipe, bindings=bindings)))
+            if self._is_late:
+                self.dropped.append(
+                    f"{recipe.kind}: the search for inputs took {_MAX_SEARCH_S:g} s"
+                )
+                return None
+            try:
+                feed = self._draw(replace(recipe, bindings=bindings))
+            except TooLargeError as error:
+                self.dropped.append(f"{feed_name(recipe.kind, bindings)}: {error}")
+                continue
+            found = self._try(session, provider, feed)
             if found:
                 return found[0]
             self._may_resize &= bindings == batched
@@ -268,12 +297,16 @@ class FeedSearch:
         first_error: RunError | None = None
         fixed = {**self._options.bind, **given.bindings}
         for recipe in itertools.islice(self._recipes(fixed), _MAX_ATTEMPTS):
-            values: dict[str, Value] = {**self._draw(recipe).values, **given.values}
             name = feed_name(given.name, recipe.bindings)
             try:
+                values: dict[str, Value] = {**self._draw(recipe).values, **given.values}
                 return run_point(session, provider, Feed(name, values, recipe.bindings))
+            except TooLargeError as error:
+                first_error = first_error or RunError("run", str(error))
             except RunError as error:
                 first_error = first_error or error
+                if self._is_late:
+                    break
         assert first_error is not None
         raise first_error
 
@@ -291,6 +324,11 @@ def is_blank(values: Mapping[str, Value]) -> bool:
     arrays = [array for array in leaves(values).values() if array is not None]
     floats = [array for array in arrays if array.size and not is_discrete(array)]
     return bool(floats) and all(np.isnan(wide(array)).all() for array in floats)
+
+
+def _bytes(feed: Feed) -> int:
+    arrays = [array for array in leaves(feed.values).values() if array is not None]
+    return sum(array.nbytes for array in arrays)
 
 
 def _all_empty(outputs: Mapping[str, Value]) -> bool:

@@ -23,7 +23,14 @@ from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
 from graphpass.validate.process.channel import Value
 from graphpass.validate.process.constants import runtime_for_constants
-from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session, run_rounds
+from graphpass.validate.process.runtime import (
+    Limits,
+    RunError,
+    Runtime,
+    Session,
+    run_rounds,
+    share_of_memory_mib,
+)
 from graphpass.validate.resolutions import Resolutions
 from graphpass.validate.rows import Rows, shaped_like
 from graphpass.validate.structure import check_structure, interface_problems
@@ -46,9 +53,10 @@ class Validator(Closing):
         self.options = options or ValidationOptions()
         limited = all(provider == "cpu" for provider in self.options.providers)
         limits = Limits(
-            self.options.time_limit_s, self.options.memory_limit_mib if limited else None
+            self.options.time_limit_s,
+            (self.options.memory_limit_mib or share_of_memory_mib()) if limited else None,
         )
-        self._runtime = Runtime(limits, self.options.threads)
+        self._runtime = Runtime(limits, self.options.threads, self.options.custom_ops)
         self._original = Original(reference, self.options, self._runtime)
         self._ones_may_move = False
         self._logits: dict[tuple[str, ...], Validator] = {}
@@ -161,6 +169,7 @@ class Validator(Closing):
             rtol=self.options.rtol or 0.0,
             atol=self.options.atol or 0.0,
             shapes=self._original.shapes,
+            symbols=self._original.bindings,
         )
 
     def latency(

@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphpass.validate import Validator
+from graphpass.validate import ReferenceCannotRunError, Validator
 from graphpass.validate.cost import work
 from graphpass.validate.feeds.drawn import Recipe, draw_feed, overrides
 from graphpass.validate.feeds.sizes import classify, first_bindings, resized, with_batch
@@ -232,3 +232,55 @@ def test_frames_of_sound_are_long_enough() -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     with Validator(model) as validator:
         assert validator.check(model).status == "equal"
+
+
+# What is drawn is no more than is sensible, and what decides sizes is small
+
+
+@pytest.mark.parametrize("rank", [6, 7, 9])
+def test_inputs_of_many_free_axes_are_small(rank: int) -> None:
+    dims = ",".join(f"d{axis}" for axis in range(rank))
+    text = f"g (float[{dims}] x) => (float[{dims}] y) {{ y = Relu (x) }}"
+    with Validator(parse(text)) as validator:
+        verdict = validator.check(parse(text))
+        assert np.prod(validator.shapes()["x"]) <= 1 << 22
+    assert verdict.status == "equal"
+
+
+def test_an_input_that_is_too_large_is_not_drawn_but_named() -> None:
+    model = parse("g (float[2000000000] x) => (float[2000000000] y) { y = Relu (x) }")
+    with Validator(model) as validator, pytest.raises(ReferenceCannotRunError) as caught:
+        validator.prepare()
+    assert "input 'x' would have 2,000,000,000 elements, 7,629 MiB" in str(caught.value)
+
+
+def test_drawn_in_pieces_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = input_specs(parse("g (float[50] x, double[50] z) => (float[50] y) { y = Relu (x) }"))
+    for kind in ("normal", "large", "uniform", "zeros"):
+        whole = draw_feed(specs, Recipe(kind, {}), 3)
+        with monkeypatch.context() as patch:
+            patch.setattr("graphpass.validate.feeds.drawn._CHUNK", 7)
+            pieces = draw_feed(specs, Recipe(kind, {}), 3)
+        for name, array in whole.values.items():
+            assert np.array_equal(np.asarray(array), np.asarray(pieces.values[name]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "float[1,3,4,5] x, int64[8] s, float v) => (float[a,b,c,d] y) { y = Pad (x, s, v)",
+        "float[2,3,4] x, int64[1] s) => (float[24] y) { y = Reshape (x, s)",
+        "float[2,3,4] x, int64[4] s) => (float[a,b,c,d] y) { y = Reshape (x, s)",
+        "float[3,1] x, int64[3] s) => (float[a,b,c] y) { y = Expand (x, s)",
+        "float[3,2] x, int64[2] s) => (float[a,b] y) { y = Tile (x, s)",
+        "float[3,4] x, int64[1] s) => (float[a,b] y, int64[a,b] z) { y, z = TopK (x, s)",
+        "float[1,1,4,4] x, int64[4] s) => (float[a,b,c,d] y) { y = Resize (x, , , s)",
+        "float[2] x, int32[2] s) => (float[a,b] y) { t = Cast<to=7> (s) y = ConstantOfShape (t)",
+    ],
+)
+def test_what_decides_a_size_is_drawn_so_that_it_fits(text: str) -> None:
+    model = parse(f"g ({text} }}")
+    with Validator(model) as validator:
+        verdict = validator.check(model)
+    assert verdict.status == "equal" and verdict.dropped_feeds == ()
+    assert verdict.silent_outputs == ()

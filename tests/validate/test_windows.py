@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from graphpass.validate.window.prepare import Terms, prepare
 from tests.doc_tables import rows_of, write_table
 
 from .cases import cases
+from .models import parse
 from .sabotage import (
     DAMAGES,
     TINY,
@@ -467,6 +469,67 @@ def test_a_window_that_counts_with_sizes_has_those_of_the_network(runtime: Runti
     assert check_windows([counting], runtime)[0].status == "not run"
     assert check_windows([counting, window], runtime, shapes=shapes)[0].status == "ok"
     assert asked == ["x"]
+
+
+def _the_same(known: dict[str, list[int]], names: Collection[str]) -> dict[str, list[int]]:
+    return known
+
+
+def test_sizes_of_a_window_do_not_contradict_each_other(runtime: Runtime) -> None:
+    """Those of what the network has come from one run; of what was made, from its symbols."""
+    two = parse(
+        "g (float[batch,seq,6] x, float[batch,seq,2,3] like) => (float[batch,seq,2,3] y) {"
+        "s = Shape(like) y = Reshape(x, s) }"
+    )
+    window = Window(two, two, ("like", "x"), "y")
+    runs: list[dict[str, list[int]]] = [{}, {"x": [2, 16, 6]}, {"like": [2, 16, 2, 3]}]
+    for known in runs:
+        told = check_windows([window], runtime, shapes=partial(_the_same, known))
+        assert told[0].status == "ok", known
+    another = partial(_the_same, {"other": [1]})
+    told = check_windows([window], runtime, shapes=another, symbols={"batch": 2, "seq": 16})
+    assert told[0].status == "ok"
+    (alone,) = check_windows([window], runtime, shapes=another)
+    assert alone.status == "not run" and "the sizes of 'x' are not known" in alone.reason
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_rank_of_what_a_convolution_reads_is_that_of_its_weight(
+    runtime: Runtime, known: bool
+) -> None:
+    (window,) = _windows(
+        "(float[N,2,5,5] x) => (float[N,3,3,3] y)"
+        "{ c = Conv(x, w) y = BatchNormalization(c, s, t, m, v) }",
+        make("fold-batchnorm"),
+        w=(3, 2, 3, 3),
+        s=(3,),
+        t=(3,),
+        m=(3,),
+        v=np.ones(3, np.float32),
+    )
+    for side in (window.before, window.after):
+        side.graph.input[0].type.tensor_type.ClearField("shape")
+        if not known:  # nothing tells it
+            for node in side.graph.node:
+                node.op_type, node.domain = "Thing", "other"
+    verdict = check_windows([window], runtime)[0]
+    assert verdict.status == ("ok" if known else "not run")
+    assert known or verdict.reason == "the rank of 'x' is unknown"
+
+
+@pytest.mark.parametrize("side", [48, 96])
+def test_means_over_many_pixels_of_one_number_are_right_on_both_levels(side: int) -> None:
+    model = graph(
+        f"(float[N,3,{side},{side}] x) => (float[N,5] y) {{ c = Conv(x, k, b)"
+        "p = ReduceMean<axes=[2,3], keepdims=0>(c) y = Gemm<transB=1>(p, w) }",
+        opset=13,
+        k=(8, 3, 1, 1),
+        b=(8,),
+        w=(5, 8),
+    )
+    for seed in range(3):
+        report = graphpass.optimize(model, seed=seed).report
+        assert not report.faulty and "GlobalAveragePool" in report.output.operators
 
 
 def test_a_network_with_sizes_that_no_inference_knows_is_run_window_by_window() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,13 @@ from graphpass.validate.process.channel import Array, Value
 
 # Ranges for integers that index nothing we know of, tried in this order: [low, high).
 INTEGER_RANGES = ((-100, 100), (0, 100), (0, 10), (0, 2), (1, 2), (0, 1))
+
+# What decides a size is drawn small: a pad of 90 on each side makes a gigabyte of a few numbers.
+_SIZES = {"added": (0, 3), "count": (1, 4)}
+# More is not drawn: elements where sizes are free, bytes where they are not.
+_MOST_ELEMENTS = 1 << 22
+_MOST_BYTES = 1 << 30
+_CHUNK = 1 << 20  # elements; drawn one after the other they are those drawn at once
 
 _SHAPES_BY_RANK = ((), (16,), (2, 3), (1, 16, 16), (1, 3, 64, 64), (1, 3, 8, 8, 8))
 _WORDS = ("graph", "pass", "", "Knoten", "节点", "a b")
@@ -49,12 +57,34 @@ class Feed:
         return {name: value.shape for name, value in arrays if isinstance(value, np.ndarray)}
 
 
+class TooLargeError(ValueError):
+    """More would have to be drawn than is sensible; one sentence names the input."""
+
+
+def too_large(specs: Sequence[InputSpec], bindings: Bindings) -> str:
+    """Say which input is more than is drawn in these sizes; "" if none is."""
+    for spec in specs:
+        if spec.dtype is None or spec.overridable:
+            continue
+        elements = math.prod(shape_of(spec, bindings))
+        size = elements * spec.dtype.itemsize
+        is_free = spec.dims is None or any(isinstance(dim, str) for dim in spec.dims)
+        if size > _MOST_BYTES or (is_free and elements > _MOST_ELEMENTS):
+            return f"input '{spec.name}' would have {elements:,} elements, {size >> 20:,} MiB"
+    return ""
+
+
 def draw_feed(specs: Sequence[InputSpec], recipe: Recipe, seed: int) -> Feed:
-    """Draw every input that has no default. Raises ValueError for a type that cannot be fed."""
+    """Draw every input that has no default.
+
+    Raises `TooLargeError` for one that is more than is drawn, ValueError for a type that cannot
+    be fed.
+    """
+    specs = [spec for spec in specs if not spec.overridable]
+    if why := too_large(specs, recipe.bindings):
+        raise TooLargeError(why)
     values = {
-        spec.name: _draw(spec, recipe, _generator(seed, recipe.kind, spec.name))
-        for spec in specs
-        if not spec.overridable
+        spec.name: _draw(spec, recipe, _generator(seed, recipe.kind, spec.name)) for spec in specs
     }
     return Feed(feed_name(recipe.kind, recipe.bindings), values, recipe.bindings)
 
@@ -113,14 +143,20 @@ def _array(
         return rng.integers(max(low, 0), min(high, 2), shape).astype(dtype)
     if dtype.kind in "iu":
         return _integers(spec, shape, recipe, rng)
-    values = _floats(shape, recipe, rng)
     if dtype.kind == "c":
-        values = values + 1j * _floats(shape, recipe, rng)
+        size = math.prod(shape)
+        values = _floats(size, recipe, rng) + 1j * _floats(size, recipe, rng)
+        return values.astype(dtype).reshape(shape)
+    # in its own type, piece by piece: at once it would be twice as much, in double precision
+    array: Array = np.empty(math.prod(shape), dtype)
     with np.errstate(over="ignore"):
-        return values.astype(dtype)
+        for start in range(0, array.size, _CHUNK):
+            part = array[start : start + _CHUNK]
+            part[...] = _floats(part.size, recipe, rng).astype(dtype)
+    return array.reshape(shape)
 
 
-def _floats(shape: tuple[int, ...], recipe: Recipe, rng: np.random.Generator) -> Array:
+def _floats(shape: int, recipe: Recipe, rng: np.random.Generator) -> Array:
     if recipe.kind == "zeros":
         return np.zeros(shape)
     if recipe.kind == "uniform":
@@ -135,7 +171,12 @@ def _integers(
 ) -> Array:
     dtype = spec.dtype
     assert dtype is not None
-    low, high = _range(spec, dtype, recipe)
+    if spec.role in ("target", "ones"):  # everything goes into the last axis, whatever there is
+        ones = np.ones(shape, dtype)
+        if spec.role == "target" and ones.size and dtype.kind == "i":
+            ones[..., -1] = -1
+        return ones
+    low, high = _SIZES[spec.role] if spec.role in _SIZES else _range(spec, dtype, recipe)
     if recipe.kind == "zeros" and low <= 0:
         return np.zeros(shape, dtype)
     return rng.integers(low, high, shape).astype(dtype)

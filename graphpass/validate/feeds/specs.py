@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,17 @@ Kind = Literal["tensor", "sequence", "optional", "unsupported"]
 
 # Operators that hand integers on as they are, or shifted by too little to matter.
 _INDEX_CARRIERS = frozenset((*named(Trait.MOVEMENT, without=Trait.BROADCASTING), "Cast"))
+# Operators with the input whose integers decide a size, and what these are: a target into which all
+# elements go, sizes that any others broadcast to, how much is added, a number of things.
+ROLES = {
+    ("Reshape", 1): "target",
+    ("Expand", 1): "ones",
+    ("Pad", 1): "added",
+    ("Tile", 1): "count",
+    ("ConstantOfShape", 0): "count",
+    ("Resize", 3): "count",
+    ("TopK", 1): "ones",
+}
 # What exporters write for "some size": no two of these need to be the same.
 _NAMELESS = {"", "?", "-1", "None", "unk"}
 
@@ -28,6 +39,7 @@ class InputSpec:
 
     `index_bound`: the smallest size of a constant that the input's values index, if any.
     `overridable`: has a default, an initializer of the same name (IR version 4 and later).
+    `role`: what the values decide about shapes, if they do (see `ROLES`).
     """
 
     name: str
@@ -37,6 +49,7 @@ class InputSpec:
     index_bound: int | None = None
     overridable: bool = False
     type_text: str = ""
+    role: str = ""
 
 
 def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
@@ -44,9 +57,12 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
     graph = model.graph
     defaults = {tensor.name for tensor in graph.initializer}
     defaults |= {tensor.values.name for tensor in graph.sparse_initializer}
-    bounds = _index_bounds(graph)
+    bounds, roles = _index_bounds(graph), _roles(graph)
     return [
-        _spec(value, bounds.get(value.name), value.name in defaults)
+        replace(
+            _spec(value, bounds.get(value.name), value.name in defaults),
+            role=roles.get(value.name, ""),
+        )
         for value in graph.input
         if value.name not in defaults or model.ir_version >= 4
     ]
@@ -126,6 +142,18 @@ def _index_bounds(graph: onnx.GraphProto) -> dict[str, int]:
                 carried = node.input if node.op_type == "Concat" else node.input[:1]
                 _lower(bounds, carried, min(found))
     return bounds
+
+
+def _roles(graph: onnx.GraphProto) -> dict[str, str]:
+    """Find, for each value that decides a size, directly or handed on, in which way."""
+    roles: dict[str, str] = {}
+    for node in reversed(graph.node):
+        for index, name in enumerate(node.input):
+            if name and (node.op_type, index) in ROLES:
+                roles[name] = ROLES[node.op_type, index]
+        if node.op_type in ("Cast", "Identity") and node.output[0] in roles:
+            roles[node.input[0]] = roles[node.output[0]]
+    return roles
 
 
 def _lower(bounds: dict[str, int], names: Iterable[str], bound: int) -> None:

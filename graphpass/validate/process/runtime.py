@@ -81,8 +81,15 @@ class Runtime(Closing):
     opened again when next used.
     """
 
-    def __init__(self, limits: Limits | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        threads: int | None = None,
+        custom_ops: Sequence[Path] = (),
+    ) -> None:
+        """`custom_ops`: libraries with operators that are not ONNX Runtime's own."""
         self.limits = limits or Limits()
+        self.custom_ops = tuple(str(path) for path in custom_ops)
         self.threads = threads or available_cpus()
         self._worker: _Worker | None = None
         self._numbers = itertools.count()
@@ -98,6 +105,7 @@ class Runtime(Closing):
             "level": level,
             "threads": self.threads,
             "memory_mib": self.limits.memory_mib,
+            "custom_ops": self.custom_ops,
         }
         blobs: list[Any] = []
         if isinstance(model, onnx.ModelProto):
@@ -211,6 +219,17 @@ def run_rounds(
     return rounds
 
 
+def share_of_memory_mib() -> int | None:
+    """Return three quarters of the memory that this process may use; None where nobody says."""
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # of a container it may be less
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return max(found * 3 // 4 >> 20, 1) if found > 0 else None
+
+
 def available_cpus() -> int:
     """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -270,7 +289,7 @@ class _Worker:
             return ProviderUnavailableError(message)
         if kind == "memory":
             limit = self._limits.memory_mib
-            room = f" than the limit of {limit} MiB" if limit else " than there is"
+            room = f" than its limit of {limit} MiB (--memory-limit)" if limit else " than there is"
             return RunError(
                 "memory", f"{doing.capitalize()} the model takes more memory{room}: {message}"
             )

@@ -156,6 +156,12 @@ def _open(sessions: dict[int, Any], head: Head, blobs: list[bytearray]) -> Head:
     if head["level"] == "none":
         # Repacked weights are a second copy of them, made for many runs; here there are few.
         options.add_session_config_entry("session.disable_prepacking", "1")
+    for library in head["custom_ops"]:
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:  # whatever the loader says
+            message = f"{library} holds no custom operators: {condense(str(error))}"
+            raise RefusalError("load", message) from None
     source: Any = head.get("path")
     if source is None:
         source = bytes(blobs[0])

@@ -8,7 +8,7 @@ pass are joined into a few models and run together.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,11 +45,13 @@ def check_windows(
     rtol: float = 0.0,
     atol: float = 0.0,
     shapes: Callable[[Collection[str]], Mapping[str, Sequence[int]]] | None = None,
+    symbols: Mapping[str, int] | None = None,
 ) -> list[WindowVerdict]:
     """Run each window before and after on the same inputs and compare against its own bound.
 
     `rtol` (of the output's largest magnitude) and `atol` are allowed beyond the bound. `shapes`
-    gives those that values have in the network, for windows that run with no others.
+    gives those that values have in one run of the network, in which `symbols` have these sizes,
+    for windows that run with no others.
     A window that ONNX Runtime cannot run is "not run": a later level has to answer for it.
     """
     verdicts = [WindowVerdict("not run", reason="the types of its tensors are unknown")] * len(
@@ -60,15 +62,18 @@ def check_windows(
     found: set[str] = set()
     if shapes is not None:
         found.update(*(inputs_of(w) for w in windows if w is not None and needs_real_shapes(w)))
-    real = shapes(found) if shapes is not None and found else {}
-    terms = Terms(rtol, atol, probe_work, real)
+    real = (shapes(found) if shapes is not None and found else None) or None
+    terms = Terms(rtol, atol, probe_work, real, symbols or {})
     for index, window in enumerate(windows):
         if window is not None:
             prepared[index] = prepare(window, index, terms)
-    for group in _groups(prepared):
+    told = {index: item for index, item in prepared.items() if item.verdict.was_run}
+    for group in _groups(told):
         _check_group([prepared[index] for index in group], runtime, seed)
     for index, item in prepared.items():
         verdicts[index] = item.verdict
+        if not item.verdict.ok:
+            verdicts[index] = replace(item.verdict, shapes=item.shapes)
     return verdicts
 
 
@@ -311,14 +316,37 @@ class Example:
     after: Array
     allowed: Array
 
+    @property
+    def differs(self) -> bool:
+        """Whether the two outputs are further apart than allowed: what a reproducer shows."""
+        if self.before.dtype != self.after.dtype or self.before.shape != self.after.shape:
+            return True
+        if self.before.dtype.kind != "f":
+            return not np.array_equal(self.before, self.after)
+        finite = np.isfinite(self.before) & np.isfinite(self.after)
+        if not np.array_equal(self.before[~finite], self.after[~finite], equal_nan=True):
+            return True
+        error = np.abs(self.before[finite].astype(np.float64) - self.after[finite])
+        return bool((error > np.broadcast_to(self.allowed, self.before.shape)[finite]).any())
+
 
 def example(
-    window: Window, kind: str, runtime: Runtime, *, seed: int = 0, rtol: float = 0, atol: float = 0
+    window: Window,
+    kind: str,
+    runtime: Runtime,
+    *,
+    seed: int = 0,
+    rtol: float = 0,
+    atol: float = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Example | None:
-    """Run a window once more on inputs of one kind; None where it cannot be run."""
+    """Run a window once more on inputs of one kind, as it was run; None where it cannot be run.
+
+    `shapes`: those of its inputs where they were not made up.
+    """
     sizes: Sequence[tuple[int, int]] | None = None
     while sizes is None or sizes:
-        item = prepare(window, 0, Terms(rtol, atol), sizes)
+        item = prepare(window, 0, Terms(rtol, atol, shapes=shapes or None), sizes)
         sizes = item.sizes[1:]
         draw = Draws(seed).of(item, kind or "normal")
         feeds = {item.mark + name: array for name, array in draw.values.items()}
@@ -331,7 +359,7 @@ def example(
         allowed = np.zeros(())
         if not item.exact and before.dtype.kind not in "iubOSU":
             everywhere = np.ones(before.shape, bool)
-            allowed = allowed_error(item, before, size, everywhere, draw.active)[0]
+            allowed = allowed_error(item, before, size, everywhere, draw.active, draw.kind)[0]
             allowed = allowed.reshape(before.shape) if allowed.ndim else allowed
         return Example(draw.values, before, after, allowed)
     return None

@@ -131,16 +131,19 @@ class Roundings:
     chain: int
     sparse: bool
 
-    def count(self, active: int = 0) -> int:
+    def count(self, active: int = 0, *, constant: bool = False) -> int:
         """Return the number for inputs of which `active` are not zero, powers of two (0: any).
 
         Of n roundings in a long sum, 8·√n count: independent errors cancel, and more has a
         probability below 2n·exp(−8²/2) = n·3e-14 (Higham and Mary, "A new approach to
         probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5), 2019, th. 2.4).
+        `constant`: the summands may all be the same, so that the errors are, too: then all n count.
         """
         sums = self.sums
         if active and self.sparse:
             sums = 0 if active == 1 else min(sums, active)
+        if constant:
+            return self.chain + sums
         return self.chain + min(sums, math.ceil(_LIKELY * math.sqrt(sums)))
 
 

@@ -54,12 +54,16 @@ _PICKING = frozenset("MaxPool GlobalMaxPool ReduceMax Max".split())
 
 @dataclass(frozen=True)
 class Terms:
-    """What is granted beyond the bound, how much may be spent, shapes that cannot be made up."""
+    """What is granted beyond the bound, how much may be spent, shapes that cannot be made up.
+
+    `shapes`: those of one run of the network, with `symbols` bound; None: no run is known.
+    """
 
     rtol: float = 0.0
     atol: float = 0.0
     probe_work: float = PROBE_WORK
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]] | None = None
+    symbols: Mapping[str, int] = field(default_factory=dict)
 
 
 class Fed(NamedTuple):
@@ -111,9 +115,12 @@ def prepare(
     spatial = _kernel(window) if set(operators) <= free else None
     sizes = _SIZES if sizes is None else sizes
     shapes, partition = _shapes(window, spatial, *sizes[0])
-    if terms.shapes and needs_real_shapes(window):
-        shapes = {name: list(terms.shapes.get(name, shapes[name])) for name in shapes}
+    unknown = ""
+    if terms.shapes is not None and needs_real_shapes(window):
+        shapes, unknown = _real_shapes(window, shapes, terms)
         partition = False
+    elif ranks_unknown := [name for name in shapes if _dims(window, name) is None]:
+        unknown = f"the rank of '{ranks_unknown[0]}' is unknown"
     elif first and set(operators) <= _SIZE_BLIND:
         shapes = _shrunk(window, shapes)
     exact = _is_movement(before) and _is_movement(after)
@@ -138,7 +145,47 @@ def prepare(
         sum(math.prod(shapes[name]) for name in _read_beyond_shape(window)),
         terms,
         sizes,
+        WindowVerdict("not run", reason=unknown) if unknown else WindowVerdict("ok"),
     )
+
+
+def _real_shapes(
+    window: Window, made_up: Mapping[str, list[int]], terms: Terms
+) -> tuple[dict[str, list[int]], str]:
+    """Return the shapes of one run of the network; with them, which cannot be told, or "".
+
+    Sizes from two sources would contradict each other: those of a tensor that a rewrite made are
+    told by the symbols of the run.
+    """
+    assert terms.shapes is not None
+    symbols = dict(terms.symbols)
+    for name in made_up:
+        dims, real = _dims(window, name), terms.shapes.get(name)
+        if dims is not None and real is not None and len(dims) == len(real):
+            symbols |= {dim: n for dim, n in zip(dims, real, strict=True) if isinstance(dim, str)}
+    found: dict[str, list[int]] = {}
+    for name in made_up:
+        dims, real = _dims(window, name), terms.shapes.get(name)
+        if real is not None:
+            found[name] = list(real)
+        elif dims is not None and all(isinstance(d, int) or d in symbols for d in dims):
+            found[name] = [d if isinstance(d, int) else symbols[d] for d in dims]
+        else:
+            return dict(made_up), f"the sizes of '{name}' are not known, whatever is fed"
+    return found, ""
+
+
+def _dims(window: Window, name: str) -> list[int | str] | None:
+    """Return the numbers and symbols of an input ("" for none); None where its rank is unknown."""
+    tensor = inputs_of(window)[name].type.tensor_type
+    if not tensor.HasField("shape"):
+        rank = next((len(c.weight) for c in _convolved(window) if c.input == name), 0)
+        return [""] * rank if rank else None
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
+
+
+def _convolved(window: Window) -> list[_Convolution]:
+    return [c for c in _convolutions(window.before.graph, window.after.graph) if c.weight]
 
 
 def _probes(shapes: Mapping[str, Sequence[int]], weight_bytes: int, terms: Terms) -> int:
@@ -224,22 +271,22 @@ def _shapes(
     symbols: dict[str, int] = {}
     channels = _channels(window)
     values = inputs_of(window)
-    for value in values.values():
-        tensor = value.type.tensor_type
+    for name in values:
+        dims = _dims(window, name) or []
         shape = []
-        for axis, dim in enumerate(tensor.shape.dim):
-            if axis == 0 and len(tensor.shape.dim) > 1 and not dim.dim_value:
-                size = batch
-            elif axis >= 2 and spatial is not None:
+        for axis, dim in enumerate(dims):
+            if axis >= 2 and spatial is not None:
                 size = spatial[min(axis - 2, len(spatial) - 1)]
-            elif dim.HasField("dim_value"):
-                size = dim.dim_value
-            elif axis == 1 and value.name in channels:
-                size = channels[value.name]
+            elif isinstance(dim, int):
+                size = dim
+            elif axis == 1 and name in channels:
+                size = channels[name]
             else:
-                size = symbols.setdefault(dim.dim_param, other) if dim.dim_param else other
+                size = batch if axis == 0 and len(dims) > 1 else other
+                # one binding for the whole window: sizes must not contradict each other
+                size = symbols.setdefault(dim, size) if dim else size
             shape.append(size)
-        shapes[value.name] = shape
+        shapes[name] = shape
     return shapes, len(values) == 1 and (spatial is not None or _free_batch(values.values()))
 
 
