@@ -1,7 +1,7 @@
 """Validation: the original and a rewritten model through ONNX Runtime, compared.
 
 Feeds. The first is standard normal with a batch of 1. Then come large values with a batch of 2,
-values in [0, 1] with a batch of 3, zeros; other symbolic sizes change too, as far as the model
+values in [0, 1] with a batch of 5, zeros; other symbolic sizes change too, as far as the model
 takes it. Models of more than 3e8 multiply-adds do without zeros, of more than 1e9 also without
 [0, 1]: never fewer than two feeds, and the same ones in every run. Where they take a batch of 2,
 the original is run on the first two as one batch, and alone on the first only should the candidate

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphpass.errors import RuntimeUnavailableError
-from graphpass.validate.compare import Noise, measure_noise
+from graphpass.validate.compare import MAX_NOISE_FLOOR, Noise, measure_noise
+from graphpass.validate.distance import leaves, magnitude
 from graphpass.validate.feeds.drawn import Feed
 from graphpass.validate.process.channel import Value
 
@@ -32,10 +33,15 @@ class Point:
     noise_level: int = QUIET
     is_assumed: bool = False
 
-    def add_noise(self, again: Mapping[str, Value]) -> None:
-        """Join the distance of another run of the original."""
-        known = self.noise or {}
-        self.noise = {
-            name: found.joined(known[name]) if name in known else found
-            for name, found in measure_noise(self.outputs, again).items()
-        }
+    def add_noise(self, again: Mapping[str, Value], *, jumps_only: bool = False) -> None:
+        """Join the distance of another run of the original.
+
+        `jumps_only`: only of outputs that are so far off that nothing can be said of them.
+        """
+        known = dict(self.noise or {})
+        scales = {name: magnitude(array) for name, array in leaves(self.outputs).items()}
+        for name, found in measure_noise(self.outputs, again).items():
+            jumps = found.structure_changed or found.distance > MAX_NOISE_FLOOR * scales[name]
+            if jumps or not jumps_only:
+                known[name] = found.joined(known[name]) if name in known else found
+        self.noise = known

@@ -41,7 +41,8 @@ _ROUNDING_OPS = frozenset(
 # Their sums are over all that is there: the sizes before and after say of how many elements.
 _AVERAGING_OPS = frozenset(named(Trait.SUM, without=Trait.SLIDING))
 _SHORT_SUM = 64  # elements, up to which an average is taken for any other operator
-_CONSTANT_SHARE = 8
+_DRAWN = (TensorProto.FLOAT, TensorProto.DOUBLE)  # what ONNX Runtime draws noise in
+_CONSTANT_SHARE = 80  # a tenth of n/4, in ulps, which are two u
 
 
 def arithmetic_epsilon(model: onnx.ModelProto) -> float:
@@ -109,12 +110,12 @@ def noisy_model(
 ) -> onnx.ModelProto | None:
     """Return the model with results inside multiplied by 1 ± one ulp, at random.
 
-    An average over n > 64 elements moves by up to √n ulps. Its error is below n·u, and with a
-    probability near 1 below 8·√n·u where errors are independent (see `window.magnitude`): ten
-    times that noise, which is what an output may move by, is not less. `constant_maps`: all
-    inputs are zeros, what is averaged may be one number throughout, and its errors are the same
-    each time. Then it is n/8. None where no result is known to be a float; functions are left
-    alone.
+    `constant_maps`: all inputs are zeros, and behind a bias what is averaged is one number
+    throughout, so that its rounding errors are the same each time and add up. Runtimes add in at
+    least four lanes, each n/4 numbers, and each addition rounds by u at most: n/4 of u.
+    There an average over more than 64 moves by up to a tenth of that, of which an output may move
+    by ten times. On other inputs errors cancel as they do everywhere. None where no result is
+    known to be a float; functions are left alone.
     """
     noisy = onnx.ModelProto()
     noisy.CopyFrom(model)
@@ -167,20 +168,21 @@ class _NoiseMaker:
         return [
             make("Constant", [], [ulp], value=size),
             make("RandomUniformLike", [quiet], [draw], **random),
-            *self._sized(node, draw, ulp, step, wide),
+            *self._sized(node, draw, ulp, step, kind),
             *self._scaled(quiet, step, moved, kind, wide),
             make("Add", [quiet, moved], [name]),
         ]
 
     def _sized(
-        self, node: onnx.NodeProto, draw: str, ulp: str, step: str, wide: int
+        self, node: onnx.NodeProto, draw: str, ulp: str, step: str, kind: int
     ) -> list[onnx.NodeProto]:
         """Return nodes for `draw * ulp`, times what roundings of a long average add up to."""
         make = helper.make_node
-        if node.op_type not in _AVERAGING_OPS:
+        if not (self._constant_maps and node.op_type in _AVERAGING_OPS and kind in _DRAWN):
             return [make("Mul", [draw, ulp], [step])]
         one, least, share, n = (f"{step}.{part}" for part in ("one", "least", "share", "n"))
-        numbers = {one: 1.0, least: float(_SHORT_SUM), share: 1 / _CONSTANT_SHARE}
+        wide = kind
+        numbers = {f"{n}.few": 1e-4, one: 1.0, least: float(_SHORT_SUM), share: 1 / _CONSTANT_SHARE}
         sized = [
             make("Constant", [], [name], value=helper.make_tensor(name, wide, [], [number]))
             for name, number in numbers.items()
@@ -190,22 +192,42 @@ class _NoiseMaker:
                 make("Size", [source], [f"{count}.whole"]),
                 make("Cast", [f"{count}.whole"], [count], to=wide),
             ]
-        grown = (
-            make("Mul", [n, share], [f"{n}.grown"])
-            if self._constant_maps
-            else make("Sqrt", [n], [f"{n}.grown"])
-        )
         return [
             *sized,
             make("Div", [f"{n}.in", f"{n}.out"], [n]),
-            grown,
+            make("Mul", [n, share], [f"{n}.grown"]),
             make("Greater", [n, least], [f"{n}.long"]),
-            make("Cast", [f"{n}.long"], [f"{n}.chosen"], to=wide),  # there is no Where before 9
+            make("Cast", [f"{n}.long"], [f"{n}.is_long"], to=wide),  # there is no Where before 9
+            *self._is_of_one_number(node, n, wide),
+            make("Mul", [f"{n}.is_long", f"{n}.is_one"], [f"{n}.chosen"]),
             make("Sub", [f"{n}.grown", one], [f"{n}.beyond"]),
             make("Mul", [f"{n}.chosen", f"{n}.beyond"], [f"{n}.added"]),
             make("Add", [one, f"{n}.added"], [f"{n}.factor"]),
             make("Mul", [draw, ulp], [f"{step}.one_ulp"]),
             make("Mul", [f"{step}.one_ulp", f"{n}.factor"], [step]),
+        ]
+
+    def _is_of_one_number(self, node: onnx.NodeProto, n: str, kind: int) -> list[onnx.NodeProto]:
+        """Return nodes that give 1 where what is averaged is one number throughout, 0 elsewhere.
+
+        There the mean of the squares is the square of the mean.
+        """
+        make = helper.make_node
+        of_squares = onnx.NodeProto()
+        of_squares.CopyFrom(node)
+        of_squares.name = ""
+        of_squares.input[0], of_squares.output[0] = f"{n}.square", f"{n}.of_squares"
+        sums = node.op_type == "ReduceSum"
+        mean = f"{n}.times" if sums else f"{n}.of_squares"
+        return [
+            make("Mul", [node.input[0], node.input[0]], [f"{n}.square"]),
+            of_squares,
+            *([make("Mul", [f"{n}.of_squares", n], [mean])] if sums else []),
+            make("Mul", [node.output[0], node.output[0]], [f"{n}.squared"]),
+            make("Sub", [mean, f"{n}.squared"], [f"{n}.spread"]),
+            make("Mul", [mean, f"{n}.few"], [f"{n}.little"]),
+            make("Less", [f"{n}.spread", f"{n}.little"], [f"{n}.flat"]),
+            make("Cast", [f"{n}.flat"], [f"{n}.is_one"], to=kind),
         ]
 
     def _scaled(

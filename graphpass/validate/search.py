@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 
 from graphpass.ir.cost import shapes_of_outputs
+from graphpass.ir.operators import Trait, traits
+from graphpass.ir.proto_walk import all_nodes
 from graphpass.storage.wire import WireError, tensor_array
 from graphpass.validate.baseline import Point, ReferenceCannotRunError
 from graphpass.validate.cost import work
@@ -37,7 +39,7 @@ from graphpass.validate.process.runtime import RunError, Session
 _CHEAP_COST = 3e8
 _CHEAP_BYTES = 32 << 20  # of inputs
 # After the first feed (normal, batch of 1): kinds of values with the batch that they come in.
-_FURTHER_FEEDS = (("large", 2), ("uniform", 3), ("zeros", 1))
+_FURTHER_FEEDS = (("large", 2), ("uniform", 5), ("zeros", 1))
 # How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
 _FEWER_FEEDS = ((1e9, 1), (_CHEAP_COST, 2), (0.0, 3))
 _GENTLER_FEEDS = ("uniform", "small")
@@ -82,6 +84,8 @@ class FeedSearch:
             if not any(_finite_somewhere(point.outputs) for point in points):
                 feed = self._draw(replace(recipe, kind=kind))
                 points.extend(self._try(session, provider, feed))
+        if _passes_on(self._model):
+            points.extend(self._try(session, provider, self._draw(replace(recipe, kind="special"))))
         points.extend(self._overridden(session, provider, first.feed))
         for point in points:
             self._require_elements(point)
@@ -329,6 +333,16 @@ def is_blank(values: Mapping[str, Value]) -> bool:
 def _bytes(feed: Feed) -> int:
     arrays = [array for array in leaves(feed.values).values() if array is not None]
     return sum(array.nbytes for array in arrays)
+
+
+def _passes_on(model: onnx.ModelProto) -> bool:
+    """Whether each operator hands on NaN and infinities: none sums or decides."""
+    kept = Trait.ELEMENTWISE | Trait.KEEPS_NAN, Trait.BROADCASTING | Trait.KEEPS_NAN
+    return all(
+        Trait.MOVEMENT in traits(node.op_type, node.domain)
+        or any(kind in traits(node.op_type, node.domain) for kind in kept)
+        for node in all_nodes(model)
+    )
 
 
 def _all_empty(outputs: Mapping[str, Value]) -> bool:

@@ -23,6 +23,8 @@ _SIZES = {"added": (0, 3), "count": (1, 4)}
 # More is not drawn: elements where sizes are free, bytes where they are not.
 _MOST_ELEMENTS = 1 << 22
 _MOST_BYTES = 1 << 30
+_SPECIAL = (np.nan, np.inf, -np.inf, -0.0)
+_LONG = 1 << 40
 _CHUNK = 1 << 20  # elements; drawn one after the other they are those drawn at once
 
 _SHAPES_BY_RANK = ((), (16,), (2, 3), (1, 16, 16), (1, 3, 64, 64), (1, 3, 8, 8, 8))
@@ -163,6 +165,10 @@ def _floats(shape: int, recipe: Recipe, rng: np.random.Generator) -> Array:
         return rng.uniform(0.0, 1.0, shape)
     if recipe.kind == "one to two":
         return rng.uniform(1.0, 2.0, shape)
+    if recipe.kind == "special":
+        chosen = rng.integers(0, 4 * len(_SPECIAL), shape)
+        values = rng.standard_normal(shape)
+        return np.choose(np.minimum(chosen, len(_SPECIAL)), [*_SPECIAL, values])
     return rng.standard_normal(shape) * {"large": recipe.large, "small": 0.01}.get(recipe.kind, 1.0)
 
 
@@ -176,6 +182,9 @@ def _integers(
         if spec.role == "target" and ones.size and dtype.kind == "i":
             ones[..., -1] = -1
         return ones
+    is_plain = not spec.role and spec.index_bound is None
+    if recipe.kind == "special" and is_plain and dtype.itemsize == 8:  # more than 32 bits hold
+        return rng.integers(0 if dtype.kind == "u" else -_LONG, _LONG, shape).astype(dtype)
     low, high = _SIZES[spec.role] if spec.role in _SIZES else _range(spec, dtype, recipe)
     if recipe.kind == "zeros" and low <= 0:
         return np.zeros(shape, dtype)

@@ -289,7 +289,7 @@ class _Worker:
             return ProviderUnavailableError(message)
         if kind == "memory":
             limit = self._limits.memory_mib
-            room = f" than its limit of {limit} MiB (--memory-limit)" if limit else " than there is"
+            room = f" than the limit of {limit} MiB (--memory-limit)" if limit else " than there is"
             return RunError(
                 "memory", f"{doing.capitalize()} the model takes more memory{room}: {message}"
             )
