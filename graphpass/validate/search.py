@@ -84,7 +84,7 @@ class FeedSearch:
             if not any(_finite_somewhere(point.outputs) for point in points):
                 feed = self._draw(replace(recipe, kind=kind))
                 points.extend(self._try(session, provider, feed))
-        if _passes_on(self._model):
+        if self.is_cheap(first.feed) and _passes_on(self._model):
             points.extend(self._try(session, provider, self._draw(replace(recipe, kind="special"))))
         points.extend(self._overridden(session, provider, first.feed))
         for point in points:
