@@ -116,7 +116,8 @@ def prepare(
     sizes = _SIZES if sizes is None else sizes
     shapes, partition = _shapes(window, spatial, *sizes[0])
     unknown = ""
-    if terms.shapes is not None and needs_real_shapes(window):
+    is_met = any(name in (terms.shapes or {}) for name in shapes)  # not inside of a body
+    if is_met and needs_real_shapes(window):
         shapes, unknown = _real_shapes(window, shapes, terms)
         partition = False
     elif ranks_unknown := [name for name in shapes if _dims(window, name) is None]:
@@ -157,15 +158,15 @@ def _real_shapes(
     Sizes from two sources would contradict each other: those of a tensor that a rewrite made are
     told by the symbols of the run.
     """
-    assert terms.shapes is not None
+    real_shapes = terms.shapes or {}
     symbols = dict(terms.symbols)
     for name in made_up:
-        dims, real = _dims(window, name), terms.shapes.get(name)
+        dims, real = _dims(window, name), real_shapes.get(name)
         if dims is not None and real is not None and len(dims) == len(real):
             symbols |= {dim: n for dim, n in zip(dims, real, strict=True) if isinstance(dim, str)}
     found: dict[str, list[int]] = {}
     for name in made_up:
-        dims, real = _dims(window, name), terms.shapes.get(name)
+        dims, real = _dims(window, name), real_shapes.get(name)
         if real is not None:
             found[name] = list(real)
         elif dims is not None and all(isinstance(d, int) or d in symbols for d in dims):
