@@ -12,11 +12,12 @@ from graphpass.ir.inference import infer_shapes
 from graphpass.testing import graph
 
 
+@pytest.mark.parametrize("kind", ["int64", "float"])
 @pytest.mark.parametrize("levels", [23, 40])
-def test_vectors_that_double_are_not_followed(levels: int) -> None:
+def test_vectors_that_double_are_not_followed(levels: int, kind: str) -> None:
     body = "\n".join(f"k{i + 1} = Concat<axis = 0>(k{i}, k{i})" for i in range(levels))
-    first = "k0 = Constant<value = int64[1] {1}>()"
-    model = graph(f"(float[1] x) => (int64[M] k{levels}) {{ {first}\n{body} }}")
+    first = f"k0 = Constant<value = {kind}[1] {{1}}>()"
+    model = graph(f"(float[1] x) => ({kind}[M] k{levels}) {{ {first}\n{body} }}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     infer_shapes(model)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10

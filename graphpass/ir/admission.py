@@ -52,7 +52,7 @@ def require_admissible(model: onnx.ModelProto) -> None:
     _require_no_references(model.graph)
     _require_finite_calls(model)
     for tensor in tensors(model):
-        if tensor.data_type not in _DATA_TYPES:
+        if not tensor.data_type or tensor.data_type not in _DATA_TYPES:
             raise ModelError(f"tensor '{tensor.name}' is of type {tensor.data_type}: there is none")
         if tensor.HasField("segment"):
             raise ModelError(f"tensor '{tensor.name}' is a segment of another: ONNX dropped these")

@@ -59,20 +59,21 @@ def _has_long_vectors(graph: onnx.GraphProto) -> bool:
 
 
 def _grow_long(graph: onnx.GraphProto, tensors: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether vectors of integers become long where they are put together, each twice as long."""
+    """Whether constants become long vectors where they are put together, each twice as long."""
     lengths = {
         name: max(math.prod(tensor.dims), 1)
         for name, tensor in tensors.items()
-        if len(tensor.dims) < 2 and tensor.data_type in _WHOLE
+        if len(tensor.dims) < 2
     }
     total = 0
     for node in graph.node:
-        known = [lengths[name] for name in node.input if name in lengths]
+        known = [lengths.get(name) for name in node.input if name]
         if node.op_type == "Shape":
             known = [_USUAL_RANK]
-        if not known:
+        found = [length for length in known if length is not None]
+        if not found or len(found) < len(known):
             continue
-        length = sum(known) if node.op_type == "Concat" else max(known)
+        length = sum(found) if node.op_type == "Concat" else max(found)
         total += length
         if length > _LONG_VECTOR or total > _LONG_IN_ALL:
             return True
