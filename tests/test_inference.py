@@ -6,7 +6,8 @@ import resource
 
 import numpy as np
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
+from onnx.helper import make_tensor_value_info
 
 from graphpass.ir.inference import infer_shapes
 from graphpass.testing import graph
@@ -33,3 +34,17 @@ def test_shapes_of_ordinary_lengths_are_followed() -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
     found = infer_shapes(model).graph.output[0].type.tensor_type.shape
     assert [dim.dim_value for dim in found.dim] == [3, 4]
+
+
+@pytest.mark.parametrize("op", ["com.microsoft.QuickGelu", "ai.onnx.ml.Scaler", "own.Mystery"])
+@pytest.mark.parametrize("declared", [True, False])
+def test_sizes_behind_an_operator_that_onnx_does_not_infer(op: str, declared: bool) -> None:
+    text = f"(float[2,3] x) => (float[A,B] y) {{ d = {op}(x) y = Transpose(d) }}"
+    domains = {"com.microsoft": 1, "ai.onnx.ml": 3, "own": 1}
+    model = graph(text, domains=domains)
+    if declared:
+        value = make_tensor_value_info("d", TensorProto.FLOAT, [2, 3])
+        model.graph.value_info.append(value)
+    found = infer_shapes(model).graph.output[0].type.tensor_type.shape
+    known = declared or op != "own.Mystery"
+    assert [dim.dim_value for dim in found.dim] == ([3, 2] if known else [0, 0])

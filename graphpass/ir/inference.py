@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from graphpass.ir.operators import Trait, traits
+from graphpass.ir.questions import STANDARD_DOMAINS
 from graphpass.storage.reference import is_external
 
 _LONG_VECTOR = 1 << 20  # elements; no shape or list of axes has as many
@@ -21,6 +23,8 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     del bare.graph.value_info[:]
+    bare.graph.value_info.extend(_declared_only(proto))
+    _stand_in(bare)
     for data_prop in (True, False):
         if data_prop and _has_long_vectors(proto.graph):
             continue
@@ -29,6 +33,33 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, MemoryError):
             continue
     return proto
+
+
+def _declared_only(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the declared types of what operators unknown to ONNX make: nobody infers them."""
+    known = {(function.domain, function.name) for function in proto.functions}
+    made = {
+        name
+        for node in proto.graph.node
+        if (node.domain, node.op_type) not in known
+        and not onnx.defs.has(node.op_type, "" if node.domain in STANDARD_DOMAINS else node.domain)
+        for name in node.output
+    }
+    return [value for value in proto.graph.value_info if value.name in made]
+
+
+def _stand_in(proto: onnx.ModelProto) -> None:
+    """Put what ONNX can infer in the place of operators of other domains that keep the shape."""
+    defined = {(function.domain, function.name) for function in proto.functions}
+    for node in proto.graph.node:
+        makes_floats = node.domain == "ai.onnx.ml" and node.op_type in ("Normalizer", "Scaler")
+        keeps = makes_floats or Trait.ELEMENTWISE in traits(node.op_type, node.domain)
+        if node.domain in STANDARD_DOMAINS or not keeps or (node.domain, node.op_type) in defined:
+            continue
+        node.domain, node.op_type = "", "Cast" if makes_floats else "Identity"
+        del node.attribute[:], node.input[1:], node.output[1:]
+        if makes_floats:
+            node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
 
 
 def _has_long_vectors(graph: onnx.GraphProto) -> bool:

@@ -199,7 +199,7 @@ _ROWS: tuple[Operator, ...] = (
     *_row("If Loop Scan SequenceMap", Trait.CONTROL, data=None),
     # other domains
     *_row("Binarizer", _E, domain="ai.onnx.ml"),
-    *_row("LabelEncoder", _E, domain="ai.onnx.ml"),
+    *_row("Imputer", _E, domain="ai.onnx.ml"),
     *_row("Gelu FastGelu QuickGelu", _E | _0 | _NAN | _TAME, domain="com.microsoft"),
 )
 
