@@ -316,6 +316,7 @@ class _Convolution(NamedTuple):
 
     op_type: str
     input: str
+    output: str
     weight: Sequence[int]
     attributes: dict[str, Any]
 
@@ -326,7 +327,11 @@ def _convolutions(*graphs: onnx.GraphProto) -> list[_Convolution]:
         weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
         found += [
             _Convolution(
-                node.op_type, node.input[0], weights.get(node.input[1], ()), _attributes(node)
+                node.op_type,
+                node.input[0],
+                node.output[0],
+                weights.get(node.input[1], ()),
+                _attributes(node),
             )
             for node in graph.node
             if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
@@ -348,11 +353,8 @@ def _kernel(window: Window) -> list[int] | None:
     if not kernels:
         return None
     axes = len(kernels[0].weight) - 2
-    sizes = [1] * axes
-    for conv in kernels:
-        dilations = conv.attributes.get("dilations") or [1] * axes
-        spans = [d * (k - 1) + 1 for d, k in zip(dilations, conv.weight[2:], strict=False)]
-        sizes = [max(pair) for pair in zip(sizes, spans, strict=False)]
+    seen = [_seen(graph, axes) for graph in (window.before.graph, window.after.graph)]
+    sizes = [max(pair) for pair in zip(*seen, strict=True)]
     for axis in range(len(sizes)):
         strides = [conv.attributes.get("strides", ())[axis : axis + 1] for conv in found]
         step = max(itertools.chain.from_iterable(strides), default=1)
@@ -362,6 +364,27 @@ def _kernel(window: Window) -> list[int] | None:
         # it cannot be seen which of two axes is which where both have one element
         sizes = [max(size, 2 + axis) for axis, size in enumerate(sizes)]
     return sizes
+
+
+def _seen(graph: onnx.GraphProto, axes: int) -> list[int]:
+    """Return how many elements along each axis one element that kernels make is computed from."""
+    one = ([1] * axes, [1] * axes)
+    fields: dict[str, tuple[list[int], list[int]]] = {}  # by tensor: what it sees, in what steps
+    found = {conv.output: conv for conv in _convolutions(graph)}
+    for node in graph.node:
+        above = [fields.get(name, one) for name in node.input] or [one]
+        seen, steps = (
+            [max(each) for each in zip(*part, strict=True)] for part in zip(*above, strict=True)
+        )
+        conv = found.get(node.output[0])
+        if conv is not None and conv.weight:
+            dilations = conv.attributes.get("dilations") or [1] * axes
+            strides = conv.attributes.get("strides") or [1] * axes
+            spans = [d * (k - 1) for d, k in zip(dilations, conv.weight[2:], strict=False)]
+            seen = [s + span * step for s, span, step in zip(seen, spans, steps, strict=False)]
+            steps = [step * stride for step, stride in zip(steps, strides, strict=False)]
+        fields.update(dict.fromkeys(node.output, (seen, steps)))
+    return [max(each) for each in zip(*(seen for seen, _ in fields.values()), strict=True)]
 
 
 def _channels(window: Window) -> dict[str, int]:
