@@ -31,6 +31,7 @@ from graphpass.commands.options import (
     TARGET,
     TIMEOUT,
     VALIDATION,
+    beside,
     bindings,
     which,
 )
@@ -355,17 +356,14 @@ def _target(model: str, output: str | None, in_place: bool) -> Path | str | None
         if output == model:
             raise UsageError(f"{output} is the input: give another -o")
         return output
-    target = remote.local(output) if output is not None else _beside(remote.local(model))
+    target = (
+        remote.local(output) if output is not None else beside(remote.local(model), ".opt.onnx")
+    )
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
     if model != "-" and _same_file(target, remote.local(model)):
         raise UsageError(f"{target} is the input: --in-place replaces it")
     return target
-
-
-def _beside(model: Path) -> Path:
-    stem = model.name.removesuffix(".onnx")
-    return model.with_name(f"{stem}.opt.onnx")
 
 
 def _same_file(one: Path, other: Path) -> bool:

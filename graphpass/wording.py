@@ -6,7 +6,9 @@ for a command, what turns the direction of text, megabytes. Whatever is shown go
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _LONGEST_NAME = 160
 _LONGEST_LINE = 4000
@@ -45,6 +47,13 @@ def json_text(text: str) -> str:
     if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else _utf16(c) for c in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean …?)` where a known name is near to one that is not, else ""."""
+    by_lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name[:_LONGEST_NAME].lower(), by_lower, 1)
+    return f" (did you mean {by_lower[found[0]]}?)" if found else ""
 
 
 def _visible(character: str) -> str:

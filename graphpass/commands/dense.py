@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass.commands.options import Finite
+from graphpass.commands.options import Finite, beside
 from graphpass.errors import OutputError, UsageError
 from graphpass.wording import visible
 
@@ -145,7 +145,7 @@ def convolutionalize(
     Height and width become symbolic, outputs become maps [N, classes, h, w]. Whether the map is
     right is decided by the original: its own head, run on every window of its own feature map.
     """
-    target = output or model.with_name(f"{model.name.removesuffix('.onnx')}.dense.onnx")
+    target = output or beside(model, ".dense.onnx")
     _require_target(target, model)
     if approximate is None and (calibration or test_inputs):
         raise UsageError("--calibration and --test go with --approximate gap")
@@ -279,7 +279,11 @@ def heatmap(
     from graphpass.dense import heatmap as drawing
     from graphpass.dense.picture import Preprocessing
 
+    if not image.name:
+        raise UsageError(f"{image} is a folder, not a picture")
     target = output or image.with_suffix(".heatmap.png")
+    if target.suffix.lower() != ".png":
+        raise UsageError(f"the picture is a PNG: give -o a name that ends in .png, not {target}")
     _require_target(target, image)
     names = drawing.read_labels(labels) if labels is not None else None
     scores = drawing.score(model, image, Preprocessing(scale, mean, std), map_name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from graphpass.errors import UsageError
+from graphpass.errors import ModelError, UsageError
 
 _LARGEST_SIZE = 2**31 - 1
 _LONGEST_S = 1e6  # 11 days; the system's clocks take no more than 2^31 milliseconds
@@ -139,6 +139,13 @@ VALIDATION = options(
 )
 
 
+def beside(model: Path, suffix: str) -> Path:
+    """Return where the result for a model goes by default. Raises `ModelError` for a folder."""
+    if not model.name:  # `.` and `/`, and what an empty name becomes
+        raise ModelError(f"{model} is a folder, not an ONNX model")
+    return model.with_name(model.name.removesuffix(".onnx") + suffix)
+
+
 def which(passes: str | None, pipeline: str | None, target: str | None = None) -> str:
     """Return what to run, as `graphpass.optimize` takes it. Raises `UsageError`.
 
@@ -153,8 +160,7 @@ def which(passes: str | None, pipeline: str | None, target: str | None = None) -
         if passes is None and pipeline is None:
             return profile.passes
     if pipeline is not None:
-        from graphpass.rewrite.registry import PIPELINES
+        from graphpass.rewrite.registry import require_pipeline
 
-        if pipeline not in PIPELINES:
-            raise UsageError(f"there is no pipeline {pipeline!r}; there are {', '.join(PIPELINES)}")
+        require_pipeline(pipeline)
     return passes if passes is not None else pipeline or "default"

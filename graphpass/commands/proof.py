@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from graphpass.commands.options import PASSES, VALIDATION, Finite, which
+from graphpass.commands.options import PASSES, VALIDATION, Finite, beside, which
 from graphpass.wording import visible
 
 
@@ -65,7 +65,7 @@ def bisect(
     # validation would undo with this tolerance what is to be found with it
     compared = validation if tolerance is None else replace(validation, rtol=tolerance)
     command = check or search.compare_command(model, compared)
-    folder = output or model.with_name(f"{model.name.removesuffix('.onnx')}.bisect")
+    folder = output or beside(model, ".bisect")
     bisection = search.Bisection(
         model,
         without(which(passes, pipeline), skip),

@@ -106,6 +106,8 @@ def _read_arrays(path: Path, wanted: ImageInput) -> Array:
         raise UsageError(f"cannot read {path}: {reason}") from None
     if isinstance(loaded, np.lib.npyio.NpzFile):
         names = loaded.files
+        if not names:
+            raise UsageError(f"{path} holds no arrays")
         if wanted.name not in names and len(names) != 1:
             raise UsageError(f"{path} has no array '{wanted.name}'; it has {', '.join(names)}")
         array = loaded[wanted.name if wanted.name in names else names[0]]

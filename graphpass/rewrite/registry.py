@@ -19,6 +19,7 @@ from graphpass.rewrite import script
 from graphpass.rewrite.guard import guarded
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.script import Script
+from graphpass.wording import nearest
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
@@ -42,6 +43,8 @@ _BUILTIN = "builtin"
 _LONGEST_IMPORT_S = 300.0
 # a pass by its name, or a pass or function of a file: FILE.py:NAME
 _ITEM = re.compile(r"\s*([^,{}]+\.py:\w+|[A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
+# a comma that begins no other option belongs to a value
+_BETWEEN_OPTIONS = re.compile(r";|,(?=\s*\w+\s*=|\s*$)")
 
 
 @lru_cache(maxsize=1)
@@ -104,7 +107,8 @@ def make(name: str, options: Mapping[str, str] | None = None) -> Pass:
     for key, text in (options or {}).items():
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise UsageError(f"pass {name} has no option {key!r}; its options: {known}")
+            hint = nearest(key, fields)
+            raise UsageError(f"pass {name} has no option {key!r}{hint}; its options: {known}")
         values[key] = _value(name, fields[key], text)
     try:
         with guarded(f"pass {name}"):
@@ -131,7 +135,8 @@ def _kind(name: str) -> type[Pass]:
     if name not in kinds:
         kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
     if name not in kinds:
-        raise UsageError(f"there is no pass {name!r}; there are: {', '.join(kinds)}")
+        hint = nearest(name, [*kinds, *PIPELINES])
+        raise UsageError(f"there is no pass {name!r}{hint}; there are: {', '.join(kinds)}")
     return kinds[name]
 
 
@@ -151,12 +156,15 @@ def _flag(name: str, option: str, text: str) -> bool:
 
 
 def parse(text: str) -> list[Pass]:
-    """Read `a,b{option=value;other=1},c` into passes. Raises `UsageError`."""
+    """Read `a,b{option=value,other=1},c` into passes. Raises `UsageError`."""
     return [make(name, options) for name, options in split(text)]
 
 
 def split(text: str) -> list[tuple[str, dict[str, str]]]:
-    """Read `a,b{option=value;other=1},c` into names and options. Raises `UsageError`."""
+    """Read `a,b{option=value,other=1},c` into names and options. Raises `UsageError`.
+
+    Between options `;` does as well as `,`.
+    """
     steps: list[tuple[str, dict[str, str]]] = []
     position = 0
     while position < len(text):
@@ -166,7 +174,7 @@ def split(text: str) -> list[tuple[str, dict[str, str]]]:
                 f"cannot read the pass list at {text[position:]!r}; write a,b{{option=value}},c"
             )
         options = {}
-        for part in filter(None, (item.group(2) or "").split(";")):
+        for part in filter(str.strip, _BETWEEN_OPTIONS.split(item.group(2) or "")):
             key, equals, value = part.partition("=")
             if not equals:
                 raise UsageError(f"option {part!r} of pass {item.group(1)} needs =value")
@@ -178,10 +186,16 @@ def split(text: str) -> list[tuple[str, dict[str, str]]]:
     return steps
 
 
+def require_pipeline(name: str) -> None:
+    """Raise `UsageError` where there is no pipeline of that name."""
+    if name not in PIPELINES:
+        hint = nearest(name, PIPELINES)
+        raise UsageError(f"there is no pipeline {name!r}{hint}; there are {', '.join(PIPELINES)}")
+
+
 def pipeline(name: str) -> list[Pass]:
     """Return the passes of a named pipeline. Raises `UsageError`."""
-    if name not in PIPELINES:
-        raise UsageError(f"there is no pipeline {name!r}; there are: {', '.join(PIPELINES)}")
+    require_pipeline(name)
     return [make(step) for step in PIPELINES[name]]
 
 
@@ -211,5 +225,6 @@ def without(what: Passes, skip: Sequence[str]) -> list[Pass]:
     names = [step.name for step in steps]
     for name in skip:
         if name not in names:
-            raise UsageError(f"there is no pass {name!r} to skip among {', '.join(names)}")
+            hint = nearest(name, names)
+            raise UsageError(f"there is no pass {name!r}{hint} to skip among {', '.join(names)}")
     return [step for step in steps if step.name not in skip]

@@ -187,7 +187,10 @@ class Pipeline:
             return
         undone = [entry.reason for report in self.reports for entry in report.quarantined]
         undone += [report.reason for report in self.reports if report.reason]
-        why = f", and {undone[0]}" if undone else ""
+        # a pass that failed of the same limit says nothing new
+        limit = f" within {self.judge.options.time_limit_s or 0:g} s"
+        known = not undone or (limit in undone[0] and limit in self.judge.not_run)
+        why = "" if known else f", and {undone[0]}"
         raise RuntimeUnavailableError(f"{self.judge.not_run}{why}")
 
     def _run(self, index: int, state: _State) -> bool:

@@ -31,7 +31,9 @@ def is_url(place: object) -> bool:
 
 
 def local(place: str | os.PathLike[str]) -> Path:
-    """Return a path, also where it is spelled as `file://…`."""
+    """Return a path, also where it is spelled as `file://…`. Raises `UsageError` for ""."""
+    if place == "":  # which a path would take for the working folder
+        raise UsageError("an empty name is no file")
     return Path(_LOCAL.sub("", place) if isinstance(place, str) else place)
 
 

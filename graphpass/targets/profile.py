@@ -12,6 +12,7 @@ from typing import Any, Literal
 from graphpass.errors import UsageError
 from graphpass.targets.expression import Expression
 from graphpass.targets.facts import NAMES
+from graphpass.wording import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,7 +84,8 @@ def load(target: str) -> Profile:
     path = Path(target)
     if path.suffix != ".toml":
         raise UsageError(
-            f"there is no target {target!r}; there are {', '.join(names())}, or give a .toml file"
+            f"there is no target {target!r}{nearest(target, names())}; there are "
+            f"{', '.join(names())}, or give a .toml file"
         )
     try:
         text = path.read_text(encoding="utf-8")
