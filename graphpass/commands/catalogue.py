@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from graphpass.report.terminal import print_table, say
-from graphpass.rewrite.registry import PIPELINES, make
-from graphpass.rewrite.registry import pass_types as all_passes
+from graphpass.rewrite import registry
+from graphpass.rewrite.registry import make
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.survey import Survey
 
@@ -24,10 +24,10 @@ def show(console: Console, name: str | None) -> None:
     if name is not None:
         _show_pass(console, make(name))
         return
-    rows = ((known, make(known).summary) for known in all_passes())
+    rows = ((known, make(known).summary) for known in registry.pass_types())
     print_table(console, ("pass", ""), rows)
     console.print()
-    listed = ((pipeline, ", ".join(steps)) for pipeline, steps in PIPELINES.items())
+    listed = ((pipeline, ", ".join(steps)) for pipeline, steps in registry.PIPELINES.items())
     print_table(console, ("pipeline", ""), listed)
 
 
