@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphpass import Constant, Graph, Node, Survey, Tensor, Weight, attribute, is_output, operator
+from graphpass.ir.operators import is_training
 from graphpass.ir.questions import has_effects, schema
 from graphpass.ir.refusal import IS_OUTPUT, RefusedError
 from graphpass.rewrite.survey import Refused, Twin
@@ -33,7 +34,8 @@ class EqualInitializers(Survey):
         """Yield a pair for each initializer that holds what an earlier one does."""
         alike: dict[tuple[int, tuple[int, ...]], list[Constant]] = {}
         for tensor in scope.initializers:
-            if tensor.outputs and not is_output(tensor):
+            # running statistics are moved where they lie: two of them must not lie in one place
+            if tensor.outputs and not is_output(tensor) and not any(map(is_training, tensor.outputs)):
                 weight = tensor.weight
                 alike.setdefault((weight.data_type, weight.shape), []).append(tensor)
         for group in alike.values():
@@ -123,9 +125,7 @@ def _is_repeatable(node: Node) -> bool:
     """Whether running `node` again gives the same, and changes nothing else."""
     if operator(node) in _ALONE or has_effects(node):
         return False
-    if operator(node) == "BatchNormalization" and (
-        attribute(node, "training_mode") or len(node.outputs) > 1
-    ):
+    if is_training(node):
         return False
     return all(
         _is_repeatable(inner) or operator(inner) == "Identity"
