@@ -35,7 +35,8 @@ class EqualInitializers(Survey):
         alike: dict[tuple[int, tuple[int, ...]], list[Constant]] = {}
         for tensor in scope.initializers:
             # running statistics are moved where they lie: two of them must not lie in one place
-            if tensor.outputs and not is_output(tensor) and not any(map(is_training, tensor.outputs)):
+            stays = is_output(tensor) or any(map(is_training, tensor.outputs))
+            if tensor.outputs and not stays:
                 weight = tensor.weight
                 alike.setdefault((weight.data_type, weight.shape), []).append(tensor)
         for group in alike.values():

@@ -232,3 +232,21 @@ def test_equal_to_the_bit_in_small_integers() -> None:
             v=(3, 3),
         ),
     )
+
+
+@pytest.mark.parametrize("opset", [9, 13, 15])
+def test_statistics_that_training_moves_stay_apart(opset: int) -> None:
+    """ONNX Runtime writes running statistics where the old ones lie."""
+    attributes = "training_mode=1" if opset > 13 else "momentum=0.5"
+    outputs = "y, n, w" if opset > 13 else "y, n, w, p, q"
+    model = graph(
+        f"""(float[4,3] x) => (float[4,3] y, float[3] n, float[3] w) {{
+            {outputs} = BatchNormalization<{attributes}>(x, s, t, m, v)
+        }}""",
+        opset=opset,
+        s=np.full(3, 2, np.float32),
+        t=np.zeros(3, np.float32),
+        m=np.ones(3, np.float32),
+        v=np.ones(3, np.float32),
+    )
+    check_untouched(CLEAN_UP, model)
