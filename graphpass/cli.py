@@ -188,6 +188,11 @@ def _reports(
 )
 @FREEZE
 @click.option(
+    "--strip-metadata",
+    is_flag=True,
+    help="Leave out what exporters note at nodes and values: stack traces, scopes.",
+)
+@click.option(
     "--external-data",
     type=click.Choice(["auto", "always", "never"]),
     default="auto",

@@ -488,3 +488,35 @@ def test_compare_names_output_and_error() -> None:
     assert check.status == "differs" and "output 'y' differs by" in check.reason
     other.graph.output[0].name = other.graph.node[-1].output[0] = "z"
     assert graphpass.compare(model, other).status in ("interface changed", "invalid")
+
+
+# ------------------------------------------------------------------------------------ metadata
+
+
+def noted(text: str) -> onnx.ModelProto:
+    """Return a model with something noted wherever it can be."""
+    model = graph(
+        "(float[N,3] x) => (float[N,3] y) { i = Identity(x) r = Mul(i, w) y = Relu(r) }", w=(3,)
+    )
+    model.graph.value_info.add(name="r").type.tensor_type.elem_type = 1
+    parts = (*model.graph.node, *model.graph.value_info, model.graph.initializer[0])
+    for part in (*parts, model, model.graph, model.graph.input[0], model.graph.output[0]):
+        part.doc_string = text
+        part.metadata_props.add(key="trace", value=text)
+    return model
+
+
+def test_what_exporters_note_goes_where_that_is_asked_for(tmp_path: Path) -> None:
+    text = "File model.py, line 7 " * 40
+    with graphpass.optimize(noted(text), "clean-up", strip_metadata=True) as result:
+        stripped = result.model
+    assert not any(node.doc_string or node.metadata_props for node in stripped.graph.node)
+    assert not any(v.doc_string or v.metadata_props for v in stripped.graph.value_info)
+    assert not stripped.graph.initializer[0].doc_string
+    for part in (stripped, stripped.graph, stripped.graph.input[0], stripped.graph.output[0]):
+        assert part.doc_string == text and len(part.metadata_props) == 1
+    with graphpass.optimize(noted(text), "clean-up") as result:
+        assert any(node.doc_string == text for node in result.model.graph.node)
+        assert not result.report.warnings
+    with graphpass.optimize(noted(text * 30), "clean-up") as result:
+        assert "--strip-metadata leaves them out" in result.report.warnings[0]

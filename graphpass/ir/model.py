@@ -16,12 +16,14 @@ from graphpass.ir.admission import require_admissible
 from graphpass.ir.editing import Edited, adopt, close, sorted_nodes, tensors_of
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.nodes import Function, Graph
+from graphpass.ir.proto_walk import all_graphs, all_nodes
 from graphpass.ir.reader import read_function, read_graph
 from graphpass.ir.soundness import make_sound
 from graphpass.ir.weight import Array
 from graphpass.ir.writer import Writer, unwritten
 from graphpass.storage import remote, wire
 from graphpass.storage import spool as spooling
+from graphpass.storage.reference import is_external
 
 _CONSTANT_INITIALIZERS_BELOW = 4  # before this IR version an initializer cannot be overridden
 
@@ -269,6 +271,27 @@ class Model:
             self._graph, self._functions = None, []
         return frozen
 
+    def strip_metadata(self) -> int:
+        """Take away what exporters note at nodes and values; return how many bytes that was.
+
+        Their stack traces and scopes, in doc_string and metadata_props. What is said of the model,
+        its graph, its inputs and outputs stays.
+        """
+        before = int(self._proto.ByteSize())
+        for noted in _noted(self._proto):
+            noted.ClearField("doc_string")
+            noted.ClearField("metadata_props")
+        self._graph, self._functions = None, []
+        return before - int(self._proto.ByteSize())
+
+    @property
+    def metadata_bytes(self) -> int:
+        """How many bytes `strip_metadata` would take away, about."""
+        return sum(
+            len(noted.doc_string) + sum(len(e.key) + len(e.value) for e in noted.metadata_props)
+            for noted in _noted(self._proto)
+        )
+
     # ------------------------------------------------------------------------- whole models
 
     def copy(self) -> Model:
@@ -380,3 +403,15 @@ def _protect_training(proto: onnx.ModelProto, graph: Graph) -> None:
     for tensor in tensors_of(graph):
         if tensor.name in used:
             tensor.is_graph_output = True
+
+
+def _noted(
+    proto: onnx.ModelProto,
+) -> Iterator[onnx.NodeProto | onnx.ValueInfoProto | onnx.TensorProto]:
+    """Yield what exporters note something at: nodes, values in between, initializers."""
+    yield from all_nodes(proto)
+    for graph in all_graphs(proto):
+        yield from graph.value_info
+        yield from (tensor for tensor in graph.initializer if not is_external(tensor))
+    for function in proto.functions:
+        yield from function.value_info

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 Source = Model | onnx.ModelProto | bytes | str | os.PathLike[str]
 
+# so much that is noted at nodes is worth a word: bytes, and the share of the files
+_NOTED_BYTES, _NOTED_SHARE = 20 << 10, 0.05
 # Operators that mix features as a convolution does, but are none.
 _DENSE = frozenset(
     "Gemm MatMul MatMulInteger QLinearMatMul Einsum LSTM GRU RNN Attention "
@@ -65,6 +67,7 @@ def optimize(
     strict: bool = False,
     max_rewrites: int | None = None,
     freeze_initializers: bool = False,
+    strip_metadata: bool = False,
     allow_external: Sequence[str | os.PathLike[str]] = (),
     latency: bool = False,
     sha256: bool = True,
@@ -81,6 +84,7 @@ def optimize(
         validate: False to leave ONNX Runtime out of it.
         strict: raise where something would otherwise be undone.
         max_rewrites: stop after so many rewrites.
+        strip_metadata: take away what exporters note at nodes and values: stack traces, scopes.
         freeze_initializers: inputs that have a default are inputs no more, but constants.
         allow_external: folders outside of the model's own that its data may lie in.
         latency: also measure how long the model takes before and after.
@@ -106,6 +110,9 @@ def optimize(
     loaded = Model.load(model, allow_external=allowed, time_limit_s=options.time_limit_s)
     facts = model_facts(loaded.proto, _files(model, loaded, sha256))
     frozen = loaded.freeze_initializers() if freeze_initializers else []
+    if strip_metadata:
+        loaded.strip_metadata()
+    noted_bytes = loaded.metadata_bytes
     report = Report(
         settings={
             "pipeline": _pipeline_name(passes),
@@ -115,6 +122,7 @@ def optimize(
             "strict": strict,
             "max_rewrites": max_rewrites,
             "freeze_initializers": freeze_initializers,
+            "strip_metadata": strip_metadata,
         },
         input=facts,
         output=facts,
@@ -138,6 +146,8 @@ def optimize(
             )
             _run(pipeline, report)
             _count(report, judge, pipeline.stages[0][1], loaded.proto)
+            if noted_bytes > max(_NOTED_BYTES, _NOTED_SHARE * facts.size_bytes):
+                report.warnings.append(_of_metadata(noted_bytes))
             if frozen:
                 report.warnings.append(_of_frozen(frozen))
             if latency and len(pipeline.stages) > 1:
@@ -271,6 +281,13 @@ def _interface(pipeline: Pipeline) -> list[str]:
     if Interface.LOGITS in pipeline.interface_may_change:
         found += [f"output '{name}' gives the logits of its Softmax" for name in logits]
     return found
+
+
+def _of_metadata(count: int) -> str:
+    return (
+        f"{count >> 10:,} KiB are stack traces and scopes that the exporter noted at nodes:"
+        " --strip-metadata leaves them out"
+    )
 
 
 def _of_frozen(names: Sequence[str]) -> str:
