@@ -21,6 +21,7 @@ import click
 
 from graphpass import interrupt
 from graphpass.commands.check import check
+from graphpass.commands.config import CONFIG, Configured
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.diff import diff
 from graphpass.commands.many import MANY
@@ -170,7 +171,7 @@ def _reports(
 # -------------------------------------------------------------------------------- optimize
 
 
-@commands.command()
+@commands.command(cls=Configured)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("-o", "--output", metavar="FILE", help="Default: MODEL.opt.onnx beside it.")
 @click.option("--in-place", is_flag=True, help="Replace the input, in one step.")
@@ -228,6 +229,7 @@ def _reports(
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every rewrite and refusal.")
+@CONFIG
 def optimize(
     models: tuple[str, ...],
     output: str | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,14 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphpass.errors import UsageError
+from graphpass.storage import toml
 from graphpass.targets.expression import Expression
 from graphpass.targets.facts import NAMES
 from graphpass.wording import nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Dense = Literal["conv", "gemm", "keep"]
 _ANY = "*"
@@ -87,22 +82,13 @@ def load(target: str) -> Profile:
             f"there is no target {target!r}{nearest(target, names())}; there are "
             f"{', '.join(names())}, or give a .toml file"
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is no text in UTF-8") from None
-    return read(text, path.stem, where=str(path))
+    return read(toml.read(path), path.stem, where=str(path))
 
 
 def read(text: str, name: str, *, where: str = "") -> Profile:
     """Return the profile that `text` is, in TOML. Raises `UsageError` with what is wrong in it."""
     where = where or f"target {name}"
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where} is no TOML: {error}") from None
+    data = toml.parse(text, where)
     try:
         return _profile(data, name)
     except UsageError as error:
