@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import graphpass
 from graphpass.cli import run
 from graphpass.report.data import Report
+from graphpass.report.notebook import notebook
 from graphpass.report.page.drawn import pair, type_text
 from graphpass.report.page.page import page
 from graphpass.report.summary import verdict
@@ -52,6 +54,21 @@ def network() -> onnx.ModelProto:
     for index, node in enumerate(model.graph.node):
         node.name = f"/stage/block{index // 2}/{EVIL}{index}"
     return model
+
+
+def test_a_result_shows_itself(result: Any) -> None:
+    said = verdict(result.report)
+    assert repr(result) == f"<Result {said}>"
+    shown = result._repr_html_()
+    xml.etree.ElementTree.fromstring(shown)  # well-formed
+    assert said in shown and "<td>BatchNormalization</td><td>1</td><td>0</td>" in shown
+    assert "<td>fold-batchnorm</td>" in shown and "<td>latency</td>" in shown
+
+
+def test_a_notebook_shows_names_as_text(result: Any) -> None:
+    report = replace(result.report, warnings=[f"'{EVIL}' was left", "a\x1b[31m"])
+    shown = notebook(report)
+    assert "<img" not in shown and "&lt;img src=x" in shown and "\x1b" not in shown
 
 
 def data_of(text: str) -> Any:

@@ -20,6 +20,7 @@ from graphpass.report.data import (
     Report,
     file_facts,
 )
+from graphpass.report.summary import verdict
 from graphpass.resources import Closing
 from graphpass.run.judge import Judge
 from graphpass.run.pipeline import Progress
@@ -27,6 +28,7 @@ from graphpass.storage import remote
 from graphpass.storage.layout import ExternalData
 from graphpass.storage.reference import reference_of, tensors
 from graphpass.storage.writer import WrittenFiles, stage_model
+from graphpass.wording import visible
 
 # is told of a report when all but the renaming is done
 BeforeCommit = Callable[[Report], None]
@@ -63,6 +65,16 @@ class Result(Closing):
         from graphpass.report.page.page import page
 
         return page(self.report, self.skeletons)
+
+    def __repr__(self) -> str:
+        """Say in one line what was done."""
+        return f"<Result {visible(verdict(self.report))}>"
+
+    def _repr_html_(self) -> str:
+        """Say it to a notebook, with tables."""
+        from graphpass.report.notebook import notebook
+
+        return notebook(self.report)
 
     @property
     def skeletons(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
