@@ -89,8 +89,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = commands.main(arguments, prog_name="graphpass", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", _INTERRUPTED_EXIT_CODE)
-    except SystemExit as error:  # a signal, or click about a pipe that nobody reads any more
-        return error.code if isinstance(error.code, int) and error.code else 1
+    except SystemExit as error:  # a signal, a pipe that nobody reads any more, or 0: a completion
+        return error.code if isinstance(error.code, int) else 1
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
