@@ -285,7 +285,7 @@ def optimize(
     _get_ready(runs_models=options["validate"])
     from graphpass.run import optimization
 
-    source = sys.stdin.buffer.read() if model == "-" else _place(model)
+    source = _source(model)
     try:
         with _progress(quiet) as progress:
             options["sha256"] = bool(reports)  # nobody else would see it
@@ -335,6 +335,11 @@ def _get_ready(*, runs_models: bool) -> None:
     forked.keep_freed_memory()
     if runs_models:
         forked.start()
+
+
+def _source(text: str) -> bytes | Path | str:
+    """Return what a model is read from; `-` is standard input."""
+    return sys.stdin.buffer.read() if text == "-" else _place(text)
 
 
 def _place(text: str) -> Path | str:
@@ -487,9 +492,15 @@ def compare(
 ) -> int:
     """Say whether CANDIDATE computes what ORIGINAL does; exit with 1 if it does not.
 
+    One of them may be `-`, standard input: graphpass optimize A -o - | graphpass compare A -
+
     With --report, both files must be those that the report names by their SHA-256, and inputs
     and tolerances are those of its run; what is given on the command line goes before.
     """
+    if original == candidate == "-":
+        raise UsageError("standard input is one model, not two")
+    if report is not None and "-" in (original, candidate):
+        raise UsageError("--report names files: standard input is none of them")
     _get_ready(runs_models=True)
     from graphpass.run import comparison
 
@@ -501,7 +512,7 @@ def compare(
 
     with _progress(quiet) as progress:
         progress("comparing", 0.1)
-        check = comparison.compare(_place(original), _place(candidate), **options)
+        check = comparison.compare(_source(original), _source(candidate), **options)
     if check.status == "not comparable":
         return _fail(f"nothing can be compared: {check.reason}", 4)
     if not quiet:
@@ -568,7 +579,7 @@ def inspect(
     from graphpass.run import inspection
     from graphpass.run.blame import blamed
 
-    source = sys.stdin.buffer.read() if model == "-" else _place(model)
+    source = _source(model)
     steps = without(which(passes, pipeline), skip)
     loaded = Model.load(source, allow_external=allow_external, time_limit_s=time_limit_s)
     with blamed(loaded.proto):

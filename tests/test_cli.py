@@ -467,6 +467,16 @@ def test_names_that_are_only_ours_are_not_shown(
 # ------------------------------------------------------------------------------------ pipes
 
 
+@pytest.mark.parametrize("original_first", [True, False])
+def test_what_comes_through_a_pipe_is_compared(model: Path, original_first: bool) -> None:
+    made = process("optimize", model, "-q", "-o", "-").stdout
+    other = graph("(float[2] x) => (float[2] y) { y = Neg(x) }").SerializeToString()
+    files = (model, "-") if original_first else ("-", model)
+    for content, code in ((made, 0), (other, 1), (b"", 3)):
+        done = process("compare", *files, input=content)
+        assert done.returncode == code, done.stderr
+
+
 def test_passes_chain_in_a_shell_pipe(graphpass: Command, model: Path) -> None:
     content = model.read_bytes()
     first = process("optimize", "-", "--passes", "tidy", input=content)

@@ -33,6 +33,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("optimize m.onnx -o ''", 2, "an empty name is no file"),
         ("inspect ''", 2, "an empty name is no file"),
         ("compare m.onnx ''", 2, "an empty name is no file"),
+        ("compare - -", 2, "standard input is one model, not two"),
+        ("compare m.onnx - --report r.json", 2, "--report names files"),
         ("bisect .", 3, ". is a folder, not an ONNX model"),
         ("bisect ''", 3, ". is a folder, not an ONNX model"),
         ("convolutionalize .", 3, ". is a folder, not an ONNX model"),
