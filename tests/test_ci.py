@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -122,6 +123,19 @@ def test_hooks_have_what_pre_commit_asks_for() -> None:
     for hook in hooks().values():
         assert {"id", "name", "entry", "language"} <= hook.keys()
         assert hook["language"] == "python" and hook["files"] == r"\.onnx$"
+
+
+def test_the_examples_of_the_readme_name_what_there_is() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, second = (
+        yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", readme, re.S)
+    )
+    assert {hook["id"] for hook in first["repos"][0]["hooks"]} <= hooks().keys()
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    assert second["steps"][1]["with"].keys() <= action["inputs"].keys()
+    (command,) = re.findall(r"`python -m graphpass\.integrations\.ci (.*?)`", readme)
+    arguments = shlex.split(command.replace("COMMIT", "HEAD~1").replace("FILE.md", "s.md"))
+    assert main(arguments) == 0 and nodes("new é.opt.onnx") == 1
 
 
 def test_the_hook_optimizes_in_place_and_then_has_nothing_to_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,25 @@ def test_a_project_whose_table_is_none_is_refused(capsys: pytest.CaptureFixture[
     assert "pyproject.toml: tool.graphpass is no table" in capsys.readouterr().err
     config("tool = 1", "pyproject.toml")
     assert run(["optimize", "net.onnx", "-q"]) == 0
+
+
+def test_help_is_shown_whatever_the_file_says(capsys: pytest.CaptureFixture[str]) -> None:
+    config("nonsense = 1")
+    for wish in ("-h", "--help"):
+        assert run(["optimize", wish]) == 0
+        assert "--no-config" in capsys.readouterr().out
+
+
+def test_the_example_of_the_readme_is_read() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", readme, re.S)
+    config(example)
+    Path("detector-1.onnx").write_bytes(Path("net.onnx").read_bytes())
+    told = settings(model="detector-1.onnx")
+    assert told["pipeline"] == "fast" and told["rtol"] == 1e-4
+    assert "move-linear" not in told["passes"] and "merge-branches" in told["passes"]
+    assert run(["optimize", "net.onnx"]) == 0
+    assert "move-linear" in Path("report.md").read_text() and Path("report.html").is_file()
 
 
 def test_many_models_take_the_general_options_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,8 @@ class Configured(click.Command):
         given = self.make_parser(ctx).parse_args(list(args))[0]
         options = _options(self)
         typed = {key for key, option in options.items() if option.name in given}
-        if "no_config" in given:
+        wanted = self.get_help_option(ctx)
+        if "no_config" in given or (wanted is not None and wanted.name in given):
             return super().parse_args(ctx, args)
         where, content = _read(given.get("config"))
         models = given.get(_MODELS)
