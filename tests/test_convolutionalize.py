@@ -14,6 +14,7 @@ from graphpass.dense import oracle, trunk_and_heads
 from graphpass.dense.convolutionalize import DenseReport, convolutionalize
 from graphpass.dense.oracle import Oracle
 from graphpass.errors import DifferenceError, GraphpassError, ModelError, UsageError
+from graphpass.follow.image_axes import shown
 from graphpass.follow.image_input import trace_image
 from graphpass.ir.model import Model
 from graphpass.rewrite.driver import apply
@@ -594,3 +595,32 @@ def test_too_few_calibration_inputs(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nothing to approximate"):
         np.savez(tmp_path / "b.npz", x=np.zeros((12, 3, 32, 32), np.float32))
         approximate_gap(network("resnet"), tmp_path / "b.npz")
+
+
+# ------------------------------------------------------------- what is declared, and what is so
+
+
+def skipped(by: str) -> onnx.ModelProto:
+    """A small U: a map halved and brought back, by fixed sizes or by scales, beside itself."""
+    inputs = '"", "", sizes' if by == "sizes" else '"", scales'
+    return graph(
+        f"""(float[1,3,h,w] x) => (float[1,8,p,q] y) {{
+            c = Conv<pads=[1,1,1,1]>(x, W)
+            d = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c)
+            u = Resize<mode="nearest">(d, {inputs})
+            y = Concat<axis=1>(c, u)
+        }}""",
+        W=(4, 3, 3, 3),
+        sizes=np.array([1, 4, 16, 16], np.int64),
+        scales=np.array([1, 1, 2, 2], np.float32),
+    )
+
+
+def test_a_size_that_is_declared_to_vary_and_does_not_is_told() -> None:
+    with pytest.raises(ModelError, match="'x' are declared to vary, but do not"):
+        convolutionalize(skipped("sizes"))
+    assert convolutionalize(skipped("scales")).report.unchanged
+
+
+def test_a_symbolic_batch_is_said_as_such() -> None:
+    assert shown([7919, 8, 2 * 7919, 0, 1]) == "[N, 8, 2·N, 0, 1]"

@@ -117,13 +117,12 @@ def tensors_of_every_type() -> ModelProto:
 
 
 @hazard
-def tensors_of_text_segments_and_descriptions() -> ModelProto:
+def tensors_of_text_and_descriptions() -> ModelProto:
     model = relu()
     text = model.graph.initializer.add(name="text", data_type=TensorProto.STRING, dims=[2])
     text.string_data.extend([b"a", b"\xff\xfe"])
     part = numpy_helper.from_array(np.ones(2, np.float32), "part")
     part.doc_string = "described"
-    part.segment.begin, part.segment.end = 0, 2
     part.metadata_props.add(key="k", value="v")
     model.graph.initializer.append(part)
     model.graph.initializer.add(name="empty", data_type=TensorProto.FLOAT, dims=[0])
@@ -348,14 +347,6 @@ def attributes_that_hold_whatever_there_is() -> ModelProto:
     node.attribute[0].doc_string = "described"
     node.doc_string = "described"
     node.metadata_props.add(key="k", value="v")
-    return with_node(node)
-
-
-@hazard
-def one_attribute_twice() -> ModelProto:
-    node = NodeProto(op_type="Odd", domain="my", input=["x"], output=["z"])
-    for value in (1, 2):
-        node.attribute.add(name="i", type=AttributeProto.INT, i=value)
     return with_node(node)
 
 

@@ -156,6 +156,7 @@ def convolutionalize(
     original = Model.load(model, time_limit_s=time_limit_s)
     with blamed(original.proto):
         if _is_done(original, native):
+            _require_free(original)
             return DenseResult(original, _report_of_done(original, head))
         if native is not None:
             set_native(original, native)
@@ -191,6 +192,19 @@ def _is_done(model: Model, native: Size | None) -> bool:
     marked = any(entry.key == HEAD for entry in model.proto.metadata_props)
     maps = [o.shape is not None and len(o.shape) == 4 for o in model.graph.outputs]
     return marked or all(maps)
+
+
+def _require_free(model: Model) -> None:
+    """Refuse a model whose height and width are declared to vary, but are fixed inside."""
+    image = images(model.graph)[0].name
+    applied = apply(make("free-resolution"), model.copy())
+    said = [refusal.reason for refusal in applied.refusals]
+    if applied.changed:
+        said = ["optimize --passes free-resolution mends that"]
+    if said:
+        raise ModelError(
+            f"height and width of '{image}' are declared to vary, but do not: {said[0]}"
+        )
 
 
 def _report_of_done(model: Model, head: str) -> DenseReport:

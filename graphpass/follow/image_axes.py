@@ -16,6 +16,16 @@ from graphpass.follow.geometry import Line
 SYMBOLIC_SIZE = 7919
 
 
+def shown(sizes: Sequence[int]) -> str:
+    """Write sizes for people: N for a symbolic batch, 4·N for what it was joined with."""
+    parts = []
+    for size in map(int, sizes):
+        times, rest = divmod(size, SYMBOLIC_SIZE)
+        is_batch = times > 0 and not rest
+        parts.append(str(size) if not is_batch else "N" if times == 1 else f"{times}·N")
+    return f"[{', '.join(parts)}]"
+
+
 @dataclass(frozen=True, eq=False)
 class Spatial:
     """Height (`dim` 0) or width (`dim` 1) of a feature map."""
@@ -121,10 +131,10 @@ def target_sizes(axes: Axes, shape: Sequence[int], allow_zero: bool = False) -> 
     if -1 in target:
         known = math.prod(value for value in target if value != -1)
         if known == 0 or total % known:
-            raise AxisError(f"cannot make {sizes} into {list(shape)}")
+            raise AxisError(f"cannot make {shown(sizes)} into {shown(shape)}")
         target[target.index(-1)] = total // known
     if math.prod(target) != total:
-        raise AxisError(f"cannot make {sizes} into {list(shape)}")
+        raise AxisError(f"cannot make {shown(sizes)} into {shown(shape)}")
     return target
 
 

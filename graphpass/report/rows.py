@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 
 _NAMED = re.compile(r"'[^']*'")
+_REASONS = 3  # for refusals, likewise
 _LISTED = 10  # so many of a kind are shown where nobody asked for all
 OVERVIEW = ("", "before", "after", "")
 REWRITES = ("", "rule", "nodes", "window error", "bound")
@@ -102,11 +103,17 @@ def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
     yield from report.warnings
     if report.slower:
         yield _slower(report)
-    refused = sum(len(entry.refusals) for entry in report.passes)
-    if refused and not everything:
-        yield f"{counted(refused, 'site')} refused: -v says why"
+    yield from _refused(report) if not everything else ()
     if report.settings.get("pipeline") == "conv-only":
         yield from _dense(report, everything)
+
+
+def _refused(report: Report) -> Iterator[str]:
+    """Say what was refused, the most frequent reasons first, and how much is not said."""
+    groups = sorted(refusals(report), key=lambda group: -len(group.nodes))
+    yield from (f"refused: {group.told}" for group in groups[:_REASONS])
+    if left := sum(len(group.nodes) for group in groups[_REASONS:]):
+        yield f"refused: {counted(left, 'site')} more (-v says why)"
 
 
 def _slower(report: Report) -> str:

@@ -28,7 +28,7 @@ from graphpass import (
     require,
 )
 from graphpass.follow.geometry import windows_of
-from graphpass.follow.image_axes import Spatial, size_of, target_sizes
+from graphpass.follow.image_axes import Spatial, shown, size_of, target_sizes
 from graphpass.follow.traced import Trace
 from graphpass.ir.operators import Trait, named
 from graphpass.ir.refusal import COMPUTED, UNKNOWN_SIZE
@@ -179,7 +179,7 @@ def _channel_of(node: Node, shape: list[int], count: int) -> int:
         return min(1, len(shape) - 1)
     require(
         len(wide) == 1 and shape[wide[0]] == count,
-        f"{label(node)} splits the classes or joins them with the batch: {shape[1:]}",
+        f"{label(node)} splits the classes or joins them with the batch: {shown(shape[1:])}",
     )
     return wide[0]
 
