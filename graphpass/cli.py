@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphpass import interrupt
+from graphpass.commands import completion
 from graphpass.commands.check import check
 from graphpass.commands.config import CONFIG, Configured
 from graphpass.commands.dense import convolutionalize, heatmap
@@ -172,8 +173,16 @@ def _reports(
 
 
 @commands.command(cls=Configured)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL…")
-@click.option("-o", "--output", metavar="FILE", help="Default: MODEL.opt.onnx beside it.")
+@click.argument(
+    "models", nargs=-1, required=True, metavar="MODEL…", shell_complete=completion.files
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Default: MODEL.opt.onnx beside it.",
+)
 @click.option("--in-place", is_flag=True, help="Replace the input, in one step.")
 @MANY
 @PASSES
@@ -470,8 +479,8 @@ def _progress(quiet: bool) -> Any:
 
 
 @commands.command()
-@click.argument("original")
-@click.argument("candidate")
+@click.argument("original", shell_complete=completion.files)
+@click.argument("candidate", shell_complete=completion.files)
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
@@ -546,7 +555,7 @@ def _print_check(check: Check, verbose: bool) -> None:
 
 
 @commands.command()
-@click.argument("model")
+@click.argument("model", shell_complete=completion.files)
 @click.argument("node", required=False)
 @PASSES
 @click.option("--allow-external", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER")
@@ -594,7 +603,7 @@ def inspect(
 
 
 @commands.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.passes)
 def passes(name: str | None) -> None:
     """List the passes there are, or show one: its laws, its options, an example."""
     from graphpass.commands import catalogue

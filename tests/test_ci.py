@@ -181,15 +181,3 @@ def test_the_action_does_what_it_says(repository: Path) -> None:
     assert nodes("new é.opt.onnx") == 1 and not Path("old model.opt.onnx").exists()
     told = (repository.parent / "summary.md").read_text(encoding="utf-8")
     assert "new é.onnx" in told and "2 → 1 node" in told
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_are_told_what_completes(shell: str) -> None:
-    command = [sys.executable, "-m", "graphpass"]
-    environment = {**os.environ, "_GRAPHPASS_COMPLETE": f"{shell}_source"}
-    done = subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert f"_GRAPHPASS_COMPLETE={shell}_complete".encode() in done.stdout
-    asked = {"_GRAPHPASS_COMPLETE": f"{shell}_complete", "COMP_WORDS": "graphpass opt"}
-    asked["COMP_CWORD"] = "opt" if shell == "fish" else "1"
-    done = subprocess.run(command, env={**environment, **asked}, capture_output=True, check=True)
-    assert b"optimize" in done.stdout

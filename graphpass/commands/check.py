@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graphpass.commands.completion import targets
 from graphpass.commands.options import bindings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _LISTED = 3  # nodes of one reason
     "--target",
     required=True,
     metavar="NAME",
+    shell_complete=targets,
     help="ane, ethos-u, onnxruntime-cpu, tensorrt, tidl, vitis-dpu, or a .toml file of your own.",
 )
 @click.option(

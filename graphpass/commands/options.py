@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from graphpass.commands import completion
 from graphpass.errors import ModelError, UsageError
 
 _LARGEST_SIZE = 2**31 - 1
@@ -57,15 +58,28 @@ PASSES = options(
     click.option(
         "--passes",
         metavar="A,B{OPTION=VALUE},…",
+        shell_complete=completion.pass_lists,
         help="Passes to run, in this order; also FILE.py:FUNCTION.",
     ),
-    click.option("--pipeline", metavar="NAME", help="default, runtime, fast or conv-only."),
-    click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out."),
+    click.option(
+        "--pipeline",
+        metavar="NAME",
+        shell_complete=completion.pipelines,
+        help="default, runtime, fast or conv-only.",
+    ),
+    click.option(
+        "--skip",
+        multiple=True,
+        metavar="PASS",
+        shell_complete=completion.passes,
+        help="Leave a pass out.",
+    ),
 )
 TARGET = click.option(
     "--target",
     "profile",
     metavar="NAME",
+    shell_complete=completion.targets,
     help="Run the passes that a chip or runtime asks for, and say what it does not take of the"
     " result: ane, ethos-u, onnxruntime-cpu, tensorrt, tidl, vitis-dpu, or a .toml file.",
 )
