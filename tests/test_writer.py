@@ -498,6 +498,15 @@ def test_a_model_in_memory_that_protobuf_cannot_nest(tmp_path: Path) -> None:
         spool.detach(deep)
 
 
+def test_an_empty_spool_of_a_process_that_was_killed_is_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / "graphpass-spool-old", tmp_path / "graphpass-spool-new"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    Spool(tmp_path)
+    assert not old.exists() and new.exists()  # another process may be about to make its file
+
+
 def test_an_abandoned_spool_is_removed(tmp_path: Path) -> None:
     script = (
         "import os, sys; from graphpass.storage.spool import Spool; "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ from graphpass.storage.wire import read_skeleton
 
 _PREFIX = "graphpass-spool-"
 _FILE = "weights"
+_MAKING_S = 60  # longer than it takes to make a folder and the file in it
 _ALIGNMENT_BYTES = 4096  # a page, so that the runtime can map what it reads
 _CHUNK_BYTES = 1 << 24
 
@@ -189,7 +192,10 @@ def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:  # somebody else's, or just being made
+        except FileNotFoundError:
+            _remove_empty(folder)
+            continue
+        except OSError:  # somebody else's
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,6 +204,13 @@ def _remove_abandoned(parent: Path) -> None:
             pass
         finally:
             os.close(descriptor)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a spool that has no file: its process was killed, unless it is just being made."""
+    with contextlib.suppress(OSError):  # somebody else's, or no longer empty
+        if time.time() - folder.stat().st_mtime > _MAKING_S:
+            folder.rmdir()
 
 
 def _discard(folder: Path, descriptor: int, owner: int) -> None:
