@@ -27,8 +27,8 @@ from graphpass import (
     require,
     static_dim,
 )
-from graphpass.follow.geometry import windows_of
 from graphpass.ir.operators import Trait, named
+from graphpass.ir.windows import windows_of
 
 from .shared.reshapes import DropReshape, MergeReshapes
 

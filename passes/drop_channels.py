@@ -29,10 +29,11 @@ from graphpass import (
     require,
 )
 from graphpass.ir.operators import Trait, has
+from graphpass.ir.windows import pads_nothing
 
 from .shared.affine import FLOAT_TYPES, Floats, rounded, weighted_sum
 from .shared.channels import vector
-from .shared.linear import is_read_elsewhere, pads_nothing
+from .shared.linear import is_read_elsewhere
 
 _FIRST = Op("Conv", any_("x"), const("weight"), optional(const("bias")), bind="first", shared=True)
 
@@ -84,7 +85,7 @@ class DropChannels(Rule):
         values = np.zeros(len(dead)) if bias is None else vector(bias, len(dead))
         gives = _applied(f, values)
         # a constant that is not 0 ends at the edge, where the outer Conv pads
-        free = pads_nothing(last, outer.shape, last.inputs[0])
+        free = pads_nothing(last)
         known = np.isfinite(gives) & (free | (gives == 0))
         dropped = unread | (dead & known)
         where = f"{int(dead.sum())} channels of {label(first)} are constant"

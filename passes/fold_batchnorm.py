@@ -28,6 +28,7 @@ from graphpass import (
     require,
 )
 from graphpass.ir.refusal import IS_OUTPUT
+from graphpass.ir.windows import pads_nothing
 
 from .shared.affine import FLOAT_TYPES, Affine
 from .shared.affine_ops import (
@@ -47,7 +48,6 @@ from .shared.linear import (
     LINEAR,
     input_channels,
     output_channels,
-    pads_nothing,
     require_numbers,
 )
 from .shared.take_in import (
@@ -331,7 +331,7 @@ def _takes_in(node: Node, affine: Node, channels: Channels, change: Affine) -> b
         return False
     if node.op == "MatMul":
         return weight.ndim == 2
-    spreads = node.op == "Gemm" or (node.op == "Conv" and pads_nothing(node, weight.shape, x))
+    spreads = node.op == "Gemm" or (node.op == "Conv" and pads_nothing(node, x))
     return spreads or not change.shifts
 
 

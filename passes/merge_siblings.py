@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from graphpass import Node, Op, Pass, Rule, Tensor, any_, attribute, siblings
-
-from .shared.linear import same_padding
+from graphpass import Node, Op, Pass, Rule, Tensor, any_, siblings
+from graphpass.ir.windows import windows_of
 
 Sizes = tuple[int, ...]
 
@@ -50,18 +49,13 @@ class _Window(NamedTuple):
 
 def _window(pool: Node) -> _Window | None:
     """Return the window of `pool`; None where it moves in strides or has gaps."""
-    kernel = tuple(attribute(pool, "kernel_shape"))
-    axes = len(kernel)
-    steps = [*(attribute(pool, "strides") or []), *(attribute(pool, "dilations") or [])]
-    if any(step != 1 for step in steps):
+    windows = windows_of(pool)
+    if any(window.stride != 1 or window.dilation != 1 for window in windows):
         return None
-    mode = attribute(pool, "auto_pad")
-    if mode == "NOTSET":
-        pads = tuple(attribute(pool, "pads") or [0] * (2 * axes))
-        return _Window(kernel, pads[:axes], pads[axes:])
-    totals = [0 if mode == "VALID" else same_padding(size, 1, 1, size) or 0 for size in kernel]
-    less, more = (tuple(total // 2 for total in totals), tuple(-(-t // 2) for t in totals))
-    return _Window(kernel, more, less) if mode == "SAME_LOWER" else _Window(kernel, less, more)
+    # with a stride of 1, what SAME pads is the same for every size
+    pads = [window.padding(window.kernel) for window in windows]
+    kernel = tuple(window.kernel for window in windows)
+    return _Window(kernel, *(tuple(side) for side in zip(*pads, strict=True)))
 
 
 def _beyond(outer: _Window, inner: _Window) -> _Window | None:

@@ -32,8 +32,7 @@ from graphpass import (
     require,
     static_dim,
 )
-
-from .shared.linear import pads_nothing
+from graphpass.ir.windows import pads_nothing
 
 _POINTWISE = Op("Conv", any_("x"), const("weight"), optional(const("bias")), bind="conv")
 _MODES = ("nearest", "linear")
@@ -152,7 +151,7 @@ def _is_pointwise(conv: Node, weight: Weight, x: Tensor) -> bool:
     if weight.ndim < 3 or any(size != 1 for size in weight.shape[2:]):
         return False
     strides = attribute(conv, "strides") or []
-    return all(step == 1 for step in strides) and pads_nothing(conv, weight.shape, x)
+    return all(step == 1 for step in strides) and pads_nothing(conv, x)
 
 
 def _is_inside(pool: Node, shape: Sequence[int]) -> bool:

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphpass.follow.geometry import Line, Window
+from graphpass.follow.geometry import Line
 from graphpass.follow.image_input import trace_image
 from graphpass.follow.trace import trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import Graph
+from graphpass.ir.windows import Window
 from graphpass.testing import graph, session
 
 _SIDE = 23

@@ -18,13 +18,13 @@ from graphpass.dense.extract import cut
 from graphpass.dense.heatmap import image_input
 from graphpass.dense.picture import Preprocessing, read_inputs
 from graphpass.errors import ModelError, RuntimeUnavailableError, UsageError
-from graphpass.follow.geometry import windows_of
 from graphpass.follow.image_axes import Spatial
 from graphpass.follow.image_input import trace_image
 from graphpass.follow.traced import Trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import Node, Tensor, attribute, constant, operator
 from graphpass.ir.weight import Array
+from graphpass.ir.windows import windows_of
 from graphpass.rewrite.driver import apply
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.registry import make

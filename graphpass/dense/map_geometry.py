@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import onnx
 
 from graphpass.errors import ModelError
-from graphpass.follow.geometry import Line, Window
+from graphpass.follow.geometry import Line
 from graphpass.follow.trace import trace
 from graphpass.follow.traced import Trace
 from graphpass.ir.model import Model
 from graphpass.ir.questions import RefusedError, Tensor, operator
+from graphpass.ir.windows import Window
 
 Size = tuple[int, int]
 

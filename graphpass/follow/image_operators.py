@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from graphpass.follow.geometry import Window, windows_of
 from graphpass.follow.image_axes import (
     Axes,
     AxisError,
@@ -39,6 +38,7 @@ from graphpass.ir.questions import (
     opset,
     require,
 )
+from graphpass.ir.windows import Window, windows_of
 
 _SOFTMAX_BY_AXIS = 13  # before this opset Softmax flattens everything from its axis on
 _OPEN_END = 1 << 30  # the end of a Slice that means "to the end"

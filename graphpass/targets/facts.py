@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from typing import Any, Final
 
-from graphpass.follow.geometry import windows_of
 from graphpass.ir import operators
 from graphpass.ir.nodes import Node, Tensor
 from graphpass.ir.operators import Trait
@@ -20,6 +19,7 @@ from graphpass.ir.questions import (
     static_shape,
 )
 from graphpass.ir.refusal import RefusedError
+from graphpass.ir.windows import windows_of
 
 # each with what it means, as docs/targets.md lists them
 NAMES: Final[dict[str, str]] = {

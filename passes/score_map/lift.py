@@ -27,12 +27,12 @@ from graphpass import (
     opset,
     require,
 )
-from graphpass.follow.geometry import windows_of
 from graphpass.follow.image_axes import Spatial, shown, size_of, target_sizes
 from graphpass.follow.traced import Trace
 from graphpass.ir.operators import Trait, named
 from graphpass.ir.refusal import COMPUTED, UNKNOWN_SIZE
 from graphpass.ir.weight import Array
+from graphpass.ir.windows import windows_of
 from graphpass.rewrite.edit import Editor
 
 SOFTMAXES = ("Softmax", "LogSoftmax")

@@ -13,9 +13,9 @@ from functools import partial
 from operator import add as operator_add
 
 from graphpass import Node, attribute, axes_of, constant, label, operator, opset
-from graphpass.follow.geometry import Window, kernel_of, windows_of
 from graphpass.follow.sequences import drops_axis, parts_of
 from graphpass.ir.operators import Trait, has, named
+from graphpass.ir.windows import Window, kernel_of, windows_of
 
 from .places import Axes, Axis, FixedSizeError, Followed, Places, count_of, places_in
 

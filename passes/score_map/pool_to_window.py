@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphpass import Graph, Node, Pass, Tensor, label, operator, require
-from graphpass.follow.geometry import windows_of
 from graphpass.follow.image_axes import Spatial, size_of
 from graphpass.follow.image_input import traced
 from graphpass.follow.traced import Collapse, Trace
+from graphpass.ir.windows import windows_of
 from graphpass.rewrite.edit import Editor
 
 from .lift import TO_NCHW, TO_NHWC

@@ -24,11 +24,12 @@ from graphpass import (
     static_dim,
 )
 from graphpass.ir.questions import is_overridable
+from graphpass.ir.windows import windows_of
 
 from .affine import FLOAT_TYPES, Floats
 from .affine_ops import change_of
 from .channels import Channels, per_channel, vector
-from .linear import is_read_elsewhere, same_padding
+from .linear import is_read_elsewhere
 from .linear_map import (
     Grid,
     LinearMap,
@@ -143,27 +144,20 @@ def _conv_map(conv: Node, weight: Weight, biases: list[Weight | None]) -> Linear
 
 def _grid(node: Node, taps: Sizes) -> Grid:
     """Read kernel, pads, strides and dilations of a Conv or AveragePool."""
-    axes = len(taps)
-    ones = [1] * axes
-    strides = tuple(attribute(node, "strides") or ones)
-    dilations = tuple(attribute(node, "dilations") or ones)
-    mode = attribute(node, "auto_pad")
-    pads = [0] * (2 * axes)
-    if mode == "NOTSET":
-        pads = list(attribute(node, "pads") or pads)
-    elif mode != "VALID":
-        for axis, (k, s, d) in enumerate(zip(taps, strides, dilations, strict=True)):
-            # with a stride of 1 the size does not matter: any will do
-            size = 1 if s == 1 else static_dim(node.inputs[0], 2 + axis)
-            total = same_padding(k, s, d, size)
-            require(
-                total is not None,
-                f"what {label(node)} pads depends on the size of '{node.inputs[0].name}'",
-            )
-            less, more = (total or 0) // 2, -(-(total or 0) // 2)
-            pads[axis], pads[axes + axis] = (less, more) if mode == "SAME_UPPER" else (more, less)
-    require(min(pads, default=0) >= 0, f"{label(node)} has negative pads")
-    return Grid(tuple(taps), tuple(pads[:axes]), tuple(pads[axes:]), strides, dilations)
+    windows = windows_of(node)
+    begins, ends = [], []
+    for axis, window in enumerate(windows):
+        # with a stride of 1 the size does not matter: any will do
+        size = 1 if window.stride == 1 else static_dim(node.inputs[0], 2 + axis)
+        known = not window.same or window.kernel == 1 or size is not None
+        require(known, f"what {label(node)} pads depends on the size of '{node.inputs[0].name}'")
+        begin, end = window.padding(size or 1)
+        begins.append(begin)
+        ends.append(end)
+    require(min(*begins, *ends, 0) >= 0, f"{label(node)} has negative pads")
+    strides = tuple(window.stride for window in windows)
+    dilations = tuple(window.dilation for window in windows)
+    return Grid(tuple(taps), tuple(begins), tuple(ends), strides, dilations)
 
 
 def _matrix_map(node: Node, weight: Weight, biases: list[Weight | None]) -> LinearMap:

@@ -15,7 +15,6 @@ from graphpass import (
     rank,
     readers,
     require,
-    static_dim,
 )
 
 from .affine import FLOAT_TYPES, Affine, Array, Floats, rounded, scaled, weighted_sum
@@ -140,32 +139,6 @@ def require_numbers(weight: Weight) -> None:
 
 def _require_matrix(node: Node, shape: Shape) -> None:
     require(len(shape) >= 2, f"the weight of {label(node)} is a vector")
-
-
-def pads_nothing(conv: Node, shape: Shape, x: Tensor) -> bool:
-    """Whether no position of `conv`, whose weight has `shape`, looks beyond the edge of `x`."""
-    mode = attribute(conv, "auto_pad")
-    if mode == "NOTSET":
-        return not any(attribute(conv, "pads") or [])
-    if mode == "VALID":
-        return True
-    spatial = range(len(shape) - 2)
-    strides = attribute(conv, "strides") or [1 for _ in spatial]
-    dilations = attribute(conv, "dilations") or [1 for _ in spatial]
-    return all(
-        same_padding(shape[2 + k], strides[k], dilations[k], static_dim(x, 2 + k)) == 0
-        for k in spatial
-    )
-
-
-def same_padding(kernel: int, stride: int, dilation: int, size: int | None) -> int | None:
-    """Return what auto_pad SAME_* adds along one axis: enough for ⌈size / stride⌉ positions."""
-    if kernel == 1:
-        return 0
-    if size is None:
-        return None
-    positions = -(-size // stride)
-    return max(0, (positions - 1) * stride + (kernel - 1) * dilation + 1 - size)
 
 
 def gemm_bias(gemm: Node, bias: Floats | None) -> Floats | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from graphpass import Node, Op, Tensor, Weight, constant, label, operator, require
+from graphpass.ir.windows import pads_nothing
 
 from .affine import Affine, rounded
 from .affine_ops import change_of
@@ -24,7 +25,6 @@ from .linear import (
     gemm_bias,
     input_channels,
     output_channels,
-    pads_nothing,
     require_numbers,
     scaled_inputs,
     scaled_outputs,
@@ -68,7 +68,7 @@ def conv_ahead(conv: Node, x: Any, weight: Weight, bias: Weight | None, change: 
             f"near its edges {label(conv)} adds up fewer weights, so that no one bias fits",
         )
         require(
-            pads_nothing(conv, weight.shape, conv.inputs[0]),
+            pads_nothing(conv),
             f"{label(conv)} pads with zeros, which a shift of its input does not reach",
         )
     folded = scaled_inputs(conv, weight, change)
