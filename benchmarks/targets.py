@@ -24,7 +24,7 @@ def row(path: Path, name: str) -> str:
     before = fitted(Model.load(path), profile)
     with graphpass.optimize(path, profile.passes) as result:
         after = fitted(Model.load(result.model), profile)
-        worst = result.report.passes[-1].check
+        checks = [entry.check for entry in result.report.passes if entry.check is not None]
     left: dict[str, int] = {}
     for misfit in after.misfits:
         told = f"{misfit.operator}: {misfit.reason.split(':')[0]}"
@@ -38,7 +38,7 @@ def row(path: Path, name: str) -> str:
         f"{before.nodes - before.nodes_on} of {before.nodes}",
         f"{after.nodes - after.nodes_on} of {after.nodes}",
         f"{before.partitions} → {after.partitions}",
-        worst.status if worst is not None else "",
+        checks[-1].status if checks else "nothing changed",
         why.replace("|", "/"),
     )
     return f"| {' | '.join(cells)} |"

@@ -20,20 +20,25 @@ from graphpass import (
     any_,
     attribute,
     const,
+    is_output,
     label,
+    operator,
     opset,
     optional,
     rank,
+    readers,
     require,
     static_dim,
 )
-from graphpass.ir.operators import Trait, named
+from graphpass.ir.operators import Trait, has, named
+from graphpass.ir.shapes import RESHAPES
 from graphpass.ir.windows import windows_of
 
 from .shared.reshapes import DropReshape, MergeReshapes
 
 _POINTWISE = named(Trait.ELEMENTWISE, without=Trait.RANDOM)
 _MOST_AXES = 6
+_MOST_STEPS = 64
 _COPIES_SIZES = 5  # from this opset on, a 0 in the shape of a Reshape stands for the input's size
 
 
@@ -60,12 +65,36 @@ class ConvOverWholeInput(Rule):
         pairs = list(zip(windows, sizes, strict=True))
         if not all(window.covers(size) for window, size in pairs if size is not None):
             return None
+        if not _becomes_rows(conv.outputs[0]):
+            return None
         require(attribute(conv, "group") == 1, f"{label(conv)} has groups, which a Gemm has not")
         require(opset(conv) >= _COPIES_SIZES, f"{label(conv)} is from before opset 5")
         outputs = weight.shape[0]
         term = np.zeros(outputs, weight.dtype) if bias is None else bias
         rows = Op("Gemm", Op("Flatten", x), weight.reshape(outputs, -1), term, transB=1)
         return _pixel(rows, outputs, axes)
+
+
+def _becomes_rows(pixel: Tensor) -> bool:
+    """Whether every reader of maps of one cell makes rows of them, maybe after further layers.
+
+    The gate of a squeeze-and-excitation goes back onto its map: there a Gemm would only cost views.
+    """
+    waiting, seen = [pixel], 0
+    while waiting:
+        tensor = waiting.pop()
+        seen += 1
+        if seen > _MOST_STEPS or is_output(tensor) or not readers(tensor):
+            return False
+        for node in readers(tensor):
+            if operator(node) in RESHAPES:
+                continue
+            layer = operator(node) == "Conv" and attribute(node, "group") == 1
+            goes_on = layer or has(node, Trait.ELEMENTWISE)
+            if not goes_on or node.inputs[0] is not tensor:
+                return False
+            waiting.append(node.outputs[0])
+    return True
 
 
 class PixelAfterPointwise(Rule):
