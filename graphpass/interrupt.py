@@ -6,6 +6,7 @@ extension module, which does not survive an exception there. It is put off until
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -42,6 +43,12 @@ def end_on_signals(*numbers: signal.Signals) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
     signal.signal(signal.SIGALRM, _on_alarm)
+    atexit.register(_stop_clock)
+
+
+def _stop_clock() -> None:
+    """Let no alarm ring in an interpreter that has taken its handlers down: it would be killed."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextlib.contextmanager

@@ -374,6 +374,22 @@ print("here")
 """
 
 
+LATE = """
+import atexit, signal, sys
+from graphpass import interrupt
+atexit.register(lambda: print(signal.getitimer(signal.ITIMER_REAL)[0]))  # runs last
+interrupt.end_on_signals(signal.SIGTERM)
+limit = interrupt.time_limit(100)
+limit.__enter__()
+sys.exit(0)
+"""
+
+
+def test_no_alarm_rings_in_a_process_that_is_ending() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"0.0\n")
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     done = subprocess.run([sys.executable, "-c", IGNORED], capture_output=True, timeout=60)
     assert done.stdout == b"here\n" and done.returncode == 0
