@@ -17,6 +17,9 @@ import pytest
 
 import graphpass
 from graphpass.cli import run
+from graphpass.ir.model import Model
+from graphpass.ir.proto_walk import label_of
+from graphpass.ir.questions import label
 from graphpass.report.data import Report
 from graphpass.report.notebook import notebook
 from graphpass.report.page.drawn import pair, type_text
@@ -113,6 +116,13 @@ def test_a_node_that_lost_its_scope_stands_where_it_stood() -> None:
         entry.name = entry.op_type
     drawn = pair(before, after)
     assert [n["group"] for n in drawn[1]["nodes"]] == [["a"]] * 5
+
+
+def test_a_proto_and_its_node_have_one_label() -> None:
+    model = network()
+    model.graph.node[1].name = ""
+    protos = [label_of(node) for node in model.graph.node]
+    assert protos == [label(node) for node in Model.load(model).graph.nodes]
 
 
 def test_a_long_row_is_cut_into_parts() -> None:

@@ -26,6 +26,13 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from function.node
 
 
+def label_of(node: onnx.NodeProto) -> str:
+    """Name a node for a reader, as `questions.label` does."""
+    if node.name:
+        return f"{node.op_type} '{node.name}'"
+    return f"{node.op_type} of '{node.output[0]}'" if node.output else node.op_type
+
+
 def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
     for node in nodes:
         for attribute in node.attribute:

@@ -17,6 +17,7 @@ import onnx
 from graphpass.errors import DifferenceError
 from graphpass.ir.cost import cost_of
 from graphpass.ir.model import Model
+from graphpass.ir.proto_walk import label_of
 from graphpass.report.data import (
     DenseNode,
     FileFacts,
@@ -226,8 +227,7 @@ def _dense_nodes(proto: onnx.ModelProto, passes: Sequence[PassReport]) -> list[D
     for node in nodes_of(proto):
         name = operator_name(node)
         if name in _DENSE:
-            where = f"'{node.name}'" if node.name else f"of '{node.output[0]}'"
-            label = f"{node.op_type} {where}"
+            label = label_of(node)
             found.append(DenseNode(label, name, reasons.get(label, "no pass takes this form")))
     return found
 

@@ -18,6 +18,7 @@ from onnx import AttributeProto, TensorProto
 from graphpass.ir import operators
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.operators import Trait
+from graphpass.ir.proto_walk import label_of
 from graphpass.storage.wire import tensors
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -39,7 +40,7 @@ def pair(before: onnx.ModelProto, after: onnx.ModelProto) -> list[dict[str, Any]
 
 
 def _groups(model: onnx.ModelProto) -> dict[str, list[str]]:
-    return {node_label(node): [*body, *_scope(node)] for node, body in _nodes(model.graph, ())}
+    return {label_of(node): [*body, *_scope(node)] for node, body in _nodes(model.graph, ())}
 
 
 def _drawn(model: onnx.ModelProto, groups: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -67,13 +68,6 @@ def _drawn(model: onnx.ModelProto, groups: Mapping[str, list[str]]) -> dict[str,
         "inputs": [[v.name, types[v.name]] for v in model.graph.input if v.name not in constants],
         "outputs": [[v.name, types[v.name]] for v in model.graph.output],
     }
-
-
-def node_label(node: onnx.NodeProto) -> str:
-    """Name a node as reports do: see `graphpass.ir.questions.label`."""
-    if node.name:
-        return f"{node.op_type} '{node.name}'"
-    return f"{node.op_type} of '{node.output[0]}'" if node.output else node.op_type
 
 
 def type_text(value: onnx.TypeProto) -> str:
@@ -111,7 +105,7 @@ def _nodes(
         for attribute in node.attribute:
             bodies = [attribute.g] if attribute.HasField("g") else attribute.graphs
             for inner in bodies:
-                yield from _nodes(inner, (*body, f"{node_label(node)} {attribute.name}"))
+                yield from _nodes(inner, (*body, f"{label_of(node)} {attribute.name}"))
         yield node, body
 
 
@@ -126,7 +120,7 @@ def _node(
     kind = types.get(node.output[0], "") if node.output else ""
     return {
         "op": node.op_type,
-        "label": node_label(node),
+        "label": label_of(node),
         "group": [*body, *_scope(node)],
         "kind": _kind(node, versions),
         "inputs": [name for name in (*node.input, *captured) if name and name not in weights],
