@@ -98,6 +98,18 @@ def test_nothing_but_arithmetic_is_taken(text: str, reason: str) -> None:
 
 # ------------------------------------------------------------------------------------- profiles
 
+# operators of ONNX Runtime's own that profiles list
+CONTRIB = (
+    "DequantizeLinear",
+    "FusedMatMul",
+    "Gelu",
+    "MatMulNBits",
+    "QuantizeLinear",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SimplifiedLayerNormalization",
+)
+
 
 @pytest.mark.parametrize("name", names())
 def test_each_built_in_profile_is_whole_and_every_fact_has_its_source(name: str) -> None:
@@ -108,6 +120,7 @@ def test_each_built_in_profile_is_whole_and_every_fact_has_its_source(name: str)
     used = {limit.source for limit in profile.limits} | set(profile.operators.values())
     assert used == set(profile.sources)
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    known |= {f"com.microsoft::{name}" for name in CONTRIB}
     listed = {*profile.operators, *(op for limit in profile.limits for op in limit.operators)}
     assert listed - known <= {"*"}
 
@@ -135,6 +148,24 @@ def test_what_is_wrong_in_a_profile_is_one_sentence(old: str, new: str, reason: 
     with pytest.raises(UsageError, match=reason) as caught:
         read(whole.replace(old, new, 1), "mine")
     assert str(caught.value).startswith("target mine") and "\n" not in str(caught.value)
+
+
+def test_limits_of_rockchip_and_qualcomm() -> None:
+    def left(target: str, text: str, **constants: Any) -> list[str]:
+        model = graph(text, opset=17, **constants)
+        return [m.reason for m in fit(Model.load(model), load(target), {}).misfits]
+
+    wide = "(float[1,4,40,40] x) => (float[1,4,h,w] y) { y = Conv<group=4>(x, W) }"
+    assert left("rknn", wide, W=(4, 1, 8, 8)) == []
+    assert "kernel_h <= 8" in left("rknn", wide, W=(4, 1, 9, 9))[0]  # 31 where it is not depthwise
+    pool = "(float[1,4,SIZE] x) => (float[1,4,1,1] y) { y = GlobalAveragePool(x) }"
+    assert left("rknn", pool.replace("SIZE", "7,7")) == []
+    assert "input_h <= 7" in left("rknn", pool.replace("SIZE", "8,7"))[0]
+    free = "(float[N,4] x) => (float[N,4] y) { y = Relu(x) }"
+    assert "static does not hold" in left("qnn-htp", free)[0]
+    assert left("qnn-htp", free.replace("N", "3")) == []
+    five = "(float[1,1,1,1,4] x) => (int64[1,1,1,1,1] y) { y = ArgMax<axis=-1>(x) }"
+    assert "rank <= 4" in left("qnn-htp", five)[0]
 
 
 def test_an_unknown_target_names_those_that_there_are(tmp_path: Path) -> None:
@@ -200,7 +231,9 @@ def test_what_is_known_of_other_nodes() -> None:
     assert facts("y = Softmax<axis=1>(x)") | {"axis": 1, "last_axis": False} == facts(
         "y = Softmax<axis=1>(x)"
     )
-    assert facts("y = AveragePool<kernel_shape=[3,2]>(x)")["kernel_w"] == 2
+    pool = facts("y = AveragePool<kernel_shape=[3,2], ceil_mode=1>(x)")
+    assert (pool["kernel_w"], pool["ceil_mode"], pool["count_include_pad"]) == (2, 1, 0)
+    assert (pool["input_h"], pool["input_w"]) == (9, 8)
 
 
 # ------------------------------------------------------------------------------------------ fit

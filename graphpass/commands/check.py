@@ -27,7 +27,8 @@ _LISTED = 3  # nodes of one reason
     required=True,
     metavar="NAME",
     shell_complete=targets,
-    help="ane, ethos-u, onnxruntime-cpu, tensorrt, tidl, vitis-dpu, or a .toml file of your own.",
+    help="ane, ethos-u, onnxruntime-cpu, qnn-htp, rknn, tensorrt, tidl, vitis-dpu, or a .toml"
+    " file of your own.",
 )
 @click.option(
     "--bind",

@@ -81,7 +81,8 @@ TARGET = click.option(
     metavar="NAME",
     shell_complete=completion.targets,
     help="Run the passes that a chip or runtime asks for, and say what it does not take of the"
-    " result: ane, ethos-u, onnxruntime-cpu, tensorrt, tidl, vitis-dpu, or a .toml file.",
+    " result: ane, ethos-u, onnxruntime-cpu, qnn-htp, rknn, tensorrt, tidl, vitis-dpu, or"
+    " a .toml file.",
 )
 FREEZE = click.option(
     "--freeze-initializers",

@@ -46,12 +46,18 @@ NAMES: Final[dict[str, str]] = {
     "depthwise": "whether each input channel has filters of its own",
     "input_channels": "the second axis of the first input; of Gemm and MatMul, what is summed over",
     "output_channels": "the second axis of the output; of Gemm and MatMul, its last",
+    "input_h": "the height of the first input, its last axis but one",
+    "input_w": "the width of the first input, its last axis",
     "input_pixels": "height times width of the first input",
     "weight_constant": "whether the second input is a constant",
     "axis": "the attribute `axis`, counted from 0",
     "last_axis": "whether `axis` is the last one",
     "mode": "the attribute `mode`",
+    "ceil_mode": "the attribute `ceil_mode`: 1 where sizes are rounded up",
+    "count_include_pad": "the attribute `count_include_pad`: 1 where an average counts padding",
 }
+
+_POOLS: Final = ("AveragePool", "LpPool", "MaxPool")
 
 
 def facts_of(node: Node) -> dict[str, Any]:
@@ -69,6 +75,8 @@ def facts_of(node: Node) -> dict[str, Any]:
         "dtype": _type_name(first),
         "input_channels": static_dim(first, 1) if first is not None else None,
         "output_channels": static_dim(outputs[0], 1) if outputs else None,
+        "input_h": shape[-2] if shape is not None and len(shape) > 2 else None,
+        "input_w": shape[-1] if shape is not None and len(shape) > 2 else None,
         "input_pixels": math.prod(shape[2:]) if shape is not None and len(shape) > 2 else None,
         "weight_constant": len(inputs) > 1 and constant(inputs[1]) is not None,
     }
@@ -83,6 +91,8 @@ def facts_of(node: Node) -> dict[str, Any]:
     mode = attribute(node, "mode")
     if isinstance(mode, str):
         found["mode"] = mode
+    if operator(node) in _POOLS:  # before they had these attributes, they did what 0 says
+        found |= {name: attribute(node, name, 0) for name in ("ceil_mode", "count_include_pad")}
     return found
 
 
