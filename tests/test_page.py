@@ -20,9 +20,10 @@ from graphpass.cli import run
 from graphpass.ir.model import Model
 from graphpass.ir.proto_walk import label_of
 from graphpass.ir.questions import label
+from graphpass.ir.type_text import type_text
 from graphpass.report.data import Report
 from graphpass.report.notebook import notebook
-from graphpass.report.page.drawn import pair, type_text
+from graphpass.report.page.drawn import pair
 from graphpass.report.page.page import page
 from graphpass.report.summary import verdict
 from graphpass.testing import graph
@@ -154,7 +155,7 @@ def test_what_a_body_reads_from_outside_is_an_edge() -> None:
         (onnx.helper.make_tensor_type_proto(11, None), "float64"),
         (
             onnx.helper.make_sequence_type_proto(onnx.helper.make_tensor_type_proto(1, [])),
-            "sequence",
+            "sequence of [] float32",
         ),
     ],
 )

@@ -45,6 +45,7 @@ import onnx
 
 from graphpass import testing
 from graphpass.errors import GraphpassError, UsageError
+from graphpass.ir.type_text import type_text
 from graphpass.rewrite.registry import parse, split
 from graphpass.rewrite.rule import Pass
 
@@ -243,7 +244,7 @@ def _with_interface(case: Fixture, model: onnx.ModelProto) -> onnx.ModelProto:
     wanted = onnx.parser.parse_graph(f"wanted {case.header['interface']} {{}}")
     for kind in ("input", "output"):
         found, expected = getattr(result.graph, kind), getattr(wanted, kind)
-        shown = ", ".join(onnx.helper.printable_value_info(value) for value in found)
+        shown = ", ".join(f"{value.name} {type_text(value.type)}" for value in found)
         assert list(found) == list(expected), f"{kind}s: {shown}"
     return result
 

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from graphpass.ir.proto_walk import all_graphs, all_nodes
+from graphpass.ir.type_text import type_text
 from graphpass.rewrite.interface import Interface
 
 # From here on an initializer that is also an input is a default; before, all are constants.
@@ -56,7 +57,7 @@ def interface_changes(before: onnx.ModelProto, after: onnx.ModelProto) -> list[s
     return [
         *_value_changes("input", _caller_inputs(before), _caller_inputs(after)),
         *_value_changes("output", before.graph.output, kept),
-        *(f"output '{value.name}' is new: {_type(value.type)}" for value in new),
+        *(f"output '{value.name}' is new: {type_text(value.type)}" for value in new),
         *_set_changes("default of input", _overridable(before), _overridable(after)),
     ]
 
@@ -78,7 +79,7 @@ def _undeclared_changes(
             continue
         for one, two in zip(old, new, strict=True):
             if one.type != two.type and not _is_declared(one.type, two.type, may):
-                yield f"{what} '{one.name}' was {_type(one.type)} and is {_type(two.type)}"
+                yield f"{what} '{one.name}' was {type_text(one.type)} and is {type_text(two.type)}"
     yield from _set_changes("default of input", _overridable(before), _overridable(after))
 
 
@@ -118,7 +119,7 @@ def _value_changes(
         return
     for one, two in zip(before, after, strict=True):
         if one.type != two.type:
-            yield f"{what} '{one.name}' was {_type(one.type)} and is {_type(two.type)}"
+            yield f"{what} '{one.name}' was {type_text(one.type)} and is {type_text(two.type)}"
 
 
 def _caller_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -214,19 +215,6 @@ def _set_changes(what: str, before: set[str], after: set[str]) -> Iterator[str]:
         yield f"{what} '{name}' is gone"
     for name in sorted(after - before):
         yield f"{what} '{name}' is new"
-
-
-def _type(type_: onnx.TypeProto) -> str:
-    """Write a type as ONNX's text syntax does: ``float[N,3,224,224]``."""
-    if type_.WhichOneof("value") != "tensor_type":
-        return " ".join(str(type_).split())
-    tensor = type_.tensor_type
-    name: str = TensorProto.DataType.Name(tensor.elem_type).lower()
-    if not tensor.HasField("shape"):
-        return name
-    dims = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?"
-            for d in tensor.shape.dim)  # fmt: skip
-    return f"{name}[{','.join(dims)}]"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -221,9 +221,9 @@ BEFORE = "(float[1,3,4,4] x) => (float[1,3,4,4] y) { y = Relu(x) }"
     ("after", "may", "problem"),
     [
         (BEFORE.replace("[1,", "[N,"), Interface.SIZES, None),
-        (BEFORE.replace("[1,", "[N,"), Interface.NOTHING, "input 'x' was float[1,3,4,4]"),
-        (BEFORE.replace("[1,", "[N,"), Interface.MAPS, "input 'x' was float[1,3,4,4]"),
-        (BEFORE.replace("[1,", "[2,"), Interface.SIZES, "input 'x' was float[1,3,4,4]"),
+        (BEFORE.replace("[1,", "[N,"), Interface.NOTHING, "input 'x' was [1, 3, 4, 4] float32"),
+        (BEFORE.replace("[1,", "[N,"), Interface.MAPS, "input 'x' was [1, 3, 4, 4] float32"),
+        (BEFORE.replace("[1,", "[2,"), Interface.SIZES, "input 'x' was [1, 3, 4, 4] float32"),
         (BEFORE.replace("=> (float[1,3", "=> (float[1,N"), Interface.LOGITS, "output 'y' was"),
         (
             "(float[1,3,4,4] x) => (float[1,3,4,4] y, float[1,3,4,4] z) { y = Relu(x) z = Neg(x) }",
@@ -240,7 +240,7 @@ BEFORE = "(float[1,3,4,4] x) => (float[1,3,4,4] y) { y = Relu(x) }"
         (
             "(float[1,3,4,4] x) => (double[1,3,4,4] y) { r = Relu(x) y = Cast<to=11>(r) }",
             Interface.MAPS,
-            "output 'y' was float[1,3,4,4] and is double[1,3,4,4]",
+            "output 'y' was [1, 3, 4, 4] float32 and is [1, 3, 4, 4] float64",
         ),
     ],
 )
@@ -254,9 +254,9 @@ def test_what_was_declared_may_change_and_no_more(
 def test_the_report_says_how_inputs_and_outputs_changed() -> None:
     more = "(float[N,3,4,4] x) => (float[N,3,4,4] y, float[2] z) { y = Relu(x) z = Identity(k) }"
     assert interface_changes(graph(BEFORE), graph(more, k=(2,))) == [
-        "input 'x' was float[1,3,4,4] and is float[N,3,4,4]",
-        "output 'y' was float[1,3,4,4] and is float[N,3,4,4]",
-        "output 'z' is new: float[2]",
+        "input 'x' was [1, 3, 4, 4] float32 and is [N, 3, 4, 4] float32",
+        "output 'y' was [1, 3, 4, 4] float32 and is [N, 3, 4, 4] float32",
+        "output 'z' is new: [2] float32",
     ]
 
 

@@ -30,10 +30,10 @@ def test_other_nodes_are_no_matter() -> None:
     [
         ("x", "z", "input 'x' is gone"),
         ("y", "z", "output 'y' is gone"),
-        ("float[N,3] x", "float[M,3] x", "input 'x' was float[N,3] and is float[M,3]"),
-        ("float[N,3] x", "float[1,3] x", "input 'x' was float[N,3] and is float[1,3]"),
-        ("float[N,3] x", "float[?,3] x", "input 'x' was float[N,3] and is float[?,3]"),
-        ("float[N,3] y", "float[] y", "output 'y' was float[N,3] and is float"),
+        ("float[N,3] x", "float[M,3] x", "input 'x' was [N, 3] float32 and is [M, 3] float32"),
+        ("float[N,3] x", "float[1,3] x", "input 'x' was [N, 3] float32 and is [1, 3] float32"),
+        ("float[N,3] x", "float[?,3] x", "input 'x' was [N, 3] float32 and is [?, 3] float32"),
+        ("float[N,3] y", "float[] y", "output 'y' was [N, 3] float32 and is float32"),
     ],
 )
 def test_changes_of_the_interface_are_named(old: str, new: str, problem: str) -> None:
@@ -45,7 +45,7 @@ def test_changes_of_the_interface_are_named(old: str, new: str, problem: str) ->
 def test_the_dtype_of_an_output_is_part_of_the_interface() -> None:
     before = model("g (float[3] x) => (float[3] y) { y = Cast <to=1> (x) }")
     after = model("g (float[3] x) => (double[3] y) { y = Cast <to=11> (x) }")
-    assert check_structure(before, after) == ["output 'y' was float[3] and is double[3]"]
+    assert check_structure(before, after) == ["output 'y' was [3] float32 and is [3] float64"]
 
 
 def test_the_order_of_inputs_is_part_of_the_interface() -> None:

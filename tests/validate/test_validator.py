@@ -256,7 +256,7 @@ def test_another_interface_is_told_before_anything_runs() -> None:
     text = "g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"
     verdict = check(text, text.replace("float[N,4] x", "float[M,4] x"))
     assert verdict.status == "interface changed"
-    assert verdict.reason == "input 'x' was float[N,4] and is float[M,4]"
+    assert verdict.reason == "input 'x' was [N, 4] float32 and is [M, 4] float32"
     assert check(text, text.replace("Relu", "Nonsense")).status == "invalid"
 
 

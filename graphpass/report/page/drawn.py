@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto
 
 from graphpass.ir import operators
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.operators import Trait
 from graphpass.ir.proto_walk import label_of
+from graphpass.ir.type_text import tensor_text, type_text
 from graphpass.storage.wire import tensors
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -53,7 +54,7 @@ def _drawn(model: onnx.ModelProto, groups: Mapping[str, list[str]]) -> dict[str,
         value.name: type_text(value.type)
         for value in (*inferred.value_info, *inferred.output, *inferred.input)
     }
-    weights = {tensor.name: _tensor_text(tensor) for tensor in tensors(model)}
+    weights = {tensor.name: tensor_text(tensor) for tensor in tensors(model)}
     nodes = [
         _node(node, body, types, weights, dict(_versions(model)))
         for node, body in _nodes(model.graph, ())
@@ -68,29 +69,6 @@ def _drawn(model: onnx.ModelProto, groups: Mapping[str, list[str]]) -> dict[str,
         "inputs": [[v.name, types[v.name]] for v in model.graph.input if v.name not in constants],
         "outputs": [[v.name, types[v.name]] for v in model.graph.output],
     }
-
-
-def type_text(value: onnx.TypeProto) -> str:
-    """Write a type for people: `[N, 3, 224, 224] float32`."""
-    if not value.HasField("tensor_type"):
-        return (value.WhichOneof("value") or "").removesuffix("_type")
-    tensor = value.tensor_type
-    kind = _dtype_text(tensor.elem_type)
-    if not tensor.HasField("shape"):
-        return kind
-    sizes = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
-    return f"[{', '.join(size or '?' for size in sizes)}] {kind}"
-
-
-def _dtype_text(data_type: int) -> str:
-    if data_type == TensorProto.UNDEFINED:
-        return ""
-    name: str = TensorProto.DataType.Name(data_type).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _tensor_text(tensor: TensorProto) -> str:
-    return f"{list(tensor.dims)} {_dtype_text(tensor.data_type)}"
 
 
 def _versions(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
@@ -184,7 +162,7 @@ def _attribute_text(attribute: AttributeProto) -> str:
     if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
         return f"{attribute.name}: a body"
     if attribute.type == AttributeProto.TENSOR:
-        return f"{attribute.name}: {_tensor_text(attribute.t)}"
+        return f"{attribute.name}: {tensor_text(attribute.t)}"
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return f"{attribute.name} = {value.decode(errors='replace')}"
