@@ -55,6 +55,15 @@ def test_every_kind_of_option_comes_from_the_file() -> None:
     assert settings("--no-config")["pipeline"] == "default"
 
 
+def test_the_budget_for_folding_is_an_option_of_clean_up() -> None:
+    told = settings("--fold-budget", "9", "--passes", "gemm-to-conv{target=all},clean-up")
+    assert "fold_budget=9" in told["passes"][1] and "target=all" in told["passes"][0]
+    assert "fold_budget=9" in settings("--fold-budget", "9")["passes"][0]
+    assert "fold_budget=0" in settings()["passes"][0]
+    refused = ["optimize", "net.onnx", "-q", "--passes", "gemm-to-conv", "--fold-budget", "9"]
+    assert run(refused) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "model", "pipeline", "seed"),
     [

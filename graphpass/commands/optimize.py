@@ -71,6 +71,13 @@ def _reports(
 )
 @FREEZE
 @click.option(
+    "--fold-budget",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="What folding one chain of constants may add to the file, beyond what clean-up has saved"
+    " elsewhere.  [default: 0]",
+)
+@click.option(
     "--strip-metadata",
     is_flag=True,
     help="Leave out what exporters note at nodes and values: stack traces, scopes.",
@@ -131,6 +138,7 @@ def optimize(
     jobs: int | None,
     scheduler: str | None,
     force: bool,
+    fold_budget: int | None,
     **options: Any,
 ) -> int:
     """Rewrite MODEL and write the result; `-` is standard input or output.
@@ -151,7 +159,7 @@ def optimize(
 
         options |= {"jobs": jobs, "scheduler": scheduler, "force": force, **saving}
         options |= {"reproducers": reproducers, "quiet": quiet, "verbose": verbose}
-        chosen = which(passes, pipeline, profile)
+        chosen = which(passes, pipeline, profile, fold_budget)
         return many.optimize(models, out_dir, chosen, reports, streams.console(), **options)
     for name, given in (("--jobs", jobs), ("--scheduler", scheduler), ("--force", force)):
         if given:
@@ -172,7 +180,10 @@ def optimize(
         with streams.progress(quiet) as progress:
             options["sha256"] = bool(reports)  # nobody else would see it
             result = optimization.optimize(
-                source, which(passes, pipeline, profile), progress=progress, **options
+                source,
+                which(passes, pipeline, profile, fold_budget),
+                progress=progress,
+                **options,
             )
             with result, _Reports(reports) as pending:
                 if target is None:

@@ -161,11 +161,39 @@ def beside(model: Path, suffix: str) -> Path:
     return model.with_name(model.name.removesuffix(".onnx") + suffix)
 
 
-def which(passes: str | None, pipeline: str | None, target: str | None = None) -> str:
+def which(
+    passes: str | None,
+    pipeline: str | None,
+    target: str | None = None,
+    fold_budget: int | None = None,
+) -> str:
     """Return what to run, as `graphpass.optimize` takes it. Raises `UsageError`.
 
-    `target`: one whose profile names the passes, unless they are given.
+    `target`: one whose profile names the passes, unless they are given. `fold_budget`: bytes, an
+    option of every clean-up among them.
     """
+    chosen = _chosen(passes, pipeline, target)
+    return chosen if fold_budget is None else _with_fold_budget(chosen, fold_budget)
+
+
+def _with_fold_budget(chosen: str, fold_budget: int) -> str:
+    from graphpass.rewrite.registry import PIPELINES, split
+
+    steps = split(",".join(PIPELINES.get(chosen, [chosen])))
+    budgeted = [options for name, options in steps if name == "clean-up"]
+    if not budgeted:
+        raise UsageError(f"--fold-budget is an option of clean-up, which is not in {chosen!r}")
+    for options in budgeted:
+        options["fold_budget"] = str(fold_budget)
+    return ",".join(_spelled(name, options) for name, options in steps)
+
+
+def _spelled(name: str, options: dict[str, str]) -> str:
+    given = ";".join(f"{key}={value}" for key, value in options.items())
+    return f"{name}{{{given}}}" if given else name
+
+
+def _chosen(passes: str | None, pipeline: str | None, target: str | None) -> str:
     if passes is not None and pipeline is not None:
         raise UsageError("give either --passes or --pipeline")
     if target is not None:

@@ -36,7 +36,7 @@ from graphpass.rewrite.survey import Fold, Refused
 
 from .evaluate import SHAPES, compute, is_computable, is_static, sources
 
-FOLD_BUDGET = 512  # bytes that one chain may make the file larger by, for the nodes that go
+FOLD_BUDGET = 0  # bytes that one chain may make the file larger by, beyond what was saved elsewhere
 
 _NODE_BYTES = 32  # what a Constant node takes besides its value
 _SHARED_BYTES = 1024  # weights of this size make those that read them one chain
@@ -52,13 +52,22 @@ class ConstantToInitializer(Rule):
     pattern = Op("Constant", bind="node")
 
     def rewrite(self, node: Node) -> Any:
-        output = node.outputs[0]
-        value = constant(output)
-        if value is None or is_output(output) or not _takes_initializers(node.graph):
-            return None
-        if _stored_bytes(value, output.name) > _node_bytes(node) + self.budget:
+        value = _as_initializer(node)
+        if value is None or _growth(node, value) > self.budget:
             return None  # a list of small integers is shorter as an attribute
         return value
+
+
+def _as_initializer(node: Node) -> Weight | None:
+    """Return what a Constant holds; None where it has to stay, and of other nodes."""
+    if not node.outputs or operator(node) != "Constant":
+        return None
+    output = node.outputs[0]
+    return constant(output) if _takes_initializers(node.graph) and not is_output(output) else None
+
+
+def _growth(node: Node, value: Weight) -> int:
+    return _stored_bytes(value, node.outputs[0].name) - _node_bytes(node)
 
 
 def _takes_initializers(graph: Graph) -> bool:
@@ -78,6 +87,23 @@ class _Cost(NamedTuple):
 
 
 @dataclass
+class _Allowance:
+    """What may be spent: `saved` bytes for all chains together, and `budget` for each."""
+
+    budget: int
+    saved: int
+
+    def covers(self, cost: _Cost) -> bool:
+        """Whether the file may grow by `cost`."""
+        return cost.is_within(self.budget) or cost.is_within(self.saved)
+
+    def spend(self, cost: _Cost) -> None:
+        """Note what was folded; what is within the budget costs nothing of what was saved."""
+        if cost.growth < 0 or not cost.is_within(self.budget):
+            self.saved -= cost.growth
+
+
+@dataclass
 class _Chain:
     """Nodes on constants that hang together; `ends`: those whose value something else reads."""
 
@@ -88,9 +114,10 @@ class _Chain:
 
 @dataclass(frozen=True)
 class FoldConstants(Survey):
-    """f(constants) = its value, chain by chain, where the file grows by no more than `budget`.
+    """f(constants) = its value, chain by chain, where the file as a whole grows by nothing.
 
-    What the pass has saved elsewhere is spent as well: the file as a whole grows by no more.
+    What the pass has saved elsewhere is spent for chains whose values are larger than what goes,
+    the cheapest first; each may grow the file by `budget` beyond that.
     """
 
     budget: int = FOLD_BUDGET
@@ -104,39 +131,54 @@ class FoldConstants(Survey):
             chain.ends = [node for node in chain.nodes if _is_end(node, inside)]
             chain.cost = _cost(chain.ends)
         chains.sort(key=lambda chain: chain.cost.growth)
-        saved = -sum(chain.cost.growth for chain in chains if chain.cost.growth < 0)
-        saved += max(spare_bytes, 0)
-        for chain in chains:
-            if not chain.cost.is_within(self.budget):
-                if not chain.cost.is_within(saved):
-                    yield from self._piece_by_piece(chain, inside)
-                    continue
-                saved -= chain.cost.growth
+        left = _Allowance(self.budget, max(spare_bytes, 0))
+        for chain in chains:  # those first that make the file smaller
+            if not left.covers(chain.cost):
+                yield from _piece_by_piece(chain, inside, left)
+                continue
             try:
                 found = _values(chain.ends, inside)
             except RefusedError:
-                yield from self._piece_by_piece(chain, inside)
+                yield from _piece_by_piece(chain, inside, left)
                 continue
+            left.spend(chain.cost)
             yield from (Fold(node, value) for node, value in zip(chain.ends, found, strict=True))
+        yield from _written_out(scope, left)
         del held
 
-    def _piece_by_piece(self, chain: _Chain, inside: dict[int, Node]) -> Iterator[Fold | Refused]:
-        """Fold what can be; what cannot stays, and what it reads is an end then."""
-        for node in reversed(chain.nodes):
-            if not _is_end(node, inside):
-                continue
-            key, cost = id(node.outputs[0]), _cost([node])
-            if not cost.is_within(self.budget):
-                larger = f"folding {label(node)} would make the file {cost.growth} bytes larger"
-                yield Refused(node, RefusedError(larger, LARGER))
+
+def _piece_by_piece(
+    chain: _Chain, inside: dict[int, Node], left: _Allowance
+) -> Iterator[Fold | Refused]:
+    """Fold what can be; what cannot stays, and what it reads is an end then."""
+    for node in reversed(chain.nodes):
+        if not _is_end(node, inside):
+            continue
+        key, cost = id(node.outputs[0]), _cost([node])
+        if not left.covers(cost):
+            larger = f"folding {label(node)} would make the file {cost.growth} bytes larger"
+            yield Refused(node, RefusedError(larger, LARGER))
+        else:
+            try:
+                (value,) = _values([node], inside)
+            except RefusedError as refusal:
+                yield Refused(node, refusal)
             else:
-                try:
-                    (value,) = _values([node], inside)
-                except RefusedError as refusal:
-                    yield Refused(node, refusal)
-                else:
-                    yield Fold(node, value)
-            del inside[key]
+                left.spend(cost)
+                yield Fold(node, value)
+        del inside[key]
+
+
+def _written_out(scope: Graph, left: _Allowance) -> Iterator[Fold]:
+    """Spend what is left on Constant nodes that are shorter than an initializer is."""
+    for node in scope.nodes:
+        value = _as_initializer(node)
+        if value is None:
+            continue
+        cost = _Cost(_growth(node, value), 1)
+        if cost.growth > 0 and left.covers(cost):
+            left.spend(cost)
+            yield Fold(node, value)
 
 
 def _values(ends: list[Node], inside: dict[int, Node]) -> list[Any]:

@@ -704,6 +704,30 @@ def test_what_other_rewrites_save_pays_for_a_larger_constant() -> None:
     assert not apply_to(strict, result)[1].rewrites
 
 
+def test_a_constant_alone_may_not_make_the_file_larger() -> None:
+    text = """(float[N,2,6,6] x) => (float[N,2,6,6] y) { r = Resize(m, , s) y = Add(x, r) }"""
+    scales = np.array([1, 1, 3, 3], np.float32)
+    model = graph(text, m=np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), s=scales)
+    check_refused(CLEAN_UP, model, "bytes larger")
+    check(make("clean-up", {"fold_budget": "512"}), model, "Add", exact=True)
+
+
+def test_a_list_that_is_shorter_as_an_attribute_takes_what_was_saved() -> None:
+    text = "(float[N,40] x) => (float[M] y, float[N,40] z) {{ {} y = Reshape(x, s) z = Add(x, k) }}"
+    listed = "s = Constant<value_ints=[" + ",".join(["1"] * 39) + ",-1]>()"
+    held: dict[str, Any] = {"k": np.arange(40, dtype=np.float32)}
+    alone = text.format(listed).replace("float[M] y", "float[" + "1," * 39 + "M] y")
+    result, _ = apply_to(CLEAN_UP, graph(alone, **held))
+    assert operators(result) == "Constant Reshape Add"
+    twins = alone.replace(
+        "z = Add(x, k)", "i = Identity(x) a_long_name = Add(i, k2) z = Add(a_long_name, k)"
+    )
+    model = graph(twins, **held, k2=held["k"].copy(), k3=np.zeros(200, np.float32))
+    result, _ = apply_to(CLEAN_UP, model)
+    assert operators(result) == "Reshape Add Add"
+    assert result.ByteSize() <= model.ByteSize()
+
+
 REPLAYED = {
     "Pad into a Conv": "c = Pad(x, p) y = Conv(c, w)",
     "equal layers": "a = Conv(x, w) b = Conv(x, w) y = Mul(a, b)",
