@@ -19,6 +19,7 @@ from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.validate.process.channel import Array
 from graphpass.validate.process.runtime import RunError, Runtime, Session
 from graphpass.validate.window.bounds import allowed_error, judge, judge_stacked
+from graphpass.validate.window.dilated import undilated
 from graphpass.validate.window.feeds import KINDS, Draws
 from graphpass.validate.window.prepare import (
     PROBE_WORK,
@@ -66,7 +67,7 @@ def check_windows(
     terms = Terms(rtol, atol, probe_work, real, symbols or {})
     for index, window in enumerate(windows):
         if window is not None:
-            prepared[index] = prepare(window, index, terms)
+            prepared[index] = prepare(undilated(window), index, terms)
     told = {index: item for index, item in prepared.items() if item.verdict.was_run}
     for group in _groups(told):
         _check_group([prepared[index] for index in group], runtime, seed)
