@@ -101,6 +101,11 @@ def _refuse_bodies(batch: Batch, node: Node) -> None:
 
 def _row_by_row(batch: Batch, node: Node, held: list[int]) -> list[Rows | None]:
     """Return where the rows lie after an operator that works on each of them alone."""
+    require(
+        held != [_STRETCHED.get(operator(node))],
+        f"{label(node)} takes rows from '{node.inputs[held[-1]].name}' alone, and has the shape "
+        "of its other inputs",
+    )
     places = []
     for index in held:
         rows = batch.rows[id(node.inputs[index])]
@@ -156,6 +161,8 @@ def _require_met(batch: Batch, node: Node, index: int, rows: Rows) -> None:
         )
 
 
+# this input is stretched to the shape that the others give, never the other way round
+_STRETCHED = {"Gemm": 2, "PRelu": 1}
 _MIXING = {
     **dict.fromkeys(("CumSum", "CumProd"), "sums up along"),
     **dict.fromkeys(("ArgMax", "ArgMin", "TopK"), "compares along"),

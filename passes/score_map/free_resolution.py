@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphpass import Graph, Node, Pass, Tensor, attribute, label, operator, opset, require
-from graphpass.follow.image_axes import AxisError, Spatial, size_of, target_sizes
+from graphpass.follow.image_axes import AxisError, Merged, Spatial, size_of, target_sizes
 from graphpass.follow.image_input import traced
 from graphpass.follow.trace import LAYOUTS, FixedResolutionError, trace
 from graphpass.follow.traced import Trace
@@ -56,7 +56,7 @@ class FreeResolution(Pass):
                 return free_places(graph)
             except FixedSizeError:
                 slides = any(has(node, Trait.SLIDING) for node in native.windows)
-                if native.reshapes or not slides:
+                if native.reshapes or not slides or _merges(native):
                     raise
 
         def at(larger: int) -> Trace:
@@ -74,6 +74,11 @@ class FreeResolution(Pass):
             done += _free_softmax(found, edit)
         _declare(graph, found, others)
         return [*done, f"height and width of '{found.image.name}' vary"]
+
+
+def _merges(found: Trace) -> bool:
+    """Whether height and width are one axis anywhere: what is declared and freed here is neither."""
+    return any(isinstance(axis, Merged) for axes in found.axes.values() for axis in axes)
 
 
 def _require_free_head(found: Trace) -> None:
