@@ -197,7 +197,7 @@ def _is_done(model: Model, native: Size | None) -> bool:
 def _require_free(model: Model) -> None:
     """Refuse a model whose height and width are declared to vary, but are fixed inside."""
     image = images(model.graph)[0].name
-    applied = apply(make("free-resolution"), model.copy())
+    applied = apply(make("free-resolution", {"axes": "all"}), model.copy())
     said = [refusal.reason for refusal in applied.refusals]
     if applied.changed:
         said = ["optimize --passes free-resolution mends that"]
@@ -276,7 +276,8 @@ def _rewrite(
 ) -> None:
     blocked: list[str] = []
     for name in steps:
-        applied = apply(make(name), model, time_limit_s=time_limit_s)
+        options = {"axes": "all"} if name == "free-resolution" else {}
+        applied = apply(make(name, options), model, time_limit_s=time_limit_s)
         report.steps += [f"{name}: {note}" for note in applied.notes]
         report.steps += [f"{name}: {r.rule} at '{r.site}'" for r in applied.rewrites]
         if name == "gemm-to-conv":

@@ -97,7 +97,7 @@ def cut_trunk(
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
     trunk = original.copy()
     trunk.restore(proto)
-    applied = apply(make("free-resolution"), trunk)
+    applied = apply(make("free-resolution", {"axes": "all"}), trunk)
     if applied.refusals:
         raise ModelError(applied.refusals[0].reason)
     return proto, trunk.proto, applied.notes[:-1]

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from graphpass import Graph, Node, Tensor, label, operator, opset, require
+from graphpass.ir.questions import RefusedError
 from graphpass.ir.reader import value_type
 from graphpass.ir.weight import Array
 from graphpass.rewrite.edit import Editor
 
+from .place_fills import stretch
 from .place_reshapes import kept_places
 from .place_walk import follow, native_shapes
 from .places import DIMENSIONS, FixedSizeError, Followed, Places, count_of
 from .pool_to_global import make_global
 
+ANY, ALL = "any", "all"
+_LAST = (1 << 63) - 1  # as the end of a Slice: to the end
+Change = Callable[[Editor, Node], None]
 _STEPS = (
     1,
     2,
@@ -40,16 +47,66 @@ _OTHERS = ((1, 2, 3), (3, 1, 2), (4, 5, 7))  # how many steps larger each dimens
 _LIKELY = (32, 64, 96, 224, 256, 16, 8, 12, 24, 28, 48, 112, 128, 160, 192, 299, 320, 384, 448, 512)
 
 
-def free_places(graph: Graph) -> list[str]:
+def free_places(graph: Graph, axes: str = ANY) -> list[str]:
     """Prove that nothing fixes the size of the one image, change what names it, declare it free.
 
-    Returns one line for each change; none where there is no image, or it varies already. Raises
-    FixedSizeError with the node that ties the network to its size.
+    `axes`: "any", "all", or names of dimensions joined by "+". Returns one line for each change;
+    none where all vary already. Refuses where there is no image. Raises FixedSizeError with the
+    node that ties the network to its size: with "any", where no dimension can vary at all.
     """
     image = _image(graph)
-    if image is None:
-        return []
-    native, spatial = _native(graph, image)
+    require(image is not None, "no input of the network is an image, a signal or a volume")
+    assert image is not None
+    failures: list[FixedSizeError] = []
+    layouts = list(_layouts(len(image.shape or ())))
+    names = DIMENSIONS[len(layouts[0])]
+    if axes not in (ANY, ALL):
+        layouts = [_layout(graph, image, layouts)]
+    for dims in _choices(names, axes):
+        try:
+            done = _free(graph, image, layouts, dims)
+        except FixedSizeError as error:
+            failures.append(error)
+            layouts = [_layout(graph, image, layouts)]
+            continue
+        rest = " and ".join(name for dim, name in enumerate(names) if dim not in dims)
+        if done and failures:
+            done[-1] += f"; {rest} cannot: {failures[0]}"
+        return done
+    raise failures[0]
+
+
+def _layout(graph: Graph, image: Tensor, layouts: Sequence[list[int]]) -> list[int]:
+    """Return the layout in which the network reads the image: in others it ends sooner."""
+    if len(layouts) == 1:
+        return layouts[0]
+    progress: list[float] = []
+    for layout in layouts:
+        try:
+            _native(graph, image, [layout], range(len(layout)))
+            progress.append(math.inf)
+        except FixedSizeError as error:
+            progress.append(error.progress)
+        except RefusedError:
+            progress.append(-1)
+    return layouts[progress.index(max(progress))]
+
+
+def _choices(names: Sequence[str], axes: str) -> Iterator[tuple[int, ...]]:
+    """Yield which dimensions of the image are to vary, the most first."""
+    if axes not in (ANY, ALL):
+        asked, known = axes.split("+"), " and ".join(names)
+        require(set(asked) <= set(names), f"the input has {known}, and not all of '{axes}'")
+        yield tuple(index for index, name in enumerate(names) if name in asked)
+        return
+    for size in range(len(names), 0 if axes == ANY else len(names) - 1, -1):
+        yield from itertools.combinations(range(len(names)), size)
+
+
+def _free(
+    graph: Graph, image: Tensor, layouts: Sequence[list[int]], dims: Sequence[int]
+) -> list[str]:
+    native, spatial, names = _native(graph, image, layouts, dims)
     if native is None:
         return []
     step, others = _others(graph, image, native, spatial)
@@ -57,10 +114,10 @@ def free_places(graph: Graph) -> list[str]:
     fixed = any(isinstance((image.shape or ())[axis], int) for axis in spatial)
     if not fixed and not done:
         return []
-    _declare(graph, image, spatial, native, others)
-    names = " and ".join(DIMENSIONS[len(spatial)])
+    _declare(graph, image, names, native, others)
+    listed = " and ".join(names)
     steps = f", in steps of {step}" if step > 1 else ""
-    return [*done, f"{names} of '{image.name}' vary{steps}"]
+    return [*done, f"{listed} of '{image.name}' {'vary' if len(names) > 1 else 'varies'}{steps}"]
 
 
 def _image(graph: Graph) -> Tensor | None:
@@ -87,14 +144,18 @@ def _layouts(rank: int) -> Iterator[list[int]]:
     yield list(range(1, rank - 1))  # N, places, then C
 
 
-def _native(graph: Graph, image: Tensor) -> tuple[Followed | None, list[int]]:
-    """Follow the image at the size that the network was made for.
+def _native(
+    graph: Graph, image: Tensor, layouts: Sequence[list[int]], dims: Sequence[int]
+) -> tuple[Followed | None, list[int], list[str]]:
+    """Follow the image at the size that the network was made for; return also axes and names.
 
-    None where no window slides over it, or it may have any size as the network is.
+    None where it may have any size as the network is. Refuses where no window slides over it.
     """
     failures: list[FixedSizeError] = []
     declared = list(image.shape or ())
-    for spatial in _layouts(len(declared)):
+    for layout in layouts:
+        spatial = [layout[dim] for dim in dims]
+        names = [DIMENSIONS[len(layout)][dim] for dim in dims]
         if any(not isinstance(declared[axis], int) for axis in _channels(declared, spatial)):
             continue
         works: list[Followed] = []
@@ -108,14 +169,15 @@ def _native(graph: Graph, image: Tensor) -> tuple[Followed | None, list[int]]:
             if found.windows:
                 works.append(found)
             if len(works) > 1:
-                return None, spatial  # more than one size works as it is
+                return None, spatial, names  # more than one size works as it is
             if all(isinstance(declared[axis], int) for axis in spatial):
                 break
         if works:
-            return works[0], spatial
+            return works[0], spatial, names
     if failures:
         raise max(failures, key=lambda failure: failure.progress)
-    return None, []
+    require(False, f"nothing slides over '{image.name}': it is no image, signal or volume")
+    return None, [], []
 
 
 def _channels(declared: Sequence[Any], spatial: Sequence[int]) -> list[int]:
@@ -139,6 +201,7 @@ def _others(
 ) -> tuple[int, list[Followed]]:
     """Follow the image at other sizes; return also the steps in which they may grow."""
     start = [count_of(axis) for axis in native.axes[id(image)]]
+    made_for = "x".join(str(start[axis]) for axis in spatial)
     failure: FixedSizeError | None = None
     for step in _STEPS:
         found = []
@@ -149,7 +212,10 @@ def _others(
                     shape[axis] += step * times
                 found.append(follow(graph, image, shape, spatial, native.shapes, native))
         except FixedSizeError as error:
-            failure = failure or error
+            size = "x".join(str(shape[axis]) for axis in spatial)
+            failure = failure or FixedSizeError(
+                f"{error} (at {size} instead of {made_for})", error.progress
+            )
             continue
         return step, found
     assert failure is not None
@@ -158,29 +224,64 @@ def _others(
 
 def _carry_out(graph: Graph, native: Followed, others: Sequence[Followed]) -> list[str]:
     changed = {key: node for other in others for key, node in other.changed.items()}
+    stretched: dict[tuple[int, int], set[int]] = {}
+    for other in others:
+        for key, axes in other.stretched.items():
+            stretched.setdefault(key, set()).update(axes)
     pools = {k: n for k, n in native.pooled.items() if operator(n) == "AveragePool"}
-    todo = [node for node in graph.nodes if id(node) in changed or id(node) in pools]
-    decided: list[tuple[Node, Any]] = []
-    for node in todo:
+    decided: list[tuple[Node, Change, str]] = []
+    for node in graph.nodes:  # what is made reads what was made
+        for index in range(len(node.inputs)):
+            if over := stretched.get((id(node), index)):
+                what = f"'{node.inputs[index].name}' is made for each place at {label(node)}"
+                decided.append((node, partial(_stretched, native, index, over), what))
         if id(node) in pools:
-            decided.append((node, None))
+            decided.append((node, _global, f"{label(node)} is global"))
+        elif id(node) not in changed:
+            continue
         elif operator(node) in ("Reshape", "Flatten"):
-            decided.append((node, _shape_parts(native, node)))
+            parts = _shape_parts(native, node)
+            what = f"{label(node)} computes the size of its map"
+            decided.append((node, partial(_reshaped, parts), what))
+        elif operator(node) == "Slice":
+            ends = _open_ends(native, node)
+            decided.append((node, partial(_sliced, ends), f"{label(node)} goes to the end"))
         else:
-            decided.append((node, _factors(native, node)))
-    done = []
+            factors = _factors(native, node)
+            decided.append((node, partial(_resized, factors), f"{label(node)} resizes by a factor"))
     with Editor(graph) as edit:
-        for node, how in decided:  # in the order of the graph: what is made reads what was made
-            if how is None:
-                make_global(edit, [node])
-                done.append(f"{label(node)} is global")
-            elif isinstance(how[0], tuple):
-                edit.replace(node.outputs[0], _reshaped(edit, node, how))
-                done.append(f"{label(node)} computes the size of its map")
-            else:
-                edit.replace(node.outputs[0], _resized(edit, node, how))
-                done.append(f"{label(node)} resizes by a factor")
-    return done
+        for node, change, _ in decided:
+            change(edit, node)
+    return [what for _, _, what in decided]
+
+
+def _global(edit: Editor, node: Node) -> None:
+    make_global(edit, [node])
+
+
+def _stretched(native: Followed, index: int, over: set[int], edit: Editor, node: Node) -> None:
+    stretch(edit, native, node, index, over)
+
+
+def _open_ends(native: Followed, node: Node) -> list[int]:
+    """Return the ends of a Slice that are beyond the map at any size where they natively are."""
+    axes = native.axes[id(node.inputs[0])]
+    ends = native.integers(node, 2, "ends") or []
+    over = native.integers(node, 3, "axes") or list(range(len(ends)))
+    return [
+        _LAST if isinstance(axes[at], Places) and end >= count_of(axes[at]) else end
+        for at, end in zip(over, ends, strict=True)
+    ]
+
+
+def _sliced(ends: list[int], edit: Editor, node: Node) -> None:
+    source = edit.current(node.inputs[0])
+    if opset(node) < 10:
+        new = edit.one("Slice", [source], like=node, ends=ends)
+    else:
+        starts, *rest = (edit.current(t) if t.name else None for t in node.inputs[1:])
+        new = edit.one("Slice", [source, starts, np.array(ends, np.int64), *rest[1:]], like=node)
+    edit.replace(node.outputs[0], new)
 
 
 def _shape_parts(native: Followed, node: Node) -> list[tuple[int, int, int, bool]]:
@@ -196,7 +297,7 @@ def _shape_parts(native: Followed, node: Node) -> list[tuple[int, int, int, bool
     return parts
 
 
-def _reshaped(edit: Editor, node: Node, parts: Sequence[tuple[int, int, int, bool]]) -> Tensor:
+def _reshaped(parts: Sequence[tuple[int, int, int, bool]], edit: Editor, node: Node) -> None:
     source = edit.current(node.inputs[0])
     shape = edit.one("Shape", [source])
     shape.dtype = np.dtype(np.int64)
@@ -214,7 +315,8 @@ def _reshaped(edit: Editor, node: Node, parts: Sequence[tuple[int, int, int, boo
             pieces.append(piece)
     target = edit.one("Concat", pieces, axis=0)
     like = node if operator(node) == "Reshape" else None
-    return edit.one("Reshape", [source, target], like=like, allowzero=None)
+    new = edit.one("Reshape", [source, target], like=like, allowzero=None)
+    edit.replace(node.outputs[0], new)
 
 
 def _factors(native: Followed, node: Node) -> list[Fraction]:
@@ -226,24 +328,27 @@ def _factors(native: Followed, node: Node) -> list[Fraction]:
     return [Fraction(count_of(b), count_of(a)) for a, b in zip(before, after, strict=True)]
 
 
-def _resized(edit: Editor, node: Node, factors: Sequence[Fraction]) -> Tensor:
+def _resized(factors: Sequence[Fraction], edit: Editor, node: Node) -> None:
     exact = all(Fraction(float(np.float32(float(factor)))) == factor for factor in factors)
     x, none = edit.current(node.inputs[0]), None
     if exact:
         scales = np.array([float(factor) for factor in factors], np.float32)
-        return edit.one("Resize", [x, none, scales], like=node, axes=None)
+        new = edit.one("Resize", [x, none, scales], like=node, axes=None)
+        edit.replace(node.outputs[0], new)
+        return
     shape = edit.one("Shape", [x])
     shape.dtype = np.dtype(np.int64)
     times = np.array([factor.numerator for factor in factors], np.int64)
     parts = np.array([factor.denominator for factor in factors], np.int64)
     sizes = edit.one("Div", [edit.one("Mul", [shape, times]), parts])
-    return edit.one("Resize", [x, none, none, sizes], like=node, axes=None)
+    new = edit.one("Resize", [x, none, none, sizes], like=node, axes=None)
+    edit.replace(node.outputs[0], new)
 
 
 def _declare(
     graph: Graph,
     image: Tensor,
-    spatial: Sequence[int],
+    dimensions: Sequence[str],
     native: Followed,
     others: Sequence[Followed],
 ) -> None:
@@ -260,7 +365,7 @@ def _declare(
             if not isinstance(axis, Places) or isinstance(declared[index], str):
                 continue
             counts = (axis.dim, *(count_of(run.axes[id(tensor)][index]) for run in runs))
-            base = DIMENSIONS[len(spatial)][axis.dim]
+            base = dimensions[axis.dim]
             if counts not in names:
                 names[counts] = _fresh(base if tensor is image else f"map_{base}", taken)
                 taken.add(names[counts])

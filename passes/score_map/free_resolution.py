@@ -7,18 +7,30 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from graphpass import Graph, Node, Pass, Tensor, attribute, label, operator, opset, require
+from graphpass import (
+    Graph,
+    Node,
+    Pass,
+    Tensor,
+    attribute,
+    label,
+    operator,
+    opset,
+    require,
+)
+from graphpass.errors import UsageError
 from graphpass.follow.image_axes import AxisError, Merged, Spatial, size_of, target_sizes
 from graphpass.follow.image_input import traced
 from graphpass.follow.trace import LAYOUTS, FixedResolutionError, trace
 from graphpass.follow.traced import Trace
 from graphpass.ir.operators import Trait, has
+from graphpass.ir.questions import RefusedError
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.interface import Interface
 
-from .free_places import free_places
+from .free_places import ALL, ANY, free_places
 from .lift import SOFTMAXES, cellwise_softmax
-from .places import FixedSizeError
+from .places import DIMENSIONS, FixedSizeError
 from .pool_to_global import make_global
 
 _LARGER = (1, 7, 32, 45, 96)  # pixels more: sizes at which maps are compared
@@ -32,32 +44,59 @@ class FreeResolution(Pass):
     pooling over the whole map inside the trunk (squeeze-and-excitation) is global at every size;
     Softmax works on the channels alone. Refused, with the node, where something else ties the
     network to its resolution.
+
+    `axes`: "any": as many dimensions as can vary, and those that cannot are told; "all": all or
+    none; or those named, such as "width" or "depth+height".
     """
 
     name: ClassVar[str] = "free-resolution"
     changes_interface: ClassVar[Interface] = Interface.SIZES
+    axes: str = ANY
+
+    def __post_init__(self) -> None:
+        known = list(dict.fromkeys(name for names in DIMENSIONS.values() for name in names))
+        if self.axes not in (ANY, ALL) and not set(self.axes.split("+")) <= set(known):
+            raise UsageError(
+                f"axes of free-resolution are {ANY}, {ALL}, or of {', '.join(known)}, joined by +: "
+                f"not {self.axes!r}"
+            )
 
     def run(self, graph: Graph) -> list[str]:
         """Free the trunk and declare height and width symbolic."""
         if graph.parent is not None or graph.is_function:
             return []
+        if self.axes not in (ANY, ALL):
+            return free_places(graph, self.axes)
         try:
             native = traced(graph)
         except FixedResolutionError as error:
             try:
-                return free_places(graph)
+                return free_places(graph, self.axes)
             except FixedSizeError as other:
                 # whichever came farther knows more
                 raise (error if error.progress >= other.progress else other) from None
         if native is None:
-            return free_places(graph)
+            return free_places(graph, self.axes)
         if not native.heads:
             try:
-                return free_places(graph)
+                return free_places(graph, ALL)
             except FixedSizeError:
                 slides = any(has(node, Trait.SLIDING) for node in native.windows)
                 if native.reshapes or not slides or _merges(native):
-                    raise
+                    return free_places(graph, self.axes)
+        try:
+            return self._free_head(graph, native)
+        except RefusedError:
+            if self.axes == ALL:
+                raise
+            try:
+                return free_places(graph, self.axes)
+            except FixedSizeError:
+                pass
+            raise
+
+    def _free_head(self, graph: Graph, native: Trace) -> list[str]:
+        """Free a network that answers once for the image, or slides like one that does."""
 
         def at(larger: int) -> Trace:
             size = (native.size[0] + larger, native.size[1] + larger)
@@ -77,7 +116,7 @@ class FreeResolution(Pass):
 
 
 def _merges(found: Trace) -> bool:
-    """Whether height and width are one axis anywhere: what is declared and freed here is neither."""
+    """Whether height and width are one axis anywhere, which is not freed here."""
     return any(isinstance(axis, Merged) for axes in found.axes.values() for axis in axes)
 
 

@@ -17,40 +17,13 @@ from graphpass.follow.sequences import drops_axis, parts_of
 from graphpass.ir.operators import Trait, has, named
 from graphpass.ir.windows import Window, kernel_of, windows_of
 
+from .place_fills import joined
 from .places import Axes, Axis, FixedSizeError, Followed, Places, count_of, places_in
 
 Handler = Callable[[Followed, Node, list[Axes]], Sequence[Axes]]
 
-_OPEN_END = (1 << 31) - 1
-_EVEN = ("half_pixel", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn")
-
-
-def joined(node: Node, columns: Sequence[Axes]) -> Axes:
-    """Return the axes of an elementwise operator, as numpy broadcasts them."""
-    rank = max(map(len, columns))
-    padded = [(1,) * (rank - len(axes)) + axes for axes in columns]
-    return tuple(_joined_axis(node, column) for column in zip(*padded, strict=True))
-
-
-def _joined_axis(node: Node, column: Sequence[Axis]) -> Axis:
-    wide = [axis for axis in column if count_of(axis) != 1 or isinstance(axis, Places)]
-    places = [axis for axis in wide if isinstance(axis, Places)]
-    if not places:
-        return wide[0] if wide else 1
-    if any(isinstance(axis, int) for axis in wide):
-        (count, *_) = [count_of(axis) for axis in wide if isinstance(axis, int)]
-        raise FixedSizeError(f"{label(node)} has a value of its own for each of {count} places")
-    if len({axis.dim for axis in places}) > 1:
-        raise FixedSizeError(f"{label(node)} joins different dimensions of the image")
-    counts = sorted({axis.count for axis in places})
-    if len(counts) > 1:
-        raise FixedSizeError(f"{label(node)} joins maps of {counts[0]} and of {counts[-1]} places")
-    return places[0]
-
-
-def elementwise(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
-    """All inputs, place by place."""
-    return [joined(node, inputs)] * len(node.outputs)
+_OPEN_END = (1 << 31) - 1  # as the end of a Slice: to the end
+_MODES = ("half_pixel", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn", "align_corners")
 
 
 def _slide(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
@@ -125,8 +98,9 @@ def _reduce(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
 
 def _resize(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
+    found.windows.append(node)
     mode = attribute(node, "coordinate_transformation_mode")
-    if mode is not None and mode not in _EVEN:
+    if mode is not None and mode not in _MODES:
         raise FixedSizeError(f"{label(node)} ({mode}) looks elsewhere in a map of another size")
     if attribute(node, "keep_aspect_ratio_policy") not in (None, "stretch"):
         raise FixedSizeError(f"{label(node)} keeps an aspect ratio")
@@ -137,6 +111,7 @@ def _resize(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
             raise FixedSizeError(f"the sizes of {label(node)} are not known")
         made = tuple(shape)
     factors = [Fraction(count_of(b), count_of(a)) for a, b in zip(natively, made, strict=True)]
+    _require_one_factor(found, node, axes, factors, made)
     result: list[Axis] = []
     for axis, factor, size in zip(axes, factors, made, strict=True):
         if not isinstance(axis, Places):
@@ -155,6 +130,27 @@ def _resize(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     if found.native is not None and _asked(found, node, axes) != [count_of(a) for a in result]:
         found.changed[id(node)] = node
     return [tuple(result)]
+
+
+def _require_one_factor(
+    found: Followed, node: Node, axes: Axes, factors: Sequence[Fraction], made: Axes
+) -> None:
+    """Require that constant sizes are those of the image, or a factor common to all dimensions.
+
+    Others are a size that the network wants, whatever the image's; so is one dimension alone that
+    is neither a multiple nor a part of its map.
+    """
+    sizes = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
+    if found.native is not None or sizes is None or constant(sizes) is None:
+        return
+    places = places_in(axes)
+    towards = all(count_of(made[i]) == _image(found, axis.dim) for i, axis in places.items())
+    over = {factors[index] for index in places}
+    whole = all(1 in (factor.numerator, factor.denominator) for factor in over)
+    if not towards and (len(over) > 1 or (len(places) == 1 and not whole)):
+        asked = "x".join(str(count_of(made[index])) for index in places)
+        natively = "x".join(str(axis.count) for axis in places.values())
+        raise FixedSizeError(f"{label(node)} resizes {natively} places to {asked}, a fixed size")
 
 
 def _image(found: Followed, dim: int) -> int:
@@ -189,6 +185,7 @@ def _asked(found: Followed, node: Node, axes: Axes) -> list[int] | None:
 
 def _depth_to_space(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes, block = inputs[0], attribute(node, "blocksize")
+    found.windows.append(node)
     channels = count_of(axes[1])
     if operator(node) == "DepthToSpace":
         channels //= block**2
@@ -214,13 +211,14 @@ def _concat(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
             if index != at and alone:
                 raise FixedSizeError(f"{label(node)} joins a map with a constant of {axis} places")
     beside = [tuple(1 if i == at else a for i, a in enumerate(axes)) for axes in inputs]
-    made = list(joined(node, beside))
+    made = list(joined(found, node, beside))
     made[at] = sum(count_of(axes[at]) for axes in inputs)
     return [tuple(made)]
 
 
 def _slice(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = list(inputs[0])
+    natively = found.natively(node.inputs[0])
     starts = found.integers(node, 1, "starts") or []
     ends = found.integers(node, 2, "ends") or []
     over = found.integers(node, 3, "axes") or list(range(len(starts)))
@@ -229,18 +227,24 @@ def _slice(found: Followed, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     for place, start, end, step in zip(over, starts, ends, steps, strict=True):
         at = place % len(axes)
         axis = axes[at]
-        size = len(
-            range(count_of(axis))[slice(start, end if abs(end) <= _OPEN_END else None, step)]
-        )
-        if isinstance(axis, Places):
-            to_the_end = end < 0 or end >= _OPEN_END or computed
-            if step < 1 or start < 0 or not (to_the_end or end >= axis.count):
-                raise FixedSizeError(f"{label(node)} cuts the map at constant places")
-            if not to_the_end and found.native is None:
-                to_the_end = True  # natively all: at other sizes it would cut
-            axes[at] = Places(axis.dim, size)
+        whole = range(count_of(axis))
+        if not isinstance(axis, Places):
+            axes[at] = len(whole[slice(start, end, step)])
+            continue
+        before = count_of(natively[at]) if natively else axis.count
+        if step == -1 and start == -1 and end <= -_OPEN_END:
+            continue  # all of them, the other way round
+        if end < 0 or computed:
+            stop: int | None = end
+        elif end < before or step < 1 or start < 0:
+            raise FixedSizeError(f"{label(node)} cuts the map at constant places")
         else:
-            axes[at] = size
+            stop = None  # natively all
+            if end < axis.count:
+                found.changed[id(node)] = node
+        if step < 1 or start < 0:
+            raise FixedSizeError(f"{label(node)} takes the places of the map from behind")
+        axes[at] = Places(axis.dim, len(whole[slice(start, stop, step)]))
     return [tuple(axes)]
 
 
@@ -315,4 +319,4 @@ HANDLERS: dict[str, Handler] = {
     "SplitToSequence": _to_sequence,
 }
 
-__all__ = ["HANDLERS", "elementwise"]
+__all__ = ["HANDLERS"]

@@ -16,9 +16,10 @@ from graphpass.ir.reader import value_type
 from graphpass.ir.shapes import moved
 
 from .batch_operators import place_after
-from .place_operators import HANDLERS, elementwise
+from .place_fills import FILLS, elementwise
+from .place_operators import HANDLERS
 from .place_reshapes import reshape
-from .places import Axes, Axis, FixedSizeError, Followed, Places, count_of, places_in
+from .places import Axes, Axis, FixedSizeError, Followed, Places, Uniform, count_of, places_in
 
 
 def follow(
@@ -53,7 +54,10 @@ def _visit(found: Followed, node: Node) -> None:
     held = [index for index, tensor in enumerate(node.inputs) if found.holds_places(tensor)]
     if op == "CastLike":
         held = [index for index in held if index == 0]
-    if not held or op in ("Shape", "Size"):
+    if op in ("Shape", "Size"):
+        return
+    if not held:
+        _fill(found, node)
         return
     inputs = [() if not t.name else found.axes_of(t) for t in node.inputs]
     together = has(node, Trait.BROADCASTING) or op == "Concat"
@@ -70,17 +74,62 @@ def _visit(found: Followed, node: Node) -> None:
             _require_inferred(found, node, tensor, axes)
 
 
+def _fill(found: Followed, node: Node) -> None:
+    """Note what a node of no places makes once for each place: equal elements along an axis."""
+    inputs = [() if not t.name else found.axes_of(t) for t in node.inputs]
+    known = [axes for axes in inputs if axes is not None]
+    together = has(node, Trait.BROADCASTING) or has(node, Trait.ELEMENTWISE)
+    alike = any(isinstance(axis, Uniform) for axes in known for axis in axes)
+    lost = len(known) < len(inputs) or any(
+        _has_grown(found, tensor) for tensor in node.inputs if tensor.name
+    )
+    if len(known) == len(inputs) and (operator(node) in FILLS or (alike and together)):
+        try:
+            made = FILLS.get(operator(node), elementwise)(found, node, known)
+        except FixedSizeError:
+            pass  # nothing is known of its axes, beside their native sizes
+        else:
+            found.axes.update({id(t): axes for t, axes in zip(node.outputs, made, strict=False)})
+            return
+    if lost and found.native is not None:
+        found.unknown.update(map(id, node.outputs))
+
+
+def _has_grown(found: Followed, tensor: Tensor) -> bool:
+    """Whether a tensor of equal elements has more of them than natively."""
+    axes = found.axes.get(id(tensor), ())
+    natively = found.natively(tensor)
+    return any(
+        isinstance(axis, Uniform) and axis.count != count_of(before)
+        for axis, before in zip(axes, natively, strict=False)
+    )
+
+
+def _plain(found: Followed, node: Node, inputs: list[Axes]) -> list[Axes]:
+    """Return the axes for operators that do not care whether elements are equal."""
+    grown = [t.name for t in node.inputs if t.name and _has_grown(found, t)]
+    if grown:
+        raise FixedSizeError(f"{label(node)} reads '{grown[0]}', which grows with the image")
+    return [
+        tuple(axis.count if isinstance(axis, Uniform) else axis for axis in axes) for axes in inputs
+    ]
+
+
 def _made(found: Followed, node: Node, inputs: list[Axes], held: list[int]) -> Sequence[Axes]:
     op = operator(node)
+    if op in ("Expand", "Tile"):
+        return FILLS[op](found, node, inputs)
+    broadcasting = has(node, Trait.BROADCASTING) or has(node, Trait.ELEMENTWISE)
+    if broadcasting and mixed_axes(node, held[0]) is not None:
+        return elementwise(found, node, inputs)
+    if op != "Concat":
+        inputs = _plain(found, node, inputs)
     if op in HANDLERS:
         return HANDLERS[op](found, node, inputs)
     if op in ("Reshape", "Flatten"):
         return reshape(found, node, inputs)
     if op in ("Squeeze", "Unsqueeze"):
         return [_moved(node, inputs[0])]
-    broadcasting = has(node, Trait.BROADCASTING) or has(node, Trait.ELEMENTWISE)
-    if broadcasting and mixed_axes(node, held[0]) is not None:
-        return elementwise(found, node, [axes for axes in inputs if axes or len(inputs) == 1])
     return _apart(found, node, inputs, held)
 
 
@@ -102,7 +151,9 @@ def _apart(found: Followed, node: Node, inputs: list[Axes], held: list[int]) -> 
                 raise FixedSizeError(f"{label(node)} joins maps of different sizes")
     outputs = []
     for tensor in node.outputs:
-        axes: list[Axis] = list(found.natively(tensor))
+        axes: list[Axis] = [
+            axis.count if isinstance(axis, Uniform) else axis for axis in found.natively(tensor)
+        ]
         if not axes:
             raise FixedSizeError(f"the shape of '{tensor.name}' at {label(node)} is not known")
         for place, places in placed.items():

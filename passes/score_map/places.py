@@ -30,13 +30,20 @@ class Places:
     count: int
 
 
-Axis = int | Places
+@dataclass(frozen=True)
+class Uniform:
+    """`count` elements that are all equal: whatever number is needed can be had."""
+
+    count: int
+
+
+Axis = int | Places | Uniform
 Axes = tuple[Axis, ...]
 
 
 def count_of(axis: Axis) -> int:
     """Return the size of an axis."""
-    return axis.count if isinstance(axis, Places) else axis
+    return axis if isinstance(axis, int) else axis.count
 
 
 def places_in(axes: Axes) -> dict[int, Places]:
@@ -45,11 +52,15 @@ def places_in(axes: Axes) -> dict[int, Places]:
 
 
 class FixedSizeError(RefusedError):
-    """A node ties the network to one size; `progress`: how many nodes were passed."""
+    """A node ties the network to one size; `progress`: how many nodes were passed.
 
-    def __init__(self, reason: str, progress: int = 0) -> None:
+    `layout`: the axes of the image that were taken for its dimensions, where that is known.
+    """
+
+    def __init__(self, reason: str, progress: int = 0, layout: Sequence[int] | None = None) -> None:
         super().__init__(reason)
         self.progress = progress
+        self.layout = layout
 
 
 @dataclass
@@ -57,7 +68,9 @@ class Followed:
     """What came of following `image` at one size.
 
     `shapes`: of every tensor natively. `native`: what came of the native size; None while that is
-    followed. `changed`: Reshapes and Resizes that do not do as natively, by their id.
+    followed. `changed`: Reshapes, Resizes and Slices that do not do as natively, by their id.
+    `stretched`: by the ids of node and input, the axes along which it must be read as often as its
+    map has places. `unknown`: tensors whose sizes follow from the image's in a way not followed.
     """
 
     graph: Graph
@@ -68,13 +81,19 @@ class Followed:
     values: dict[int, Array] = field(default_factory=dict)
     windows: list[Node] = field(default_factory=list)
     changed: dict[int, Node] = field(default_factory=dict)
+    stretched: dict[tuple[int, int], set[int]] = field(default_factory=dict)
     pooled: dict[int, Node] = field(default_factory=dict)
+    unknown: set[int] = field(default_factory=set)
     sequences: dict[int, list[Axes]] = field(default_factory=dict)
 
     def axes_of(self, tensor: Tensor) -> Axes | None:
         """Return the axes of a tensor; None where its shape is unknown."""
+        if id(tensor) in self.unknown:
+            return None
         if id(tensor) in self.axes:
             return self.axes[id(tensor)]
+        if id(tensor) in self.values:
+            return self.values[id(tensor)].shape
         weight = constant(tensor)
         if weight is not None:
             return tuple(weight.shape)
@@ -147,6 +166,7 @@ __all__ = [
     "FixedSizeError",
     "Followed",
     "Places",
+    "Uniform",
     "count_of",
     "places_in",
 ]

@@ -193,7 +193,9 @@ def test_free_resolution_refuses_a_reshape_that_merges_pixels() -> None:
         back=np.array([0, 4, 6, 6]),
     )
     check_refused(
-        make("free-resolution"), model, "Reshape of 's' makes height and width of what was one axis"
+        make("free-resolution", {"axes": "all"}),
+        model,
+        "Reshape of 's' makes height and width of what was one axis",
     )
 
 

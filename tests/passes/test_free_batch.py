@@ -305,6 +305,50 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
         17,
         "DynamicQuantizeLinear of 'q' is not known to treat the rows of a batch one by one",
     ),
+    "rows in what a Gemm adds": (
+        "v = Flatten(r) y = Gemm(a1, b1, v)",
+        "float[1,144] y",
+        {"a1": (1, 5), "b1": (5, 144)},
+        17,
+        "Gemm of 'y' takes rows from 'v' alone, and has the shape of its other inputs",
+    ),
+    "boxes cut out of images that are numbered": (
+        "y = RoiAlign<output_height=2, output_width=2>(r, boxes, which)",
+        "float[2,4,2,2] y",
+        {"boxes": (2, 4), "which": np.array([0, 0])},
+        17,
+        "RoiAlign of 'y' is not known to treat the rows of a batch one by one",
+    ),
+    "written into the first image": (
+        "y = ScatterND(r, where, what)",
+        "float[1,4,6,6] y",
+        {"where": np.array([[0]]), "what": (1, 4, 6, 6)},
+        17,
+        "ScatterND of 'y' is not known to treat the rows of a batch one by one",
+    ),
+    "one image after the other": (
+        "v = Flatten(r) s = Identity(start) last, y = Scan<num_scan_inputs=1, body = b"
+        " (float[144] h, float[144] e) => (float[144] n, float[144] o)"
+        " { n = Add(h, e) o = Identity(n) }>(s, v)",
+        "float[1,144] y",
+        {"start": (144,)},
+        17,
+        "Scan of 'last' is not known to treat the rows of a batch one by one",
+    ),
+    "images as steps in time": (
+        "v = Reshape(r, t) o, h = GRU<hidden_size=3>(v, W, R) y = Squeeze(o, rest)",
+        "float[1,4,3] y",
+        {"t": np.array([1, 4, 36]), "W": (1, 9, 36), "R": (1, 9, 3), "rest": np.array([1])},
+        17,
+        "GRU of 'o' takes axis 0 of 'v', where the rows of a batch lie, for something else",
+    ),
+    "images repeated": (
+        "y = Tile(r, t)",
+        "float[3,4,6,6] y",
+        {"t": np.array([3, 1, 1, 1])},
+        17,
+        "Tile of 'y' works along axis 0 of 'r'",
+    ),
     "no axis for the batch": (
         "y = Reshape(r, t)",
         "float[144] y",
@@ -368,6 +412,12 @@ def test_what_keeps_rows_apart_is_freed(kind: str) -> None:
 def test_what_mixes_rows_is_refused(kind: str) -> None:
     nodes, outputs, constants, opset, reason = REFUSED[kind]
     check_refused(make("free-batch"), network(nodes, outputs, constants, opset), reason)
+
+
+def test_a_slope_is_stretched_to_its_map_and_not_the_map_to_a_slope() -> None:
+    model = network("y = PRelu(map, r)", "float[1,4,6,6] y", {"map": (1, 4, 6, 6)})
+    reason = "PRelu of 'y' takes rows from 'r' alone, and has the shape of its other inputs"
+    check_refused(make("free-batch"), model, reason)  # ONNX says so, though a runtime may do more
 
 
 def test_softmax_that_flattened_works_on_each_row() -> None:
