@@ -24,6 +24,7 @@ from graphpass.commands.check import check
 from graphpass.commands.compare import compare
 from graphpass.commands.dense import convolutionalize, heatmap
 from graphpass.commands.diff import diff
+from graphpass.commands.extract import extract
 from graphpass.commands.inspect import inspect
 from graphpass.commands.optimize import optimize
 from graphpass.commands.passes import passes, test
@@ -137,6 +138,7 @@ for command in (
     optimize,
     convolutionalize,
     heatmap,
+    extract,
     inspect,
     check,
     diff,

@@ -3,6 +3,7 @@
 from .clean_up import CleanUp
 from .conv_to_gemm import ConvToGemm
 from .drop_channels import DropUnusedChannels
+from .extract import Extract
 from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
 from .gemm_to_conv import GemmToConv
@@ -18,6 +19,8 @@ from .score_map import (
     PoolToWindow,
     UnflattenHead,
 )
+from .set_opset import SetOpset
+from .set_shape import SetShape
 
 __all__ = [
     "ClassActivationMap",
@@ -25,6 +28,7 @@ __all__ = [
     "ConvToGemm",
     "DropSoftmax",
     "DropUnusedChannels",
+    "Extract",
     "FlattenGemmToGapConv",
     "FoldBatchNorm",
     "FreeBatch",
@@ -35,5 +39,7 @@ __all__ = [
     "MoveLinear",
     "PoolToGlobal",
     "PoolToWindow",
+    "SetOpset",
+    "SetShape",
     "UnflattenHead",
 ]

@@ -17,8 +17,10 @@ from graphpass.commands.options import (
     FREEZE,
     MOST_THREADS,
     PASSES,
+    SIZES,
     TARGET,
     VALIDATION,
+    ahead,
     beside,
     which,
 )
@@ -60,6 +62,7 @@ def _reports(
 @MANY
 @PASSES
 @TARGET
+@SIZES
 @VALIDATION
 @click.option("--no-validate", is_flag=True, help="Do not run the model at all.")
 @click.option("--strict", is_flag=True, help="Stop where something would have to be undone.")
@@ -139,6 +142,8 @@ def optimize(
     scheduler: str | None,
     force: bool,
     fold_budget: int | None,
+    set_shape: tuple[str, ...],
+    opset: int | None,
     **options: Any,
 ) -> int:
     """Rewrite MODEL and write the result; `-` is standard input or output.
@@ -159,7 +164,7 @@ def optimize(
 
         options |= {"jobs": jobs, "scheduler": scheduler, "force": force, **saving}
         options |= {"reproducers": reproducers, "quiet": quiet, "verbose": verbose}
-        chosen = which(passes, pipeline, profile, fold_budget)
+        chosen = ahead(which(passes, pipeline, profile, fold_budget), set_shape, opset)
         return many.optimize(models, out_dir, chosen, reports, streams.console(), **options)
     for name, given in (("--jobs", jobs), ("--scheduler", scheduler), ("--force", force)):
         if given:
@@ -181,7 +186,7 @@ def optimize(
             options["sha256"] = bool(reports)  # nobody else would see it
             result = optimization.optimize(
                 source,
-                which(passes, pipeline, profile, fold_budget),
+                ahead(which(passes, pipeline, profile, fold_budget), set_shape, opset),
                 progress=progress,
                 **options,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,21 @@ TARGET = click.option(
     help="Run the passes that a chip or runtime asks for, and say what it does not take of the"
     " result: ane, ethos-u, onnxruntime-cpu, qnn-htp, rknn, tensorrt, tidl, vitis-dpu, or"
     " a .toml file.",
+)
+SIZES = options(
+    click.option(
+        "--set-shape",
+        multiple=True,
+        metavar="INPUT=SIZES",
+        help="Sizes of an input in the result, as in x=1,3,224,224; a name lets a size vary:"
+        " x=N,3,height,width. May be repeated.",
+    ),
+    click.option(
+        "--opset",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Version of ONNX's operators in the result, by ONNX's own converter.",
+    ),
 )
 FREEZE = click.option(
     "--freeze-initializers",
@@ -186,6 +201,18 @@ def _with_fold_budget(chosen: str, fold_budget: int) -> str:
     for options in budgeted:
         options["fold_budget"] = str(fold_budget)
     return ",".join(_spelled(name, options) for name, options in steps)
+
+
+def ahead(chosen: str, set_shape: Sequence[str] = (), opset: int | None = None) -> str:
+    """Return `chosen` behind the passes that sizes and another opset ask for."""
+    first = [_spelled("set-shape", {"shapes": " ".join(set_shape)})] if set_shape else []
+    if opset is not None:
+        first.append(_spelled("set-opset", {"opset": str(opset)}))
+    if not first:
+        return chosen
+    from graphpass.rewrite.registry import PIPELINES
+
+    return ",".join([*first, *PIPELINES.get(chosen, [chosen])])
 
 
 def _spelled(name: str, options: dict[str, str]) -> str:

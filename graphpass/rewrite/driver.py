@@ -199,6 +199,10 @@ def _apply(
 
 
 def _run_by_hand(step: Pass, model: Model, applied: Applied) -> None:
+    if "convert" in type(step).__dict__:
+        _convert(step, model, applied)
+    if "run" not in type(step).__dict__:
+        return
     with model.editing(interface=bool(step.changes_interface)) as graph:
         for scope in model.scopes():
             try:
@@ -211,7 +215,21 @@ def _run_by_hand(step: Pass, model: Model, applied: Applied) -> None:
                     raise RuleError(
                         f"it refuses after it has changed {begun}: decide first, or use an Editor"
                     ) from None
-    applied.edited = graph.is_touched
+    applied.edited = applied.edited or graph.is_touched
+
+
+def _convert(step: Pass, model: Model, applied: Applied) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model.proto)
+    try:
+        notes = step.convert(changed)
+    except RefusedError as refusal:
+        applied.refusals.append(Refusal.of(step.name, "the model", refusal))
+        return
+    if notes:
+        model.restore(changed)
+        applied.notes.extend(notes)
+        applied.edited = True
 
 
 class _Run:

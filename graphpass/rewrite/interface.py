@@ -10,11 +10,14 @@ class Interface(Flag):
 
     NOTHING = 0
     SIZES = auto()  # a size of an input or output that was fixed may vary
+    FIXED = auto()  # a size that could vary may be fixed, or have another name
     MAPS = auto()  # outputs may get axes: an answer for each place
     OUTPUTS = auto()  # further outputs, after those that there are
     LOGITS = auto()  # an output that is a Softmax may be what the Softmax read
     OTHER = auto()  # whatever else: names, types, order
-    ANY = SIZES | MAPS | OUTPUTS | LOGITS | OTHER
+    OPSETS = auto()  # the versions of operator sets
+    PART = auto()  # inputs and outputs may be any tensors of the model: a part of it is left
+    ANY = SIZES | FIXED | MAPS | OUTPUTS | LOGITS | OTHER
 
     @classmethod
     def of(cls, declared: Interface | bool) -> Interface:

@@ -6,6 +6,8 @@ import inspect
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import onnx
+
 from graphpass.errors import RuleError
 from graphpass.ir.nodes import Graph
 from graphpass.rewrite.form import Form, read
@@ -74,13 +76,13 @@ class Rule:
 class Pass:
     """A named step of a pipeline: rules that are applied until none fits, or a `run` of its own.
 
-    A subclass sets `name`, and `rules` (a tuple, or a property where they depend on options) or
-    `run`. Its dataclass fields are its options. `changes_interface`: what `run` may change of
-    inputs and outputs of the model (`Interface`; True: anything). `repeats`: whether `run` is
-    called in each round of a pipeline; otherwise not again once it has changed something.
-    `sweeps`: whether nodes and
-    initializers that nothing reads are removed first. `surveys`: what is looked for in whole
-    scopes before the rules are applied.
+    A subclass sets `name`, and `rules` (a tuple, or a property where they depend on options),
+    `run` or `convert`. Its dataclass fields are its options. `changes_interface`: what it may
+    change of inputs and outputs of the model (`Interface`; True: anything). `repeats`: whether
+    `run` is called in each round of a pipeline; otherwise not again once it has changed something.
+    `sweeps`: whether nodes and initializers that nothing reads are removed first. `required`:
+    whether a model on which it cannot do what it is for is not delivered. `surveys`: what is looked
+    for in whole scopes before the rules are applied.
     """
 
     name: ClassVar[str]
@@ -88,6 +90,7 @@ class Pass:
     changes_interface: ClassVar[Interface | bool] = False
     repeats: ClassVar[bool] = False
     sweeps: ClassVar[bool] = False
+    required: ClassVar[bool] = False
     surveys: ClassVar[tuple[Survey, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -96,7 +99,7 @@ class Pass:
             raise RuleError(f"pass {cls.__name__} needs a `name`")
         if any(base is not Pass and issubclass(base, Pass) for base in cls.__bases__):
             raise RuleError(f"pass {cls.__name__} inherits from a pass: use its rules instead")
-        if "rules" not in cls.__dict__ and "run" not in cls.__dict__:
+        if not {"rules", "run", "convert"} & cls.__dict__.keys():
             raise RuleError(f"pass {cls.__name__} needs `rules` or a `run` method")
 
     def run(self, graph: Graph) -> list[str]:
@@ -108,10 +111,19 @@ class Pass:
         """
         return []
 
+    def convert(self, proto: onnx.ModelProto) -> list[str]:
+        """Change a whole model, for what a graph has no words for; one line for each change.
+
+        `proto` is a skeleton of its own: large weights are references, which stay as they are. It
+        takes the place of the model where lines come back. What may change besides nodes is what
+        `changes_interface` says.
+        """
+        return []
+
     @property
     def is_by_hand(self) -> bool:
         """Whether the pass changes the model other than by rules."""
-        return "run" in type(self).__dict__
+        return bool({"run", "convert"} & type(self).__dict__.keys())
 
     @property
     def options(self) -> dict[str, Any]:

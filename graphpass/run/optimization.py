@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from graphpass.errors import DifferenceError
+from graphpass.errors import DifferenceError, UsageError
 from graphpass.ir.cost import cost_of
 from graphpass.ir.model import Model
 from graphpass.ir.proto_walk import label_of
@@ -146,6 +146,7 @@ def optimize(
                 progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
             )
             _run(pipeline, report)
+            _require_done(steps, report)
             _count(report, judge, pipeline.stages[0][1], loaded.proto)
             if noted_bytes > max(_NOTED_BYTES, _NOTED_SHARE * facts.size_bytes):
                 report.warnings.append(_of_metadata(noted_bytes))
@@ -191,6 +192,19 @@ def _run(pipeline: Pipeline, report: Report) -> None:
         report.not_convolutional = _dense_nodes(model.proto, pipeline.reports)
         report.interface = _interface(pipeline)
         report.warnings = _warnings(pipeline)
+
+
+def _require_done(steps: Sequence[Pass], report: Report) -> None:
+    """Raise where a pass that was asked for as such could not do what it is for."""
+    for step, entry in zip(steps, report.passes, strict=True):
+        if not step.required:
+            continue
+        if entry.reason and entry.check is not None and entry.check.status == "cannot run":
+            raise UsageError(f"{step.name}: {entry.reason}")
+        if entry.reason:
+            raise DifferenceError(f"{step.name}: {entry.reason}", report)
+        if entry.refusals:
+            raise UsageError(f"{step.name}: {entry.refusals[0].reason}")
 
 
 def _pipeline_name(passes: Passes) -> str | None:

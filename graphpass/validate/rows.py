@@ -57,13 +57,23 @@ class Rows:
         self, candidate: onnx.ModelProto, random: set[str]
     ) -> tuple[list[OutputComparison], str]:
         """Run `candidate` with several rows; return what was compared, and what else is wrong."""
-        names = [name for name in batched_inputs(candidate) if name in self.feed]
+        counts = _ROWS if self.cheap else _FEW_ROWS
+        return self.compare_at(candidate, random, batched_inputs(candidate), counts)
+
+    def compare_at(
+        self,
+        candidate: onnx.ModelProto,
+        random: set[str],
+        batched: Sequence[str],
+        counts: Sequence[int],
+    ) -> tuple[list[OutputComparison], str]:
+        """Do so with `counts` rows in the inputs `batched`."""
+        names = [name for name in batched if name in self.feed]
         arrays = [self.feed[name] for name in names]
         sizes = {len(array) if isinstance(array, np.ndarray) else 0 for array in arrays}
         if len(sizes) != 1 or sizes == {0}:
             return [], ""
         (native,) = sizes
-        counts = _ROWS if self.cheap else _FEW_ROWS
         most = -(-max(counts) // native) * native  # whole batches of the original's own
         rows = self._drawn(names, most)
         answers = self._one_by_one(self.model, rows, native, most)

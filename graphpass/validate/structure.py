@@ -35,7 +35,9 @@ def check_structure(
     """
     allowed = Interface.of(interface_may_change)
     problems = list(_undeclared_changes(before, after, allowed))
-    return problems + list(_lost_metadata(before, after)) + list(_invalidity(before, after))
+    opsets = Interface.OPSETS in allowed
+    lost = list(_lost_metadata(before, after, opsets_may_change=opsets))
+    return problems + lost + list(_invalidity(before, after))
 
 
 def interface_problems(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
@@ -66,12 +68,12 @@ def _undeclared_changes(
     before: onnx.ModelProto, after: onnx.ModelProto, allowed: Interface
 ) -> Iterator[str]:
     """Yield what differs in the interface beyond what was declared."""
-    if Interface.OTHER in allowed:
+    if allowed & (Interface.OTHER | Interface.PART):
         return
     inputs, outputs = _caller_inputs(after), list(after.graph.output)
     if Interface.OUTPUTS in allowed:
         outputs = outputs[: len(before.graph.output)]
-    pairs = [(_caller_inputs(before), inputs, allowed & Interface.SIZES)]
+    pairs = [(_caller_inputs(before), inputs, allowed & (Interface.SIZES | Interface.FIXED))]
     pairs.append((list(before.graph.output), outputs, allowed))
     for what, (old, new, may) in zip(("input", "output"), pairs, strict=True):
         if [value.name for value in old] != [value.name for value in new]:
@@ -92,14 +94,23 @@ def _is_declared(one: onnx.TypeProto, two: onnx.TypeProto, allowed: Interface) -
         return False
     if Interface.MAPS in allowed:
         return True
-    return (
-        Interface.SIZES in allowed
-        and len(old.shape.dim) == len(new.shape.dim)
-        and all(
-            a == b or (not b.HasField("dim_value") and not a.dim_param)
-            for a, b in zip(old.shape.dim, new.shape.dim, strict=True)
-        )
+    return len(old.shape.dim) == len(new.shape.dim) and all(
+        _is_declared_size(a, b, allowed) for a, b in zip(old.shape.dim, new.shape.dim, strict=True)
     )
+
+
+def _is_declared_size(
+    old: onnx.TensorShapeProto.Dimension,
+    new: onnx.TensorShapeProto.Dimension,
+    allowed: Interface,
+) -> bool:
+    if old == new:
+        return True
+    if Interface.FIXED in allowed and not old.HasField("dim_value"):
+        return True
+    if Interface.SIZES not in allowed:
+        return False
+    return Interface.FIXED in allowed or (not new.HasField("dim_value") and not old.dim_param)
 
 
 def _value_changes(
@@ -137,8 +148,12 @@ def _overridable(model: onnx.ModelProto) -> set[str]:
     return initializers & {value.name for value in model.graph.input}
 
 
-def _lost_metadata(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
+def _lost_metadata(
+    before: onnx.ModelProto, after: onnx.ModelProto, *, opsets_may_change: bool = False
+) -> Iterator[str]:
     old, new = _opsets(before), _opsets(after)
+    if opsets_may_change:
+        old |= {key: new[key] for key in old.keys() & new.keys()}
     used = {node.domain or "ai.onnx" for node in all_nodes(after)}
     kept = {key: value for key, value in new.items() if key in old or key not in used}
     yield from _dict_changes("opset", old, kept)  # a new node may need one that is new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,12 +14,18 @@ import onnx
 from graphpass.resources import Closing
 from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.window import Window, WindowVerdict
-from graphpass.validate.baseline import FULL_NOISE, Point
-from graphpass.validate.compare import OutputComparison, Place, Policy, compare_leaf
-from graphpass.validate.distance import leaves
+from graphpass.validate.baseline import FULL_NOISE, Point, ReferenceCannotRunError
+from graphpass.validate.compare import (
+    OutputComparison,
+    Place,
+    Policy,
+    compare_leaf,
+    measure_noise,
+)
+from graphpass.validate.distance import identical, leaves
 from graphpass.validate.latency import Latency, latency_of
 from graphpass.validate.logits import softmax_outputs, with_logits
-from graphpass.validate.noise import base_tolerance
+from graphpass.validate.noise import base_tolerance, moved_by_ulp
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
 from graphpass.validate.process.channel import Value
@@ -30,6 +37,14 @@ from graphpass.validate.process.runtime import (
     Session,
     run_rounds,
     share_of_memory_mib,
+)
+from graphpass.validate.references import (
+    Shapes,
+    at_shapes,
+    fixed_shapes,
+    options_for,
+    set_batch,
+    values_of,
 )
 from graphpass.validate.resolutions import Resolutions
 from graphpass.validate.rows import Rows, shaped_like
@@ -60,6 +75,8 @@ class Validator(Closing):
         self._original = Original(reference, self.options, self._runtime)
         self._ones_may_move = False
         self._logits: dict[tuple[str, ...], Validator] = {}
+        self._at_shapes: dict[str, Validator] = {}
+        self._latest = self  # who was asked last: at the sizes that the model has now
         self._policy = Policy(
             base_tolerance(self._original.epsilon),
             self.options.factor,
@@ -93,7 +110,9 @@ class Validator(Closing):
         position, further ones are not, and axes of size 1 may come and go (a map of one cell is
         the answer for the image). A batch that varies now is run with several rows against the
         original's single runs, a resolution at other sizes; where an output may be its logits,
-        they are the original's own.
+        they are the original's own. Where sizes are fixed, the original is declared for them; a
+        part gets what the original computes at its inputs, and must give what it does at its
+        outputs.
         """
         original = self._original.model
         allowed = Interface.of(interface_may_change)
@@ -108,6 +127,12 @@ class Validator(Closing):
             changed = bool(interface_problems(original, candidate)) and not interface_may_change
             status: Status = "interface changed" if changed else "invalid"
             return Verdict(status, problems[0], problems=tuple(problems))
+        self._latest = self
+        if Interface.PART in allowed and _is_part(original, candidate):
+            return self._check_part(candidate)
+        shapes = fixed_shapes(original, candidate) if Interface.FIXED in allowed else {}
+        if shapes:
+            return self._check_at(candidate, shapes, allowed & ~Interface.FIXED | Interface.OTHER)
         self._ones_may_move = bool(allowed)
         comparisons: list[OutputComparison] = []
         for provider in self.options.providers:
@@ -132,10 +157,8 @@ class Validator(Closing):
         """Compare with several rows and at other sizes, where the candidate takes them."""
         original = self._original
         random = original.random_outputs(point.provider)
+        rows = self._rows(point)
         about = (original.model, self._runtime, point.provider, point.feed.values)
-        rows = Rows(
-            *about, self._policy, original.epsilon, original.is_cheap(point), self.options.seed
-        )
         sizes = Resolutions(*about, self._policy, original.epsilon, self.options.seed)
         done: list[OutputComparison] = []
         for judge in (rows, sizes):
@@ -153,6 +176,88 @@ class Validator(Closing):
             )
         return self._logits[outputs]
 
+    def _check_at(self, candidate: onnx.ModelProto, shapes: Shapes, allowed: Interface) -> Verdict:
+        """Compare at the sizes that `candidate` fixes, with the original declared for them."""
+        there = self._beside(shapes)
+        batch = set_batch(self._original.model, shapes)
+        try:
+            if batch is None:
+                self._latest = there
+                return there.check(candidate, interface_may_change=allowed)
+            with contextlib.suppress(ReferenceCannotRunError):
+                there.prepare()
+                self._latest = there
+            alone = {name: ("", *sizes[1:]) for name, sizes in shapes.items()}
+            return self._beside(alone).check_rows(candidate, *batch)
+        except ReferenceCannotRunError as error:
+            return self._verdict("cannot run", f"at the sizes that are set, {error}", [])
+
+    def check_rows(self, candidate: onnx.ModelProto, names: Sequence[str], count: int) -> Verdict:
+        """Compare `count` rows in the inputs `names` with what the original says of each alone."""
+        comparisons: list[OutputComparison] = []
+        for provider in self.options.providers:
+            point = self._original.points(provider)[0]
+            random = self._original.random_outputs(provider)
+            done, problem = self._rows(point).compare_at(candidate, random, names, (count,))
+            comparisons += done
+            if problem:
+                return self._verdict("differs", problem, comparisons)
+        return self._judge(comparisons)
+
+    def _rows(self, point: Point) -> Rows:
+        original = self._original
+        about = (original.model, self._runtime, point.provider, point.feed.values)
+        cheap, seed = original.is_cheap(point), self.options.seed
+        return Rows(*about, self._policy, original.epsilon, cheap, seed)
+
+    def _beside(self, shapes: Shapes) -> Validator:
+        """Return a validator whose original is declared for the sizes that a candidate fixes."""
+        key = repr(shapes)
+        if key not in self._at_shapes:
+            model = at_shapes(self._original.model, shapes)
+            self._at_shapes[key] = Validator(model, options_for(model, self.options))
+        return self._at_shapes[key]
+
+    def _check_part(self, candidate: onnx.ModelProto) -> Verdict:
+        """Compare a part with what the original computes there, from what it computes before."""
+        comparisons: list[OutputComparison] = []
+        for provider in self.options.providers:
+            for point in self._original.points(provider):
+                try:
+                    comparisons.extend(self._compare_part(candidate, point))
+                except RunError as error:
+                    return self._verdict("cannot run", f"{error}", comparisons)
+        return self._judge(comparisons)
+
+    def _compare_part(self, candidate: onnx.ModelProto, point: Point) -> list[OutputComparison]:
+        held = {tensor.name for tensor in candidate.graph.initializer}
+        inputs = [value.name for value in candidate.graph.input if value.name not in held]
+        outputs = [value.name for value in candidate.graph.output]
+        model, provider = self._original.model, point.provider
+        feed = point.feed.values
+        values = values_of(model, [*inputs, *outputs], feed, self._runtime, provider)
+        moved = moved_by_ulp(feed, self._original.epsilon, self.options.seed + 1)
+        other = values
+        if moved is not None:
+            other = values_of(model, outputs, moved, self._runtime, provider)
+        expected = {name: values[name] for name in outputs if name in values}
+        measured = measure_noise(expected, {name: other[name] for name in expected})
+        with self._runtime.load(candidate, provider) as session:
+            given = {name: values[name] for name in inputs if name in values}
+            found, again = (leaves(session.run(given).outputs) for _ in range(2))
+        return [
+            compare_leaf(
+                Place(name, provider, point.feed.name),
+                leaves(expected)[name],
+                found[name],
+                noise=measured.get(name),
+                policy=self._policy,
+                fallback_scale=lambda: 1.0,
+            )
+            for name in expected
+            if identical(found[name], again[name])
+        ]
+
     def load(self, path: Path) -> None:
         """Have ONNX Runtime load a file on every provider. Raises RunError."""
         for provider in self.options.providers:
@@ -168,8 +273,8 @@ class Validator(Closing):
             seed=self.options.seed,
             rtol=self.options.rtol or 0.0,
             atol=self.options.atol or 0.0,
-            shapes=self._original.shapes,
-            symbols=self._original.bindings,
+            shapes=self._latest._original.shapes,
+            symbols=self._latest._original.bindings,
         )
 
     def latency(
@@ -187,7 +292,7 @@ class Validator(Closing):
         last longer than tens of its runs and would look like a difference.
         """
         provider = self.options.providers[0]
-        feed = self._original.points(provider)[0].feed
+        feed = self._latest._original.points(provider)[0].feed
         with (
             self._runtime.load(before, provider, "all") as one,
             self._runtime.load(after, provider, "all") as two,
@@ -208,7 +313,7 @@ class Validator(Closing):
     def close(self) -> None:
         """End the worker process."""
         self._runtime.close()
-        for other in self._logits.values():
+        for other in (*self._logits.values(), *self._at_shapes.values()):
             other.close()
 
     def _compare(
@@ -371,6 +476,17 @@ class Validator(Closing):
 
 def _has_failed(comparisons: list[OutputComparison]) -> bool:
     return any(not c.ok and c.comparable for c in comparisons)
+
+
+def _is_part(original: onnx.ModelProto, candidate: onnx.ModelProto) -> bool:
+    """Whether inputs or outputs are other tensors."""
+    return any(
+        [value.name for value in one] != [value.name for value in two]
+        for one, two in (
+            (original.graph.input, candidate.graph.input),
+            (original.graph.output, candidate.graph.output),
+        )
+    )
 
 
 def _without_softmax(original: onnx.ModelProto, candidate: onnx.ModelProto) -> list[str]:
