@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -599,10 +600,29 @@ def test_inspect_shows_what_would_be_done(graphpass: Command, model: Path) -> No
     before = model.read_bytes()
     done = graphpass("inspect", model)
     assert done.code == 0
-    assert "12 nodes: 4 Add, 4 Identity, 4 Relu" in done.out
+    assert "12 nodes, 28 parameters; opset" in done.out
+    assert re.search(r"^Add +4 +28", done.out, re.MULTILINE)
     assert "tidy: 4 rewrites, 0 refused" in done.out
-    assert "DropIdentity: Identity of 'i0' → nothing" in done.out
+    assert "4 × DropIdentity: " in done.out
+    assert "DropIdentity: Identity of 'i0' → nothing" in graphpass("inspect", model, "-v").out
     assert model.read_bytes() == before and names(model.parent) == ["net.onnx"]
+
+
+def test_inspect_lists_nodes_and_prints_json(graphpass: Command, model: Path) -> None:
+    listed = graphpass("inspect", model, "a1", "--cost").out.splitlines()
+    assert " parameters multiply-adds weights activations" in listed[0]
+    assert listed[1].split() == ["a1", "Add", "[1,", "7]", "float32", "7", "28", "B", "28", "B"]
+    told = json.loads(graphpass("inspect", model, "--json").out)
+    assert told["inputs"] == [{"name": "x", "type": "[N, 7] float32"}]
+    assert told["operators"] == {"Add": 4, "Identity": 4, "Relu": 4}
+    assert [node["node"] for node in told["nodes"]][:3] == ["a0", "i0", "r0"]
+    assert told["nodes"][0]["dtype"] == "float32" and told["nodes"][0]["parameters"] == 7
+    (tidy,) = [step for step in told["passes"] if step["name"] == "tidy"]
+    assert len(tidy["rewrites"]) == 4 and tidy["error"] is None
+    one = json.loads(graphpass("inspect", model, "i2", "--json").out)
+    assert [node["node"] for node in one["nodes"]] == ["i2"]
+    assert [len(step["rewrites"]) for step in one["passes"] if step["name"] == "tidy"] == [1]
+    assert json.loads(graphpass("inspect", model, "--json", "--cost").out)["passes"] == []
 
 
 def test_inspect_one_node_says_why_not(graphpass: Command, model: Path) -> None:

@@ -142,9 +142,9 @@ def test_inspect_lists_the_cost_of_nodes(tmp_path: Path) -> None:
     )
     run = CliRunner().invoke(commands, ["inspect", str(path), "--cost", "--bind", "H=10"])
     assert run.exit_code == 0
-    assert "multiply-adds 5.12 k (5,120)" in run.output and "1x2x10x64" in run.output
+    assert "multiply-adds 5.12 k (5,120)" in run.output and "[1, 2, 10, 64] float32" in run.output
     one = CliRunner().invoke(commands, ["inspect", str(path), "y", "--cost"])
-    assert "1x2x64x64" in one.output and "weights" in one.output
+    assert "[1, 2, 64, 64] float32" in one.output and "weights" in one.output
     wrong = CliRunner().invoke(commands, ["inspect", str(path), "--cost", "--bind", "Z=10"])
     assert "no symbolic dimension 'Z'" in str(wrong.exception)
 

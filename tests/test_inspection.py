@@ -10,9 +10,10 @@ import onnx
 import pytest
 from rich.console import Console
 
+from graphpass.commands.inspection_text import show_found
 from graphpass.ir.model import Model
 from graphpass.rewrite.registry import make
-from graphpass.run.inspection import inspect, show
+from graphpass.run.inspection import inspect
 from graphpass.testing import apply_to, graph
 
 CONV_BN = (
@@ -24,7 +25,7 @@ CONV_BN = (
 def shown(model: Any, name: str | None, step: str = "fold-batchnorm") -> str:
     loaded = Model.load(model)
     console = Console(file=io.StringIO(), width=200)
-    show(console, loaded, inspect(loaded, [make(step)]), name)
+    show_found(console, loaded, inspect(loaded, [make(step)]), name)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
 

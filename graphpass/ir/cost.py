@@ -34,7 +34,8 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node: `output`: the shape of its first output, None where that is unknown.
+    """One node: `output`: the shape of its first output, None where that is unknown; `data_type`:
+    of its elements, as ONNX numbers them, 0 where that is unknown.
 
     `multiply_adds`: of sums of products, 0 for what sums none, None where shapes are unknown.
     `weight_elements`, `weight_bytes`: of the initializers that it reads. `activation_bytes`: of
@@ -44,6 +45,7 @@ class NodeCost:
     node: str
     operator: str
     output: tuple[int, ...] | None
+    data_type: int
     multiply_adds: int | None
     weight_elements: int
     weight_bytes: int
@@ -158,6 +160,7 @@ def _node_cost(
         node.name or (node.output[0] if node.output else ""),
         node.op_type,
         None if output is None else tuple(output),
+        types.get(node.output[0], 0) if node.output else 0,
         _multiply_adds(node, known),
         sum(math.prod(tensor.dims) for tensor in held),
         sum(_bytes(tensor.data_type, tensor.dims) for tensor in held),

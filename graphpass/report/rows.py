@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphpass.report.data import Check, PassReport, Quarantined, Report
 from graphpass.report.summary import counted
-from graphpass.rewrite.driver import Failure, described
+from graphpass.rewrite.driver import Failure, Refusal, described
 
 if TYPE_CHECKING:
     from graphpass.rewrite.window import WindowVerdict
@@ -157,20 +157,22 @@ class Refused:
 
 def refusals(report: Report) -> list[Refused]:
     """Return what was refused, by pass and reason, the most frequent of a pass first."""
-    found: list[Refused] = []
-    for entry in report.passes:
-        groups: dict[str, Refused] = {}
-        for refusal in entry.refusals:
-            kind = _NAMED.sub("…", refusal.reason)
-            known = groups.get(kind)
-            if known is None:
-                groups[kind] = Refused(entry.name, refusal.reason, refusal.advice, [refusal.node])
-                continue
-            known.nodes.append(refusal.node)
-            if refusal.reason != known.reason:
-                known.reason = kind
-        found.extend(sorted(groups.values(), key=lambda group: -len(group.nodes)))
-    return found
+    return [group for entry in report.passes for group in by_reason(entry.name, entry.refusals)]
+
+
+def by_reason(step: str, refused: Iterable[Refusal]) -> list[Refused]:
+    """Return the refusals of one pass by reason, the most frequent first."""
+    groups: dict[str, Refused] = {}
+    for refusal in refused:
+        kind = _NAMED.sub("…", refusal.reason)
+        known = groups.get(kind)
+        if known is None:
+            groups[kind] = Refused(step, refusal.reason, refusal.advice, [refusal.node])
+            continue
+        known.nodes.append(refusal.node)
+        if refusal.reason != known.reason:
+            known.reason = kind
+    return sorted(groups.values(), key=lambda group: -len(group.nodes))
 
 
 def rewrites(report: Report) -> Iterator[Row]:

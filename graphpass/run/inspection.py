@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import onnx
 
 from graphpass.errors import RuleError, UsageError
+from graphpass.ir.cost import NodeCost, cost_of, node_costs
 from graphpass.ir.model import Model
-from graphpass.report import costs
-from graphpass.report.data import model_facts, nodes_of, operator_name
-from graphpass.report.terminal import say
+from graphpass.ir.type_text import dtype_text, type_text
+from graphpass.report.data import model_facts, nodes_of, operator_name, plain
 from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
 from graphpass.validate.cost import natural_shapes
 from graphpass.validate.process.constants import runtime_for_constants
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 _LISTED = 64  # numbers of an attribute
 
@@ -107,69 +103,68 @@ def heading(node: onnx.NodeProto) -> str:
     return f"{', '.join(node.output)} = {operator_name(node)}{listed}({', '.join(node.input)})"
 
 
-def show(console: Console, model: Model, found: Sequence[Inspected], name: str | None) -> None:
-    """Print what `inspect` found, all of it or what concerns one node or tensor.
+def as_data(
+    model: Model,
+    found: Sequence[Inspected],
+    name: str | None = None,
+    bind: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Return the model, its nodes and what `inspect` found as plain data for JSON.
 
-    Raises `UsageError` where there is no node of that name.
+    `name`: only that node and what concerns it. `bind`: sizes of symbolic dimensions to count with.
+    Raises `UsageError` where there is no such node or dimension.
     """
-    if name is None:
-        _show_model(console, model)
-        for one in found:
-            _show_pass(console, one, one.applied)
-        return
-    node = find_node(model, name)
-    say(console, heading(node), style="bold")
-    parts = [(one, about(one.applied, names_of(node))) for one in found]
-    for one, part in parts:
-        if part.changed or part.refusals or part.failures:
-            _show_pass(console, one, part)
-    if not any(part.changed or part.refusals or part.failures for _, part in parts):
-        names = ", ".join(one.step.name for one in found)
-        say(console, f"nothing that {names} look for begins or ends here")
-
-
-def show_cost(
-    console: Console, model: Model, name: str | None, bind: Mapping[str, int] | None = None
-) -> None:
-    """Print what each node costs, or one: with a batch of 1 and sizes as `bind` has them.
-
-    Raises `UsageError` where there is no node of that name, nor such a dimension.
-    """
-    names = None if name is None else names_of(find_node(model, name))
-    costs.show(console, model.proto, natural_shapes(model.proto, bind), names)
-
-
-def _show_model(console: Console, model: Model) -> None:
-    graph = model.proto.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    for kind, values in (("input", graph.input), ("output", graph.output)):
-        for value in values:
-            if value.name not in constants:
-                shown = onnx.helper.printable_value_info(value).removeprefix("%")
-                say(console, f"{kind} {shown}")
+    shapes = natural_shapes(model.proto, bind)
     facts = model_facts(model.proto)
-    counts = sorted(facts.operators.items(), key=lambda entry: -entry[1])
-    say(console, f"{facts.nodes} nodes: " + ", ".join(f"{n} {name}" for name, n in counts))
-    for entry in model.proto.metadata_props:
-        if entry.key.startswith("graphpass."):
-            say(console, f"{entry.key} {entry.value}")
-    versions = ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in model.opsets.items())
-    say(console, f"{facts.parameters:,} parameters; opsets: {versions}")
+    nodes = node_costs(model.proto, shapes)
+    parts = [(one, one.applied) for one in found]
+    if name is not None:
+        names = names_of(find_node(model, name))
+        nodes = [node for node in nodes if node.node in names]
+        parts = [(one, about(one.applied, names)) for one in found]
+    graph = model.proto.graph
+    told = plain(
+        {
+            "inputs": [_value_data(value) for value in caller_inputs(model.proto)],
+            "outputs": [_value_data(value) for value in graph.output],
+            "ir_version": model.proto.ir_version,
+            "opsets": {domain or "ai.onnx": v for domain, v in model.opsets.items()},
+            "metadata": {entry.key: entry.value for entry in model.proto.metadata_props},
+            "parameters": facts.parameters,
+            "operators": facts.operators,
+            "cost": cost_of(model.proto, shapes),
+            "nodes": [_node_data(node) for node in nodes],
+            "passes": [_pass_data(one, part) for one, part in parts],
+        }
+    )
+    assert isinstance(told, dict)
+    return told
 
 
-def _show_pass(console: Console, one: Inspected, part: Applied) -> None:
-    say(console, f"\n{one.step.name}: {len(part.rewrites)} rewrites, {len(part.refusals)} refused")
-    if one.error:
-        say(console, f"  failed: {one.error}", style="red")
-    for note in part.notes:
-        say(console, f"  {note}")
-    for rewrite in part.rewrites:
-        after = ", ".join(rewrite.after) or "nothing"
-        say(console, f"  {rewrite.rule}: {', '.join(rewrite.before)} → {after}")
-    for failure in part.failures:
-        say(console, f"  {described(failure)}")
-    for refusal in part.refusals:
-        say(console, f"  {refusal.node} stays: {refusal.reason} ({refusal.rule})", style="yellow")
-    for said in dict.fromkeys(refusal.advice for refusal in part.refusals):
-        if said:
-            say(console, f"  what can be done: {said}")
+def _value_data(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    return {"name": value.name, "type": type_text(value.type)}
+
+
+def _node_data(node: NodeCost) -> dict[str, Any]:
+    told: dict[str, Any] = plain(node)
+    told["dtype"] = dtype_text(told.pop("data_type")) or None
+    told["parameters"] = told.pop("weight_elements")
+    return told
+
+
+def _pass_data(one: Inspected, part: Applied) -> dict[str, Any]:
+    return {
+        "name": one.step.name,
+        "options": one.step.options,
+        "error": one.error or None,
+        "notes": part.notes,
+        "rewrites": part.rewrites,
+        "failures": [described(failure) for failure in part.failures],
+        "refusals": part.refusals,
+    }
+
+
+def caller_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that a caller has to feed."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
