@@ -24,6 +24,7 @@ from graphpass.ir.type_text import type_text
 from graphpass.report.data import Report
 from graphpass.report.notebook import notebook
 from graphpass.report.page.drawn import pair
+from graphpass.report.page.layers import layers
 from graphpass.report.page.page import page
 from graphpass.report.summary import verdict
 from graphpass.testing import graph
@@ -94,7 +95,49 @@ def test_the_page_needs_nothing_and_no_name_is_markup(result: Any) -> None:
 
 
 def test_without_models_the_page_has_no_graphs(result: Any) -> None:
-    assert data_of(page(result.report))["graphs"] == []
+    told = data_of(page(result.report))
+    assert told["graphs"] == [] and told["cost"] == {"layers": [], "fed": ""}
+
+
+def test_the_page_tells_what_each_layer_costs(result: Any) -> None:
+    told = data_of(result.html())["cost"]
+    kinds = {layer["operator"]: layer for layer in told["layers"]}
+    assert told["fed"] == "x [1, 3, 8, 8]"
+    # 6x6 places, 4 filters of 3x3x3; with the fold, a bias comes in
+    conv, folded = kinds["Conv"], kinds["BatchNormalization"]
+    assert conv["adds"] == [36 * 4 * 27] * 2 and conv["told"][0] == "3.89 k"
+    assert conv["bytes"] == [4 * (4 * 27 + 4 * 36), 4 * (4 * 27 + 4 + 4 * 36)]
+    assert folded["adds"] == [0, None] and folded["told"][1] == "640 B → gone"
+    assert conv["label"] == label_of(network().graph.node[0])
+
+
+def test_a_layer_that_became_another_is_one_row() -> None:
+    model = graph(
+        """(float[1,2,4,4] x) => (float[1,3] y) {
+            f = Flatten(x) h = Gemm(f, W) r = Relu(h) y = Gemm(r, V) }""",
+        W=(32, 8),
+        V=(8, 3),
+    )
+    with graphpass.optimize(model, "gemm-to-conv", validate=False) as found:
+        told = data_of(found.html())["cost"]["layers"]
+    dense = [layer for layer in told if any(layer["adds"])]
+    assert [layer["operator"] for layer in dense] == ["Gemm → Conv"] * 2
+    assert [layer["told"][0] for layer in dense] == ["256", "24"]
+
+
+def test_what_is_new_or_unknown_is_said() -> None:
+    before = graph("(float[1,2,4,4] x) => (float[1,2,4,4] y) { a = Abs(x) y = Relu(a) }")
+    after = graph(
+        """(float[1,2,4,4] x, int64[k] s) => (float[a,c] y) {
+            r = Reshape(x, s) b = MatMul(r, r) y = Relu(b) }"""
+    )
+    fed = {"x": [1, 2, 4, 4]}
+    told = {layer["name"]: layer["told"] for layer in layers(before, after, fed, fed)}
+    assert told == {
+        "Abs of 'a'": ["", "128 B → gone"],
+        "MatMul of 'b'": ["new: ?", "new: ?"],
+        "Relu of 'y'": ["", "128 B → ?"],
+    }
 
 
 def test_nodes_stand_where_their_names_or_their_metadata_say() -> None:
@@ -217,4 +260,5 @@ def test_a_browser_draws_both_graphs(result: Any, tmp_path: Path) -> None:
     dom = done.stdout
     assert dom.count("<svg") == 3  # before, after, errors
     assert dom.count('class="edge"') > 5 and 'class="dot' in dom
+    assert dom.count('class="layer"') == len(data_of(result.html())["cost"]["layers"]) == 4
     assert "the BatchNormalization gone" in dom and "<img" not in dom

@@ -12,6 +12,7 @@ from graphpass.report.summary import counted
 from graphpass.rewrite.driver import Failure, Refusal, described
 
 if TYPE_CHECKING:
+    from graphpass.ir.cost import Cost
     from graphpass.rewrite.window import WindowVerdict
     from graphpass.validate.compare import OutputComparison
 
@@ -29,11 +30,11 @@ PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
 def overview(report: Report) -> Iterator[Row]:
     """Yield what changed: a label, before, after, a remark."""
     before, after = report.input, report.output
-    yield "nodes", str(before.nodes), str(after.nodes), ""
+    yield "nodes", f"{before.nodes:,}", f"{after.nodes:,}", ""
     for name in sorted({*before.operators, *after.operators}):
         old, new = before.operators.get(name, 0), after.operators.get(name, 0)
         if old != new:
-            yield f"  {name}", str(old), str(new), ""
+            yield f"  {name}", f"{old:,}", f"{new:,}", ""
     yield "parameters", f"{before.parameters:,}", f"{after.parameters:,}", ""
     if before.files and after.files:
         yield "file size", size(before.size_bytes), size(after.size_bytes), ""
@@ -45,7 +46,7 @@ def overview(report: Report) -> Iterator[Row]:
             ratio += ", not conclusive"
         # rounds are compared in pairs: the median of either side alone may say something else
         after_ms = time.before_ms * time.ratio
-        yield "latency", f"{time.before_ms:.3g} ms", f"{after_ms:.3g} ms", ratio
+        yield "latency", duration(time.before_ms), duration(after_ms), ratio
 
 
 def _costs(report: Report) -> Iterator[Row]:
@@ -53,10 +54,20 @@ def _costs(report: Report) -> Iterator[Row]:
     if before is None or after is None:
         return
     old, new = before.multiply_adds, after.multiply_adds
-    ratio = f"× {new / old:.2f}" if old and old != new else ""
-    yield "multiply-adds", amount(old), amount(new), ratio
+    known = not before.uncounted and not after.uncounted
+    remark = f"× {new / old:.2f}" if known and old and old != new else ""
+    if not known:
+        sides = [f"{c.uncounted:,} {side}" for c, side in ((before, "before"), (after, "after"))]
+        remark = f"without nodes of unknown shapes: {', '.join(sides)}"
+    yield "multiply-adds", _least(before, amount(old)), _least(after, amount(new)), remark
     yield "weights", size(before.weight_bytes), size(after.weight_bytes), ""
-    yield "activations", size(before.activation_bytes), size(after.activation_bytes), ""
+    written = [_least(cost, size(cost.activation_bytes)) for cost in (before, after)]
+    yield "activations", *written, ""
+
+
+def _least(cost: Cost, told: str) -> str:
+    """Write a count that may lack nodes, since their shapes are not known."""
+    return f"≥ {told}" if cost.uncounted else told
 
 
 def passes(report: Report, *, everything: bool = True) -> Iterator[Row]:
@@ -230,6 +241,13 @@ def amount(count: int) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.3g}{units[0]}" if value < 999.5 else f"{value:.0f}{units[0]}"
+
+
+def duration(time_ms: float) -> str:
+    """Write a time for people."""
+    if time_ms < 999.5:
+        return f"{time_ms:.3g} ms"
+    return f"{time_ms / 1000:.3g} s" if time_ms < 999_500 else f"{time_ms / 1000:,.0f} s"
 
 
 def size(count: int) -> str:

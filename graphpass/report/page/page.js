@@ -64,7 +64,7 @@ class Side {
     });
     this.byLabel = new Map(graph.nodes.map((node) => [node.label, node]));
     this.scroll = make("div", { class: "scroll" });
-    this.element = make("figure", {}, make("figcaption", {}, `${kind}: ${graph.nodes.length} nodes`), this.scroll);
+    this.element = make("figure", {}, make("figcaption", {}, `${kind}: ${graph.nodes.length.toLocaleString("en")} nodes`), this.scroll);
   }
   counted(group, node) {
     group.count += 1;
@@ -137,6 +137,7 @@ class Side {
     dagre.layout(layout);
     const size = layout.graph();
     const [width, height] = [size.width || 10, size.height || 10];
+    this.width = width;
     const picture = draw("svg", {
       width: width * view.zoom, height: height * view.zoom, viewBox: `0 0 ${width} ${height}`,
       role: "img", "aria-label": `graph ${this.kind}`,
@@ -228,6 +229,14 @@ const view = {
     this.sides = graphs.map((graph, i) => new Side(graph, ["before", "after"][i], labels(["before", "after"][i])));
     $("graphs").append(...this.sides.map((side) => side.element));
     this.openFirst();
+    this.render();
+    this.fit(0.7, this.zoom);
+  },
+  /** Zoom so that the wider graph fits its frame, as far as it stays readable. */
+  fit(least, most) {
+    const ratio = (side) => side.scroll.clientWidth / side.width;
+    this.zoom = Math.min(most, Math.max(least, Math.min(...this.sides.map(ratio))));
+    for (const side of this.sides) side.scroll.scrollTo(0, 0);
     this.render();
   },
   openFirst() {
@@ -346,7 +355,7 @@ function chart() {
   const rows = data.rewrites.filter((rewrite) => rewrite.status !== "not run");
   hideUnless(rows.length, "errors-section");
   if (!rows.length) return;
-  const [width, height, left, bottom] = [Math.max(320, Math.min(1100, document.body.clientWidth - 40)), 200, 48, 24];
+  const [width, height, left, bottom] = [Math.max(280, $("errors").clientWidth), 200, 48, 24];
   const low = -6; // decades below the bound; what is equal lies on the ground
   const y = (ratio) => (ratio > 0 ? 10 + (height - bottom - 10) * Math.min(1, -Math.log10(ratio) / -low) : height - bottom);
   const x = (i) => left + ((width - left - 10) * (i + 0.5)) / rows.length;
@@ -364,7 +373,49 @@ function chart() {
     picture.append(draw("circle", { class: names, cx: x(i), cy: y(ratio), r: 4, onclick: () => view.showRewrite(rewrite) },
       draw("title", {}, `${rewrite.number}. ${rewrite.rule} at ${rewrite.site}: ${proof(rewrite)}`)));
   });
-  $("errors").append(picture);
+  $("errors").replaceChildren(picture);
+}
+
+// ------------------------------------------------------------------------------ cost by layer
+
+const FIRST_LAYERS = 25;
+function costs() {
+  const layers = data.cost.layers;
+  hideUnless(layers.length, "cost-section");
+  if (!layers.length) return;
+  const most = (kind) => Math.max(1, ...layers.map((layer) => Math.max(layer[kind][0] || 0, layer[kind][1] || 0)));
+  const scale = { adds: most("adds"), bytes: most("bytes") };
+  const bars = (layer, kind, told) => make("div", { class: "bars" },
+    make("span", { class: "told" }, told),
+    ...["before", "after"].map((side, i) => make("i", { class: side, style: `width:${(100 * (layer[kind][i] || 0)) / scale[kind]}%` })));
+  const line = (layer) => {
+    const show = () => { view.select(layer.label); $("graphs-section").scrollIntoView({ behavior: "smooth" }); };
+    const name = layer.label
+      ? make("button", { class: "site", type: "button", title: layer.name, onclick: show }, shortened(layer.name, 60))
+      : make("span", { title: layer.name }, shortened(layer.name, 60));
+    return make("div", { class: "layer", role: "row" }, make("div", { class: "who" }, name, make("small", {}, layer.operator)),
+      bars(layer, "adds", layer.told[0]), bars(layer, "bytes", layer.told[1]));
+  };
+  const weight = (layer, kind) => Math.max(layer[kind][0] || 0, layer[kind][1] || 0);
+  const orders = {
+    graph: () => 0,
+    adds: (one, two) => weight(two, "adds") - weight(one, "adds"),
+    bytes: (one, two) => weight(two, "bytes") - weight(one, "bytes"),
+    change: (one, two) => change(two) - change(one),
+  };
+  const change = (layer) => ["adds", "bytes"].reduce((sum, kind) => sum + Math.abs((layer[kind][0] || 0) - (layer[kind][1] || 0)) / scale[kind], 0);
+  let all = false;
+  const fillIn = () => {
+    const sorted = [...layers].sort(orders[$("cost-order").value]);
+    $("cost").replaceChildren(...(all ? sorted : sorted.slice(0, FIRST_LAYERS)).map(line));
+    $("cost-all").hidden = all || layers.length <= FIRST_LAYERS;
+  };
+  $("cost-order").value = layers.length > FIRST_LAYERS ? "adds" : "graph";
+  $("cost-order").addEventListener("change", fillIn);
+  $("cost-all").textContent = `show all ${layers.length.toLocaleString("en")} layers`;
+  $("cost-all").addEventListener("click", () => { all = true; fillIn(); });
+  if (data.cost.fed) $("cost-fed").textContent = `in one run with ${data.cost.fed}`;
+  fillIn();
 }
 
 // ------------------------------------------------------------------------------------- the page
@@ -375,7 +426,7 @@ function start() {
   $("verdict").textContent = data.verdict;
   $("remarks").append(...data.remarks.map((line) => make("li", {}, line)));
   for (const [label, before, after, remark] of data.facts) {
-    $("facts").append(make("div", {}, make("dt", {}, label), make("dd", {}, `${before} → ${after}`, ...(remark ? [make("small", {}, remark)] : []))));
+    $("facts").append(make("div", {}, make("dt", {}, label), make("dd", {}, before === after ? before : `${before} → ${after}`, ...(remark ? [make("small", {}, remark)] : []))));
   }
   table($("operators"), ["operator", "before", "after"], data.operators, [1, 2]);
   if (data.passes) table($("passes"), data.passes.header, data.passes.rows, [1, 2, 3, 4]);
@@ -385,10 +436,7 @@ function start() {
   hideUnless(data.run.length, "run-section");
   hideUnless(data.operators.length, "operators-section");
   hideUnless(data.outputs && data.outputs.rows.length, "outputs-section");
-  hideUnless(data.cost.length, "cost-section");
-  const most = Math.max(1, ...data.cost.map((row) => Math.max(row[1], row[2])));
-  const bar = (value) => make("span", {}, value ? value.toLocaleString("en") + " " : "", make("span", { class: "bar", style: `width:${(90 * value) / most}px` }));
-  table($("cost"), ["node", "before", "after"], data.cost.map(([name, before, after]) => [name, bar(before), bar(after)]));
+  costs();
   const rules = new Map();
   for (const rewrite of data.rewrites) {
     const key = `${rewrite.pass}: ${rewrite.rule}`;
@@ -413,11 +461,13 @@ function start() {
   hideUnless(data.graphs.length, "graphs-section");
   if (data.graphs.length) view.start(data.graphs);
   chart();
+  window.addEventListener("resize", chart);
   $("touched").addEventListener("click", () => view.showTouched());
   hideUnless(data.rewrites.length || data.alone, "touched");
   if (data.alone) $("touched").textContent = "show what differs";
   $("closer").addEventListener("click", () => view.zoomBy(1.25));
   $("farther").addEventListener("click", () => view.zoomBy(0.8));
+  $("fit").addEventListener("click", () => view.fit(0.1, 1.5));
   $("fold").addEventListener("click", () => view.fold());
   $("search").addEventListener("input", (event) => search(event.target.value.trim().toLowerCase()));
 }

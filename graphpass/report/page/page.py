@@ -10,14 +10,18 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from graphpass.ir.cost import cost_of
+from graphpass.ir.type_text import shape_text
 from graphpass.report.data import PassReport, Report, file_facts, model_facts, plain
 from graphpass.report.page.drawn import pair
+from graphpass.report.page.layers import layers
 from graphpass.report.rows import (
     OUTPUTS,
     PASSES,
@@ -28,6 +32,7 @@ from graphpass.report.rows import (
     remarks,
 )
 from graphpass.report.summary import counted, verdict
+from graphpass.validate.cost import natural_shapes
 
 
 def page(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None = None) -> str:
@@ -47,7 +52,7 @@ def page(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None 
             "outputs": {"header": OUTPUTS, "rows": list(outputs(report))},
             "rewrites": [row for entry in report.passes for row in _rewrites(entry)],
             "refusals": [{"pass": group.step, **plain(group)} for group in refusals(report)],
-            "cost": [],
+            "cost": _cost(report, models),
             "graphs": pair(*models) if models is not None else [],
             "run": list(_run(report)),
         }
@@ -59,6 +64,11 @@ def diff_page(models: tuple[onnx.ModelProto, onnx.ModelProto], files: tuple[Path
     facts = [
         model_facts(model, [file_facts(path, sha256=False)])
         for model, path in zip(models, files, strict=True)
+    ]
+    shapes = [natural_shapes(model) for model in models]
+    facts = [
+        replace(told, cost=cost_of(model, fed))
+        for told, model, fed in zip(facts, models, shapes, strict=True)
     ]
     report = Report({}, facts[0], facts[1], validated=False)
     graphs = pair(*models)
@@ -79,7 +89,7 @@ def diff_page(models: tuple[onnx.ModelProto, onnx.ModelProto], files: tuple[Path
             "outputs": None,
             "rewrites": [],
             "refusals": [],
-            "cost": [],
+            "cost": _cost(report, models),
             "graphs": graphs,
             "alone": alone,
             "run": [],
@@ -99,6 +109,15 @@ def filled(data: dict[str, Any]) -> str:
     }
     text = folder.joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"/\*(style|dagre|script|data)\*/", lambda found: parts[found[1]], text)
+
+
+def _cost(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None) -> dict[str, Any]:
+    before, after = report.input.cost, report.output.cost
+    if models is None or before is None or after is None:
+        return {"layers": [], "fed": ""}
+    fed = ", ".join(f"{name} {shape_text(shape)}" for name, shape in before.inputs.items())
+    rewrites = [rewrite for entry in report.passes for rewrite in entry.rewrites]
+    return {"layers": layers(*models, before.inputs, after.inputs, rewrites), "fed": fed}
 
 
 def _rewrites(entry: PassReport) -> Iterator[dict[str, Any]]:
@@ -129,5 +148,7 @@ def _run(report: Report) -> Iterator[tuple[str, str]]:
                 f"{file.name}, {file.size_bytes:,} bytes, SHA-256 {file.sha256 or 'not asked for'}",
             )
     for name, value in {**report.settings, **report.environment}.items():
-        yield name, json.dumps(plain(value), ensure_ascii=False)
+        told = plain(value)
+        if told not in (None, [], {}):
+            yield name, told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
     yield "time", f"{report.total_s:.1f} s, begun {report.started_at}"
