@@ -39,7 +39,12 @@ from graphpass.rewrite.registry import make
 from graphpass.run.blame import blamed
 from graphpass.storage.layout import ExternalData
 from graphpass.storage.writer import WrittenFiles, stage_model
-from graphpass.validate.process.runtime import Limits, RunError, Runtime
+from graphpass.validate.process.runtime import (
+    Limits,
+    RunError,
+    Runtime,
+    share_of_memory_mib,
+)
 
 HeadKind = Literal["dense", "global"]
 Progress = Callable[[str, float], None]
@@ -141,7 +146,8 @@ def convolutionalize(
         keep_batch: False lets a fixed batch vary.
         check: False to leave out the window oracle.
         time_limit_s: for one load or run in ONNX Runtime; None: no limit.
-        memory_limit_mib: of the process that ONNX Runtime runs in; None: no limit.
+        memory_limit_mib: of the process that ONNX Runtime runs in; None: three quarters of the
+            memory there is.
         threads: of ONNX Runtime; None: as many as there are processors.
         progress: is told what is being done and how much is done (0 to 1).
 
@@ -175,7 +181,7 @@ def convolutionalize(
         write_metadata(done.proto, head, found.size, report.geometry)
         probe = None
         if check:
-            limits = Limits(time_limit_s, memory_limit_mib)
+            limits = Limits(time_limit_s, memory_limit_mib or share_of_memory_mib())
             with Runtime(limits, threads) as runtime:
                 probe = _check(original, found, done, report, runtime, logits, tell)
     tell("done", 1.0)

@@ -20,6 +20,12 @@ from graphpass.ir.windows import Window
 
 Pixels = npt.NDArray[np.int64]
 
+_MOST = 1 << 22  # pixels of a line, or cells that all windows along one read
+
+
+class TooLargeError(Exception):
+    """A line has more pixels or windows than can be followed; the text ends a sentence."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -43,7 +49,9 @@ class Line:
 
     @classmethod
     def image(cls, size: int) -> Line:
-        """Return the axis of an image of `size` pixels."""
+        """Return the axis of an image of `size` pixels. Raises TooLargeError."""
+        if size > _MOST:
+            raise TooLargeError(f"is {size} pixels long, more than can be followed")
         pixels = np.arange(size, dtype=np.int64)
         return cls(0, 1, 1, pixels, pixels + 1)
 
@@ -52,9 +60,17 @@ class Line:
         return self.through(Window(1, step, -start, 0), count)
 
     def through(self, window: Window, count: int | None = None) -> Line:
-        """Return the axis after a convolution or pooling (of `count` cells, if given)."""
+        """Return the axis after a convolution or pooling (of `count` cells, if given).
+
+        Raises TooLargeError.
+        """
         begin, _ = window.padding(self.size)
         cells = window.count(self.size) if count is None else count
+        if cells * window.kernel > _MOST:
+            raise TooLargeError(
+                f"has {cells} windows of {window.kernel} cells along one axis, more than can be "
+                "followed"
+            )
         taps = (
             np.arange(cells, dtype=np.int64)[:, None] * window.stride
             - begin

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graphpass.follow.geometry import Line
+from graphpass.follow.geometry import Line, TooLargeError
 from graphpass.follow.image_axes import (
     Axes,
     AxisError,
@@ -83,8 +83,11 @@ class Tracer:
             self.visit.pools.update(whole)
         height, width = LAYOUTS[found.layout]
         axes: list[Any] = list(found.image.shape or ())
-        axes[height] = Spatial(0, Line.image(found.size[0]))
-        axes[width] = Spatial(1, Line.image(found.size[1]))
+        try:
+            axes[height] = Spatial(0, Line.image(found.size[0]))
+            axes[width] = Spatial(1, Line.image(found.size[1]))
+        except TooLargeError as error:
+            raise FixedResolutionError(f"the image '{found.image.name}' {error}", 0) from None
         found.axes[id(found.image)] = tuple(axes)
 
     def run(self) -> None:
@@ -92,7 +95,7 @@ class Tracer:
         for index, node in enumerate(self.found.graph.nodes):
             try:
                 self._visit(node)
-            except AxisError as error:
+            except (AxisError, TooLargeError) as error:
                 raise FixedResolutionError(f"{label(node)} {error}", index) from None
             except FixedResolutionError:
                 raise

@@ -30,6 +30,9 @@ _PRODUCTS = {
     "QLinearMatMul": (0, 3),
 }
 _RECURRENT = ("LSTM", "GRU", "RNN")
+_GROWN = 256  # times what a value comes from
+_HUGE = 1 << 60  # bytes; beyond, a product of sizes is none that could be right
+_MOST_AXES = 64  # multiplied, as a list of sizes may have any length
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,42 @@ def node_costs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[Node
 
     The model is taken as ONNX infers it; calls of functions are counted as what they do.
     """
+    bound, known, types, weights = _inferred(model, shapes)
+    return [
+        _node_cost(node, known, types, weights)
+        for graph in all_graphs(bound)
+        for node in graph.node
+    ]
+
+
+def grown_bytes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Return how many bytes nodes make out of next to nothing, and how many the model reads.
+
+    Next to nothing: less than a 256th part, of inputs and weights, through all nodes on the way.
+    ConstantOfShape, Expand or Tile do that, or padding without end.
+    """
+    bound, known, types, weights = _inferred(model, shapes)
+    own = {name: _bytes(tensor.data_type, tensor.dims) for name, tensor in weights.items()}
+    for value in bound.graph.input:
+        own.update(zip([value.name], _written([value.name], known, types), strict=False))
+    held = sum(own.values())
+    behind = dict(own)  # how much of what the model reads a value comes from, at most
+    grown = 0
+    for graph in all_graphs(bound):
+        for node in graph.node:
+            tensors = [a.t for a in node.attribute if a.HasField("t")]
+            read = sum(behind.get(name, 0) for name in set(node.input))
+            read = min(read + sum(_bytes(t.data_type, t.dims) for t in tensors), held)
+            made = sum(_written(node.output, known, types, huge=_HUGE))
+            grown += made if node.op_type != "Constant" and made > _GROWN * max(read, 1) else 0
+            behind.update(dict.fromkeys(node.output, max(read, 1)))
+    return grown, held
+
+
+def _inferred(
+    model: onnx.ModelProto, shapes: Mapping[str, Shape]
+) -> tuple[onnx.ModelProto, dict[str, Shape], dict[str, int], dict[str, onnx.TensorProto]]:
+    """Return the model with these inputs, its calls written out; shapes, types, weights by name."""
     bound = _bound(model, shapes)
     if bound.functions:
         from onnx import inliner  # rarely needed
@@ -103,11 +142,7 @@ def node_costs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[Node
             types[value.name] = value.type.tensor_type.elem_type
         known.update((tensor.name, tuple(tensor.dims)) for tensor in graph.initializer)
         weights.update((tensor.name, tensor) for tensor in graph.initializer)
-    return [
-        _node_cost(node, known, types, weights)
-        for graph in all_graphs(bound)
-        for node in graph.node
-    ]
+    return bound, known, types, weights
 
 
 def shapes_of_outputs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -169,11 +204,12 @@ def _node_cost(
 
 
 def _written(
-    names: Sequence[str], known: Mapping[str, Shape], types: Mapping[str, int]
+    names: Sequence[str], known: Mapping[str, Shape], types: Mapping[str, int], huge: int = 0
 ) -> Iterator[int]:
     for name in names:
         if types.get(name) and name in known:
-            yield _bytes(types[name], known[name])
+            is_huge = huge and math.prod(known[name][:_MOST_AXES]) > huge
+            yield huge if is_huge else _bytes(types[name], known[name])
 
 
 def _bytes(data_type: int, dims: Sequence[int]) -> int:

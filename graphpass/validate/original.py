@@ -18,6 +18,7 @@ from graphpass.validate.baseline import (
     ReferenceCannotRunError,
 )
 from graphpass.validate.distance import identical, is_discrete, leaves, magnitude, wide
+from graphpass.validate.growth import GrowthError, require_little_growth
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.process.channel import Array, Value
 from graphpass.validate.process.runtime import Level, RunError, Runtime, Session
@@ -181,6 +182,13 @@ class Original:
         return max((magnitude(value) for value in inputs), default=0.0) or 1.0
 
     def _first_runs(self, provider: str) -> list[Point]:
+        if self._options.memory_limit_mib is None:
+            try:
+                require_little_growth(self.model)
+            except GrowthError as error:
+                raise GrowthError(
+                    f"the original model is not run: {error} (--memory-limit lets it run)"
+                ) from None
         try:
             session = self._runtime.load(self.model, provider)
         except RunError as error:

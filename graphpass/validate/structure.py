@@ -261,6 +261,7 @@ def checker_error(model: onnx.ModelProto) -> str | None:
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
         RuntimeError,
+        ValueError,  # types of no known number, names that are no text
     ) as error:
         return _one_line(error)
     return None

@@ -6,6 +6,7 @@ chain against all nodes and weights that go with it. 4 bytes expanded to 500 MB 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -41,6 +42,11 @@ FOLD_BUDGET = 0  # bytes that one chain may make the file larger by, beyond what
 _NODE_BYTES = 32  # what a Constant node takes besides its value
 _SHARED_BYTES = 1024  # weights of this size make those that read them one chain
 _MOST_LOOKED_AT = 4096  # nodes above the ends of a chain
+# What chains that make much out of little may compute, all together. A few bytes of a file can
+# stand for any number of large values: each is bounded (see `is_computable`), their sum is not.
+_MOST_GROWN_BYTES = 1 << 29
+_GROWN = 16  # times what a chain reads; more is much out of little
+_LARGE_BYTES = 1 << 20  # what is smaller is folded in any case
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class FoldConstants(Survey):
 
     What the pass has saved elsewhere is spent for chains whose values are larger than what goes,
     the cheapest first; each may grow the file by `budget` beyond that.
+    Where all that would be computed out of next to nothing is too much, none of it is.
     """
 
     budget: int = FOLD_BUDGET
@@ -132,7 +139,14 @@ class FoldConstants(Survey):
             chain.cost = _cost(chain.ends)
         chains.sort(key=lambda chain: chain.cost.growth)
         left = _Allowance(self.budget, max(spare_bytes, 0))
+        grown = {id(chain): _grown_bytes(chain) for chain in chains}
+        too_much = sum(grown.values()) > _MOST_GROWN_BYTES
         for chain in chains:  # those first that make the file smaller
+            if too_much and grown[id(chain)]:
+                mib = sum(grown.values()) >> 20
+                many = f"the constants of the graph would take {mib} MiB to compute"
+                yield from (Refused(node, RefusedError(many)) for node in chain.ends)
+                continue
             if not left.covers(chain.cost):
                 yield from _piece_by_piece(chain, inside, left)
                 continue
@@ -254,6 +268,16 @@ def _is_end(node: Node, inside: dict[int, Node]) -> bool:
 
 
 # ------------------------------------------------------------------------------ what it costs
+
+
+def _grown_bytes(chain: _Chain) -> int:
+    """Return how much is computed on the way; 0 where that is little, or as much as is read."""
+    made = sum(8 * math.prod(static_shape(node.outputs[0]) or ()) for node in chain.nodes)
+    if made < _LARGE_BYTES:
+        return 0
+    read = {id(tensor): tensor for node in chain.nodes for tensor in sources(node)}
+    held = [constant(tensor) for tensor in read.values() if _is_leaf(tensor)]
+    return 0 if made <= _GROWN * sum(weight.nbytes for weight in held if weight) else made
 
 
 def _cost(ends: list[Node]) -> _Cost:

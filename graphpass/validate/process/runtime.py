@@ -87,8 +87,11 @@ class Runtime(Closing):
         threads: int | None = None,
         custom_ops: Sequence[Path] = (),
     ) -> None:
-        """`custom_ops`: libraries with operators that are not ONNX Runtime's own."""
-        self.limits = limits or Limits()
+        """`limits`: by default as long as `Limits` says, and three quarters of the memory.
+
+        `custom_ops`: libraries with operators that are not ONNX Runtime's own.
+        """
+        self.limits = limits or Limits(memory_mib=share_of_memory_mib())
         self.custom_ops = tuple(str(path) for path in custom_ops)
         self.threads = threads or available_cpus()
         self._worker: _Worker | None = None
