@@ -527,7 +527,7 @@ def test_heatmap_finds_the_digit(digits: Path, tmp_path: Path, capfd: Any) -> No
     with Image.open(out) as drawn:
         assert drawn.format == "PNG"
     said = capfd.readouterr().out
-    place = said.splitlines()[1].split(" at ")[1]
+    place = said.splitlines()[2].split(" at ")[1]
     left, upper = (int(part.split()[1].split("..")[0]) for part in place.split(","))
     assert abs(left - 36) <= 4
     assert abs(upper - 16) <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,15 +155,14 @@ def convolutionalize(
             "--approximate gap fits weights to data: it needs --calibration FOLDER|NPZ"
         )
     from graphpass.dense import convolutionalize as dense
+    from graphpass.dense.picture import Preprocessing
 
     source: Any = model
+    how = Preprocessing(scale, mean, std)
     if calibration is not None:
         from graphpass.dense.approximate import approximate_gap
-        from graphpass.dense.picture import Preprocessing
 
-        source, approximation = approximate_gap(
-            model, calibration, test_inputs, Preprocessing(scale, mean, std), native=native
-        )
+        source, approximation = approximate_gap(model, calibration, test_inputs, how, native=native)
         _print_approximation(approximation)
         native = None
     result = dense.convolutionalize(
@@ -174,6 +174,7 @@ def convolutionalize(
         cam=cam,
         keep_batch=keep_batch,
         check=not no_validate,
+        preprocessing=how,
     )
     result.save(target)
     if not quiet:
@@ -258,7 +259,24 @@ def _at(offset: tuple[int, int]) -> str:
 @click.option("--class", "class_index", type=click.IntRange(min=0), help="Default: the strongest.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes, one a line.")
 @click.option("--map", "map_name", metavar="OUTPUT", help="Which output to draw.")
-@click.option("--top", type=click.IntRange(min=1), default=3, help="Boxes to draw.  [default: 3]")
+@click.option("--top", type=click.IntRange(min=0), default=3, help="Boxes to draw.  [default: 3]")
+@click.option(
+    "--threshold",
+    type=Finite(),
+    help="Smallest score of a box.  [default: half of the strongest, where scores lie in 0 to 1]",
+)
+@click.option(
+    "--overlap",
+    type=Finite(min=0, max=1),
+    default=0.1,
+    help="Of boxes that share more (intersection over union), the strongest.  [default: 0.1]",
+)
+@click.option("--softmax", is_flag=True, help="The scores are logits: make probabilities of them.")
+@click.option(
+    "--overlay-only",
+    is_flag=True,
+    help="Draw only map and boxes, transparent, as large as the picture.",
+)
 @_preprocessing
 def heatmap(
     model: Path,
@@ -268,15 +286,22 @@ def heatmap(
     labels: Path | None,
     map_name: str | None,
     top: int,
+    threshold: float | None,
+    overlap: float,
+    softmax: bool,
+    overlay_only: bool,
     scale: float | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> None:
     """Run a dense MODEL on a picture of any size and draw where it sees a class.
 
-    Needs graphpass[image]. The strongest cells are listed with the crop that each of them scores.
+    Needs graphpass[image]. The strongest cells are listed with the crop that each of them scores;
+    of those that overlap, the strongest. How pixels become numbers is said, and taken from the
+    model where `convolutionalize` was told.
     """
-    from graphpass.dense import heatmap as drawing
+    from graphpass.dense import heatmap as scoring
+    from graphpass.dense.drawing import Drawing, said
     from graphpass.dense.picture import Preprocessing
 
     if not image.name:
@@ -285,13 +310,26 @@ def heatmap(
     if target.suffix.lower() != ".png":
         raise UsageError(f"the picture is a PNG: give -o a name that ends in .png, not {target}")
     _require_target(target, image)
-    names = drawing.read_labels(labels) if labels is not None else None
-    scores = drawing.score(model, image, Preprocessing(scale, mean, std), map_name)
+    names = scoring.read_labels(labels) if labels is not None else None
+    scores = scoring.score(model, image, Preprocessing(scale, mean, std), map_name)
+    if softmax:
+        scores = scores.softmax()
     chosen = scores.strongest_class if class_index is None else class_index
-    title = drawing.class_name(scores, chosen, names)
-    cells = scores.strongest_cells(chosen, top)
-    drawing.draw(scores, chosen, cells, title, target)
-    _say(f"{title}: {scores.height}x{scores.width} cells → {target}")
+    scores.require_class(chosen)
+    label = scoring.class_name(scores, chosen, names)
+    best = float(scores.values[:, :, chosen].max())
+    if threshold is None:
+        threshold = best / 2 if scores.probabilities else -math.inf
+    cells = scores.strongest_cells(chosen, top, least=threshold, overlap=overlap)
+    title = f"{label}  {said(best)}  ·  {model.name}"
+    Drawing(scores, chosen, label, cells, title).write(target, overlay_only=overlay_only)
+    _say(f"{label}: {scores.height}x{scores.width} cells → {target}")
+    _say(f"input: {scores.preprocessing}")
     for cell in cells:
         left, upper, right, lower = cell.box
         _say(f"  {cell.score:.4g} at x {left}..{right}, y {upper}..{lower}")
+    if flat := scores.flat(chosen):
+        click.echo(visible(f"warning: {label}: {flat}"), err=True)
+    if not scores.probabilities:
+        hint = "warning: the scores are no probabilities (--softmax makes some of logits)"
+        click.echo(hint, err=True)

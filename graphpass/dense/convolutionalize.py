@@ -29,6 +29,7 @@ from graphpass.dense.map_geometry import (
     write_metadata,
 )
 from graphpass.dense.oracle import Checked, Oracle, Probe, giving_logits
+from graphpass.dense.picture import Preprocessing
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
 from graphpass.follow.image_input import images, native_size, trace_image
 from graphpass.follow.trace import LAYOUTS, FixedResolutionError
@@ -128,6 +129,7 @@ def convolutionalize(
     cam: bool = False,
     keep_batch: bool = True,
     check: bool = True,
+    preprocessing: Preprocessing | None = None,
     time_limit_s: float | None = 300.0,
     memory_limit_mib: int | None = None,
     threads: int | None = None,
@@ -145,6 +147,7 @@ def convolutionalize(
         cam: with `head="global"`, add the class activation map as output `<name>.cam`.
         keep_batch: False lets a fixed batch vary.
         check: False to leave out the window oracle.
+        preprocessing: how pixels become numbers; noted in the model, for `graphpass heatmap`.
         time_limit_s: for one load or run in ONNX Runtime; None: no limit.
         memory_limit_mib: of the process that ONNX Runtime runs in; None: three quarters of the
             memory there is.
@@ -160,6 +163,8 @@ def convolutionalize(
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
     original = Model.load(model, time_limit_s=time_limit_s)
+    if preprocessing is not None:
+        preprocessing.note(original.proto)
     with blamed(original.proto):
         if _is_done(original, native):
             _require_free(original)

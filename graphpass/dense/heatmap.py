@@ -1,17 +1,16 @@
-"""Draw where a dense network sees a class. Needs Pillow and matplotlib (`graphpass[image]`)."""
+"""Where a dense network sees a class in a picture. Needs Pillow (`graphpass[image]`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 from graphpass.dense.map_geometry import NATIVE, OFFSET, STRIDE, WINDOW
 from graphpass.dense.picture import ImageInput, Preprocessing, read_picture
-from graphpass.errors import ModelError, OutputError, RuntimeUnavailableError, UsageError
+from graphpass.errors import ModelError, RuntimeUnavailableError, UsageError
 from graphpass.follow.image_input import images
 from graphpass.follow.trace import LAYOUTS
 from graphpass.ir.model import Model
@@ -20,6 +19,9 @@ from graphpass.ir.weight import Array
 from graphpass.validate.process.runtime import RunError, Runtime
 
 Pair = tuple[int, int]
+
+_ROUNDING = 1e-6
+_FLAT = 0.05  # of the scale: so much should a map differ between places
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scores:
-    """The map of one picture: `values` float [h, w, classes]; the geometry in pixels (y, x)."""
+    """The map of one picture: `values` float [h, w, classes]; the geometry in pixels (y, x).
+
+    `preprocessing`: how pixels became numbers, every default filled in.
+    """
 
     output: str
     pixels: Array
@@ -42,6 +47,7 @@ class Scores:
     stride: Pair
     center: tuple[float, float]
     native: Pair
+    preprocessing: Preprocessing
 
     @property
     def height(self) -> int:
@@ -58,14 +64,59 @@ class Scores:
         """The class with the largest score anywhere."""
         return int(self.values.max(axis=(0, 1)).argmax())
 
-    def strongest_cells(self, index: int, count: int) -> list[Cell]:
-        """Return the cells with the largest scores of a class, strongest first."""
+    @property
+    def probabilities(self) -> bool:
+        """Whether all scores lie between 0 and 1."""
+        return bool((self.values >= 0).all() and (self.values <= 1 + _ROUNDING).all())
+
+    def softmax(self) -> Scores:
+        """Take the scores of a cell as logits of one distribution over the classes."""
+        powers = np.exp(self.values - self.values.max(axis=2, keepdims=True))
+        return replace(self, values=powers / powers.sum(axis=2, keepdims=True))
+
+    def limits(self, index: int) -> tuple[float, float]:
+        """Return the scale of a class: 0 to 1, or its smallest and largest score."""
+        if self.probabilities:
+            return 0.0, 1.0
+        scores = self.values[:, :, index]
+        return float(scores.min()), float(scores.max())
+
+    def flat(self, index: int) -> str:
+        """Say why a map tells nothing about places, "" where it does."""
+        scores = self.values[:, :, index]
+        low, high = float(scores.min()), float(scores.max())
+        if scores.size == 1:
+            return "the map has one cell: a larger picture has more"
+        if high - low >= _FLAT * (1.0 if self.probabilities else max(abs(low), abs(high), 1e-30)):
+            return ""
+        return f"scores hardly differ between places ({low:.3g} to {high:.3g})"
+
+    def strongest_cells(
+        self, index: int, count: int, *, least: float = -np.inf, overlap: float = 1.0
+    ) -> list[Cell]:
+        """Return the cells with the largest scores of a class, strongest first.
+
+        `least`: the smallest score of interest. `overlap`: how much of the area that the crops of
+        two cells cover together they may share (intersection over union); of those that share
+        more, only the stronger is returned.
+        """
+        self.require_class(index)
+        scores = self.values[:, :, index]
+        found: list[Cell] = []
+        for place in np.argsort(-scores, axis=None, kind="stable"):
+            row, column = divmod(int(place), self.width)
+            score = float(scores[row, column])
+            if len(found) == count or not score >= least:
+                break
+            box = self._box(row, column)
+            if all(_shared(box, other.box) <= overlap for other in found):
+                found.append(Cell(row, column, score, box))
+        return found
+
+    def require_class(self, index: int) -> None:
+        """Raise `UsageError` where there is no such class."""
         if index >= self.values.shape[2]:
             raise UsageError(f"there is no class {index}: the map has {self.values.shape[2]}")
-        scores = self.values[:, :, index]
-        order = np.argsort(-scores, axis=None, kind="stable")[:count]
-        places = [(int(k) // self.width, int(k) % self.width) for k in order]
-        return [Cell(r, c, float(scores[r, c]), self._box(r, c)) for r, c in places]
 
     def _box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Return the crop of the native size around the middle of what the cell sees."""
@@ -79,6 +130,15 @@ class Scores:
         return left, upper, right, lower
 
 
+def _shared(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> float:
+    """Return intersection over union of two boxes."""
+    width = min(one[2], two[2]) - max(one[0], two[0])
+    height = min(one[3], two[3]) - max(one[1], two[1])
+    common = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, two)]
+    return common / (sum(areas) - common) if common else 0.0
+
+
 def score(
     model: Path | onnx.ModelProto | Model,
     picture: Path,
@@ -86,6 +146,8 @@ def score(
     map_name: str | None = None,
 ) -> Scores:
     """Run a dense model on a picture of any size.
+
+    What `preprocessing` leaves open is taken from the model, where `convolutionalize` noted it.
 
     Raises ModelError where the model is not dense or does not say where its cells lie (only
     `convolutionalize` writes that); UsageError where the picture is too small or no picture.
@@ -102,7 +164,9 @@ def score(
             f"{picture} has {pixels.shape[0]}x{pixels.shape[1]} pixels, fewer than the "
             f"{native[0]}x{native[1]} that the network needs"
         )
-    feed = wanted.batch(preprocessing.apply(pixels, wanted.dtype)[None])
+    how = preprocessing.over(Preprocessing.noted(loaded.proto))
+    how = how.resolved(wanted.channels, wanted.dtype)
+    feed = wanted.batch(how.apply(pixels, wanted.dtype)[None])
     try:
         with Runtime() as runtime, runtime.load(loaded.proto, level="all") as session:
             found = np.asarray(session.run({wanted.name: feed}).outputs[output.name])
@@ -110,7 +174,7 @@ def score(
         raise RuntimeUnavailableError(str(error)) from None
     values = found[0] if wanted.layout == "NHWC" else found[0].transpose(1, 2, 0)
     center = (offset[0] + window[0] / 2, offset[1] + window[1] / 2)
-    return Scores(output.name, pixels, values.astype(np.float64), stride, center, native)
+    return Scores(output.name, pixels, values.astype(np.float64), stride, center, native, how)
 
 
 def image_input(model: Model) -> ImageInput:
@@ -168,51 +232,3 @@ def class_name(scores: Scores, index: int, labels: list[str] | None) -> str:
     """Return the label of a class, or its number."""
     named = labels is not None and index < len(labels)
     return labels[index] if labels is not None and named else f"class {index}"
-
-
-def draw(scores: Scores, index: int, cells: list[Cell], title: str, target: Path) -> None:
-    """Write the picture with the map of one class over it and the boxes of `cells`, as PNG."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError:
-        raise UsageError("drawing needs matplotlib: pip install 'graphpass[image]'") from None
-    height, width = scores.pixels.shape[:2]
-    figure = Figure(figsize=(max(4.0, 6 * width / height) + 1, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot()
-    grey = scores.pixels.shape[2] == 1
-    axes.imshow(scores.pixels[:, :, 0] if grey else scores.pixels, cmap="gray")
-    drawn = axes.imshow(
-        scores.values[:, :, index],
-        extent=_extent(scores),
-        cmap="inferno",
-        alpha=0.5,
-        interpolation="nearest",
-    )
-    for rank, cell in enumerate(cells):
-        left, upper, right, lower = cell.box
-        axes.add_patch(
-            Rectangle(
-                (left, upper),
-                right - left,
-                lower - upper,
-                fill=False,
-                edgecolor="white",
-                linewidth=2.0 if rank == 0 else 1.0,
-            )
-        )
-    axes.set(title=title, xlim=(0, width), ylim=(height, 0), xlabel="pixels", ylabel="pixels")
-    figure.colorbar(drawn, ax=axes, label=scores.output)
-    try:
-        figure.savefig(target, format="png")
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from None
-
-
-def _extent(scores: Scores) -> tuple[float, float, float, float]:
-    """Give each cell the square, one stride large, around the middle of what it sees."""
-    upper, left = (scores.center[dim] - scores.stride[dim] / 2 for dim in (0, 1))
-    lower = upper + scores.height * scores.stride[0]
-    return left, left + scores.width * scores.stride[1], lower, upper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -147,6 +147,11 @@ def write_metadata(
             values[key] = next(iter(pairs.values()))
         elif pairs:
             values[key] = ";".join(f"{output}={text}" for output, text in pairs.items())
+    set_metadata(model, values)
+
+
+def set_metadata(model: onnx.ModelProto, values: Mapping[str, str]) -> None:
+    """Write entries into the metadata of a model, in place of those of the same keys."""
     kept = [entry for entry in model.metadata_props if entry.key not in values]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)

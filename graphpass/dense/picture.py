@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
-from graphpass.errors import UsageError
+from graphpass.dense.map_geometry import set_metadata
+from graphpass.errors import ModelError, UsageError
 from graphpass.ir.weight import Array
 
 # what torchvision's and most other published classifiers were trained with
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _LARGEST_PIXEL = 255.0
+_NOTED = "graphpass."  # before the names of the fields, in the metadata of a model
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,8 @@ class Preprocessing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
-    def apply(self, pixels: Array, dtype: np.dtype[Any]) -> Array:
-        """Turn pixels [height, width, channels], 0 to 255, into numbers of `dtype`."""
-        channels = pixels.shape[2]
+    def resolved(self, channels: int, dtype: np.dtype[Any]) -> Preprocessing:
+        """Fill in the defaults. Raises `UsageError` where the numbers are not one a channel."""
         plain = dtype.kind in "ui" or channels != len(IMAGENET_MEAN)
         scale = self.scale
         if scale is None:
@@ -43,9 +45,48 @@ class Preprocessing:
                 raise UsageError(
                     f"--{name} has {len(values)} numbers, but the network sees {channels} channels"
                 )
-        values = (pixels.astype(np.float64) * scale - np.array(mean)) / np.array(std)
+        return Preprocessing(scale, mean, std)
+
+    def apply(self, pixels: Array, dtype: np.dtype[Any]) -> Array:
+        """Turn pixels [height, width, channels], 0 to 255, into numbers of `dtype`."""
+        how = self.resolved(pixels.shape[2], dtype)
+        assert how.scale is not None and how.mean is not None and how.std is not None
+        values = (pixels.astype(np.float64) * how.scale - np.array(how.mean)) / np.array(how.std)
         result: Array = values.astype(dtype)
         return result
+
+    def over(self, weaker: Preprocessing) -> Preprocessing:
+        """Take from `weaker` what is left open."""
+        scale = weaker.scale if self.scale is None else self.scale
+        return Preprocessing(scale, self.mean or weaker.mean, self.std or weaker.std)
+
+    def note(self, model: onnx.ModelProto) -> None:
+        """Write what is given into the metadata of a model."""
+        for name, values in vars(self).items():
+            if values is None:
+                continue
+            numbers = values if isinstance(values, tuple) else (values,)
+            set_metadata(model, {_NOTED + name: ",".join(map(repr, numbers))})
+
+    @classmethod
+    def noted(cls, model: onnx.ModelProto) -> Preprocessing:
+        """Read what `note` wrote. Raises `ModelError` where somebody wrote something else."""
+        found: dict[str, tuple[float, ...]] = {}
+        for entry in model.metadata_props:
+            name = entry.key.removeprefix(_NOTED)
+            if entry.key != name and name in ("scale", "mean", "std"):
+                try:
+                    found[name] = tuple(float(part) for part in entry.value.split(","))
+                except ValueError:
+                    raise ModelError(f"{entry.key} is no list of numbers: {entry.value}") from None
+        scale = found.get("scale", (None,))[0]
+        return cls(scale, found.get("mean"), found.get("std"))
+
+    def __str__(self) -> str:
+        mean, std = (
+            ", ".join(f"{v:.4g}" for v in values or ()) for values in (self.mean, self.std)
+        )
+        return f"(pixel · {self.scale or 0:.4g} − [{mean}]) / [{std}]"
 
 
 def read_picture(path: Path, channels: int) -> Array:
