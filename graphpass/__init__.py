@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from graphpass.ir.weight import Weight as Weight
     from graphpass.many.report import ManyReport as ManyReport
     from graphpass.many.run import optimize_many as optimize_many
+    from graphpass.rewrite.choice import Choice as Choice
     from graphpass.rewrite.pattern import Beyond as Beyond
     from graphpass.rewrite.pattern import Op as Op
     from graphpass.rewrite.pattern import any_ as any_
@@ -89,6 +90,7 @@ _HOMES = {
     "graphpass.many.report": ("ManyReport",),
     "graphpass.many.run": ("optimize_many",),
     "graphpass.ir.model": ("Model",),
+    "graphpass.rewrite.choice": ("Choice",),
     "graphpass.rewrite.pattern": (
         "Beyond",
         "Op",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphpass import (
+    Choice,
     Node,
     Op,
     Pass,
@@ -48,6 +49,7 @@ class ReduceIsGlobalPool(Rule):
     With a Transpose before it, over whatever axes H and W are then; ReduceMax likewise.
     """
 
+    choice = Choice.AS_ASKED
     pattern = Op(("ReduceMean", "ReduceMax"), _MAP, optional(any_("axes")), bind="reduce")
 
     def rewrite(self, reduce: Node, transpose: Node | None, y: Tensor, axes: Tensor | None) -> Any:
@@ -105,6 +107,7 @@ class MergeMeans(Rule):
 class WholeWindowIsGlobalPool(Rule):
     """AveragePool(y[N, C, H, W], kernel HxW) = GlobalAveragePool(y); MaxPool likewise."""
 
+    choice = Choice.AS_ASKED
     pattern = Op(("AveragePool", "MaxPool"), any_("y"), bind="pool")
 
     def rewrite(self, pool: Node, y: Tensor) -> Any:
@@ -136,6 +139,7 @@ class DenseOnEqualPixels(Rule):
     makes, is its own mean.
     """
 
+    choice = Choice.AS_ASKED
     pattern = DENSE_ON_MAP
 
     def rewrite(
@@ -167,6 +171,7 @@ class DenseOnSums(Rule):
     The sum over all pixels is H·W times their mean.
     """
 
+    choice = Choice.AS_ASKED
     pattern = dense(Op("ReduceSum", any_("y"), optional(any_("axes")), bind="reduce", shared=True))
 
     def rewrite(

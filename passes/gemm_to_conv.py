@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from graphpass import (
+    Choice,
     Node,
     Op,
     Pass,
@@ -46,6 +47,7 @@ class DenseOnFeatureMap(Rule):
 
     positions: bool = False  # also where the rows are steps of a sequence
 
+    choice = Choice.AS_ASKED
     pattern = DENSE_ON_MAP
 
     def rewrite(
@@ -80,6 +82,7 @@ class DenseOnRows(Rule):
 
     positions: bool = False  # also where the rows are positions inside an image or sequence
 
+    choice = Choice.AS_ASKED
     pattern = dense(any_("x"))
 
     def rewrite(

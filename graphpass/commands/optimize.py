@@ -19,6 +19,7 @@ from graphpass.commands.options import (
     PASSES,
     SIZES,
     TARGET,
+    TUNE,
     VALIDATION,
     ahead,
     beside,
@@ -62,6 +63,7 @@ def _reports(
 @MANY
 @PASSES
 @TARGET
+@TUNE
 @SIZES
 @VALIDATION
 @click.option("--no-validate", is_flag=True, help="Do not run the model at all.")
@@ -144,6 +146,7 @@ def optimize(
     fold_budget: int | None,
     set_shape: tuple[str, ...],
     opset: int | None,
+    no_tune_cache: bool,
     **options: Any,
 ) -> int:
     """Rewrite MODEL and write the result; `-` is standard input or output.
@@ -153,10 +156,14 @@ def optimize(
     """
     options["validate"] = not no_validate
     options["latency"] = not no_latency and not (quiet and not reports)
+    options["tune_cache"] = not no_tune_cache
+    tunes = options["tune"] or options["tune_from"] is not None
     saving = {
         "external_data": external_data,
         "external_data_size_threshold": external_data_size_threshold,
     }
+    what = which(passes, pipeline, profile, fold_budget, tunes=tunes)
+    chosen = ahead(what, set_shape, opset)
     if out_dir is not None:
         if output is not None or in_place:
             raise UsageError("give either --out-dir or one of --output and --in-place")
@@ -164,7 +171,6 @@ def optimize(
 
         options |= {"jobs": jobs, "scheduler": scheduler, "force": force, **saving}
         options |= {"reproducers": reproducers, "quiet": quiet, "verbose": verbose}
-        chosen = ahead(which(passes, pipeline, profile, fold_budget), set_shape, opset)
         return many.optimize(models, out_dir, chosen, reports, streams.console(), **options)
     for name, given in (("--jobs", jobs), ("--scheduler", scheduler), ("--force", force)):
         if given:
@@ -186,7 +192,7 @@ def optimize(
             options["sha256"] = bool(reports)  # nobody else would see it
             result = optimization.optimize(
                 source,
-                ahead(which(passes, pipeline, profile, fold_budget), set_shape, opset),
+                chosen,
                 progress=progress,
                 **options,
             )

@@ -99,6 +99,25 @@ SIZES = options(
         help="Version of ONNX's operators in the result, by ONNX's own converter.",
     ),
 )
+TUNE = options(
+    click.option(
+        "--tune",
+        is_flag=True,
+        help="Measure rewrites that pay on one runtime and not on another, and keep those that do"
+        " here. Without passes given: all that may.",
+    ),
+    click.option(
+        "--tune-from",
+        type=click.Path(path_type=Path),
+        metavar="REPORT.json",
+        help="Choose as in that run, without measuring.",
+    ),
+    click.option(
+        "--no-tune-cache",
+        is_flag=True,
+        help="Measure what was measured on this machine before.",
+    ),
+)
 FREEZE = click.option(
     "--freeze-initializers",
     is_flag=True,
@@ -181,13 +200,15 @@ def which(
     pipeline: str | None,
     target: str | None = None,
     fold_budget: int | None = None,
+    *,
+    tunes: bool = False,
 ) -> str:
     """Return what to run, as `graphpass.optimize` takes it. Raises `UsageError`.
 
     `target`: one whose profile names the passes, unless they are given. `fold_budget`: bytes, an
-    option of every clean-up among them.
+    option of every clean-up among them. `tunes`: where nothing is given, all that may pay.
     """
-    chosen = _chosen(passes, pipeline, target)
+    chosen = _chosen(passes, pipeline, target, tunes)
     return chosen if fold_budget is None else _with_fold_budget(chosen, fold_budget)
 
 
@@ -220,7 +241,9 @@ def _spelled(name: str, options: dict[str, str]) -> str:
     return f"{name}{{{given}}}" if given else name
 
 
-def _chosen(passes: str | None, pipeline: str | None, target: str | None) -> str:
+def _chosen(
+    passes: str | None, pipeline: str | None, target: str | None, tunes: bool = False
+) -> str:
     if passes is not None and pipeline is not None:
         raise UsageError("give either --passes or --pipeline")
     if target is not None:
@@ -233,4 +256,8 @@ def _chosen(passes: str | None, pipeline: str | None, target: str | None) -> str
         from graphpass.rewrite.registry import require_pipeline
 
         require_pipeline(pipeline)
+    if passes is None and pipeline is None and tunes:
+        from graphpass.rewrite.registry import TUNED
+
+        return ",".join(TUNED)
     return passes if passes is not None else pipeline or "default"

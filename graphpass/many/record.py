@@ -21,7 +21,9 @@ from graphpass.storage import remote
 FOLDER = ".graphpass"
 _VERSION = 1
 # what changes neither the result nor what is said of it
-_WITHOUT_EFFECT = {"threads", "latency", "allow_external", "inputs", "passes", "skip"}
+_WITHOUT_EFFECT = {
+    *("threads", "latency", "allow_external", "inputs", "passes", "skip", "tune_cache"),
+}
 
 
 def settings(options: Mapping[str, Any], saving: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,10 +33,10 @@ def settings(options: Mapping[str, Any], saving: Mapping[str, Any]) -> dict[str,
     what checks the result are part of it, contents of files with inputs as well.
     """
     from graphpass import __version__
-    from graphpass.rewrite.registry import PIPELINES, without
+    from graphpass.rewrite.registry import PIPELINES, TUNED, without
 
     passes, skip = options.get("passes"), options.get("skip", ())
-    steps = without(passes, skip)
+    steps = without(TUNED if passes is None else passes, skip)
     inputs = options.get("inputs")
     told: dict[str, Any] = plain(
         {

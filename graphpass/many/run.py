@@ -19,7 +19,7 @@ from graphpass.many.report import ManyReport
 from graphpass.many.task import Outcome, Task, make
 from graphpass.many.watch import Watch
 from graphpass.report.data import plain
-from graphpass.rewrite.registry import without
+from graphpass.rewrite.registry import TUNED, without
 from graphpass.run.optimization import optimize
 from graphpass.run.result import Result
 from graphpass.storage import remote
@@ -73,8 +73,11 @@ def optimize_many(
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     if unknown := options.keys() - _DEFAULTS.keys():
         raise TypeError(f"optimize_many has no argument {sorted(unknown)[0]!r}")
-    options = {**_DEFAULTS, **options, "passes": passes or "default"}
-    without(options["passes"], options["skip"])
+    if options.get("tune_from") is not None:
+        raise UsageError("--tune-from is the report of one model: tune many with --tune")
+    usual = None if options.get("tune") else "default"
+    options = {**_DEFAULTS, **options, "passes": passes or usual}
+    without(TUNED if options["passes"] is None else options["passes"], options["skip"])
     folder = folder_of(out_dir)
     if remote.is_url(folder):
         remote.require(folder)

@@ -36,7 +36,16 @@ Outcome = Literal["kept", "unchanged", "rolled back"]
 
 _CHUNK_BYTES = 1 << 20
 # Anything measured by a clock; all else is the same in every run on the same input.
-_TIMES = {"started_at", "total_s", "load_s", "apply_s", "check_s", "latency", "slower_because_of"}
+_TIMES = {
+    "started_at",
+    "total_s",
+    "load_s",
+    "apply_s",
+    "check_s",
+    "latency",
+    "slower_because_of",
+    "tuning",
+}
 
 
 @dataclass(frozen=True)
@@ -163,13 +172,59 @@ class DenseNode:
     reason: str
 
 
+@dataclass(frozen=True)
+class TunedSite:
+    """A place where a rewrite may pay, and whether it was made.
+
+    `form`: what tells sites of one name apart; `alike`: what sites share that are measured once.
+    `source`: "measured", "cache", "report" or "not measured". `reason`: why it was not kept.
+    `latency`: of the site with its surroundings, without and with the rewrite.
+    """
+
+    step: str
+    rule: str
+    site: str
+    form: str
+    alike: str
+    kept: bool
+    source: str
+    reason: str = ""
+    latency: Latency | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A pass that was left out, since the whole model took `ratio` times as long with it."""
+
+    step: str
+    ratio: float
+
+
+@dataclass
+class Tuning:
+    """What was measured to choose between rewrites, on one provider.
+
+    `whole`: the model without and with the choices that were kept. `given_up`: why none is, though
+    some pay on their own. `cache`: the folder that measurements are kept in, or empty.
+    """
+
+    provider: str
+    threads: int
+    cache: str = ""
+    sites: list[TunedSite] = field(default_factory=list)
+    whole: Latency | None = None
+    given_up: str = ""
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
 @dataclass
 class Report:
     """A whole run: what went in, what was done to it, what came out.
 
     `validated`: whether what was done was run beside what it replaces, as a whole or rewrite by
     rewrite. `not_run`: the levels that have nothing to say.
-    `interface`: which inputs and outputs are others now, and how, one sentence each.
+    `interface`: which inputs and outputs are others now, and how, one sentence each. `tuning`: what
+    was measured to choose between rewrites, where that was asked for.
     """
 
     settings: Mapping[str, Any]
@@ -183,6 +238,7 @@ class Report:
     delivery: Check | None = None
     latency: Latency | None = None
     slower_because_of: str = ""
+    tuning: Tuning | None = None
     not_convolutional: list[DenseNode] = field(default_factory=list)
     interface: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -243,6 +299,7 @@ _TOP_LEVEL = (
     "delivery",
     "latency",
     "slower_because_of",
+    "tuning",
     "not_convolutional",
     "interface",
     "warnings",

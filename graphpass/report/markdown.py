@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from graphpass.report.data import Report
 from graphpass.report.rows import (
+    CHOICES,
     OUTPUTS,
     OVERVIEW,
     PASSES,
     REWRITES,
     Row,
+    choices,
     outputs,
     overview,
     passes,
@@ -31,6 +33,7 @@ def markdown(report: Report) -> str:
     lines += markdown_table(OVERVIEW, overview(report))
     lines += markdown_table(PASSES, passes(report))
     lines += [f"- {escaped(line)}" for line in remarks(report, everything=True)]
+    lines += _folded("choices", markdown_table(CHOICES, choices(report)))
     lines += _folded("outputs", markdown_table(OUTPUTS, outputs(report)))
     lines += _folded("rewrites", markdown_table(REWRITES, rewrites(report)))
     refused = refusals(report)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphpass.report.data import Check, PassReport, Quarantined, Report
+from graphpass.report.data import Check, PassReport, Quarantined, Report, TunedSite
 from graphpass.report.summary import counted
 from graphpass.rewrite.driver import Failure, Refusal, described
 
@@ -24,6 +24,7 @@ _LISTED = 10  # so many of a kind are shown where nobody asked for all
 OVERVIEW = ("", "before", "after", "")
 REWRITES = ("", "rule", "nodes", "window error", "bound")
 OUTPUTS = ("output", "error", "noise floor", "tolerance", "ulps", "cosine", "top-1")
+CHOICES = ("choice", "site", "before", "after", "kept")
 PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
 
 
@@ -88,6 +89,41 @@ def passes(report: Report, *, everything: bool = True) -> Iterator[Row]:
         yield "written file", "", "", *_figures(report.delivery), report.delivery.status
 
 
+def choices(report: Report, *, everything: bool = True) -> Iterator[Row]:
+    """Yield a row for each site that was measured to choose: how long it takes, and if it was kept.
+
+    Without `everything`, one for those that are alike.
+    """
+    sites = report.tuning.sites if report.tuning is not None else []
+    groups: dict[tuple[str, ...], list[TunedSite]] = {}
+    for index, site in enumerate(sites):
+        alike = site.alike if not everything and site.alike else str(index)
+        groups.setdefault((site.step, site.rule, alike, str(site.kept)), []).append(site)
+    for (step, rule, *_), alike_sites in groups.items():
+        first = alike_sites[0]
+        count = f"{len(alike_sites)} × " if len(alike_sites) > 1 else ""
+        time = first.latency
+        before = "" if time is None else f"{time.before_ms:.3g} ms"
+        after = "" if time is None else f"{time.before_ms * time.ratio:.3g} ms"
+        kept = "yes" if first.kept else "no"
+        if first.latency is None and first.source != "report":
+            kept = f"no: {first.reason}"
+        yield f"{step}: {rule}", f"{count}'{first.site}'", before, after, kept
+
+
+def _tuned(report: Report) -> Iterator[str]:
+    """Say what came of measuring, beyond the sites."""
+    tuning = report.tuning
+    if tuning is None:
+        return
+    if not tuning.sites:
+        yield "--tune found nothing to choose from"
+    if tuning.given_up:
+        yield f"no choice was kept: {tuning.given_up}"
+    for entry in tuning.left_out:
+        yield f"{entry.step} was left out: the model took {entry.ratio:.2f} times as long by it"
+
+
 def _figures(check: Check | None) -> tuple[str, str]:
     worst = None if check is None else check.worst
     if check is None or worst is None:
@@ -111,6 +147,7 @@ def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
     if not report.validated:
         yield "nothing was validated, as --no-validate asks"
     yield from report.interface
+    yield from _tuned(report)
     yield from report.warnings
     if report.slower:
         yield _slower(report)
@@ -121,7 +158,9 @@ def remarks(report: Report, *, everything: bool = False) -> Iterator[str]:
 
 def _refused(report: Report) -> Iterator[str]:
     """Say what was refused, the most frequent reasons first, and how much is not said."""
-    groups = sorted(refusals(report), key=lambda group: -len(group.nodes))
+    # what was measured has a table of its own
+    told = [group for group in refusals(report) if group.code != "not-faster"]
+    groups = sorted(told, key=lambda group: -len(group.nodes))
     yield from (f"refused: {group.told}" for group in groups[:_REASONS])
     if left := sum(len(group.nodes) for group in groups[_REASONS:]):
         yield f"refused: {counted(left, 'site')} more (-v says why)"
@@ -158,6 +197,7 @@ class Refused:
     reason: str
     advice: str
     nodes: list[str]
+    code: str = ""
 
     @property
     def told(self) -> str:
@@ -178,7 +218,9 @@ def by_reason(step: str, refused: Iterable[Refusal]) -> list[Refused]:
         kind = _NAMED.sub("…", refusal.reason)
         known = groups.get(kind)
         if known is None:
-            groups[kind] = Refused(step, refusal.reason, refusal.advice, [refusal.node])
+            groups[kind] = Refused(
+                step, refusal.reason, refusal.advice, [refusal.node], refusal.code
+            )
             continue
         known.nodes.append(refusal.node)
         if refusal.reason != known.reason:

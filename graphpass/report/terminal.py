@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from graphpass.report.data import Report
 from graphpass.report.rows import (
+    CHOICES,
     OVERVIEW,
     PASSES,
     Row,
+    choices,
     overview,
     passes,
     proven,
@@ -35,6 +37,10 @@ def terminal(report: Report, console: Console, *, title: str = "", verbose: bool
     if rows:
         console.print()
         print_table(console, PASSES, iter(rows), right=(1, 2, 3, 4))
+    chosen = list(choices(report, everything=verbose))
+    if chosen:
+        console.print()
+        print_table(console, CHOICES, iter(chosen), right=(2, 3))
     told = [*_details(report), ""] if verbose else []
     told += remarks(report, everything=verbose)
     if told:

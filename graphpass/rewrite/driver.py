@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -20,11 +21,13 @@ from graphpass.ir.nodes import Constant, Graph, Node
 from graphpass.ir.questions import is_output, is_unread, label, operator, producer
 from graphpass.ir.refusal import CONDITION, RefusedError
 from graphpass.ir.writer import unwritten
+from graphpass.rewrite.choice import ByCost, Chooser, Offer
 from graphpass.rewrite.form import ANY_OPERATOR, operators
 from graphpass.rewrite.guard import guarded
 from graphpass.rewrite.match import Match, computing, match
 from graphpass.rewrite.pattern import Beyond, Op, Pattern, either
 from graphpass.rewrite.rule import Pass, Rule
+from graphpass.rewrite.site import site_windows
 from graphpass.rewrite.surgery import Built, Surgeon
 from graphpass.rewrite.survey import Proposal, Refused, Survey, Twin
 from graphpass.rewrite.term import read
@@ -146,18 +149,30 @@ def apply(
     progress: Callable[[], None] | None = None,
     by_hand: bool = True,
     time_limit_s: float | None = None,
+    chooser: Chooser | None = None,
 ) -> Applied:
     """Run `step` over every scope of `model`, which is changed in place.
 
     `limit`: stop after so many rewrites. `quarantine`: (rule, site) pairs to leave alone.
     `windows`: keep each rewrite's nodes before and after as two small models. `by_hand`: False to
     apply its rules alone, since its `run` has done its work before. `time_limit_s`: for all of it.
+    `chooser`: decides on rules that are a choice; None: what is less work by counting.
     Raises `RuleError` where the pass does anything but return (see `guarded`) or never comes to an
     end, `SpoiltError` where a rule fails half-way through a change; one that fails before it has
     changed anything costs its site alone (see `Applied.failures`).
     """
     with guarded(f"pass {step.name}", time_limit_s):
-        return _apply(step, model, limit, quarantine, windows, first_number, progress, by_hand)
+        return _apply(
+            step,
+            model,
+            limit,
+            quarantine,
+            windows,
+            first_number,
+            progress,
+            by_hand,
+            ByCost() if chooser is None else chooser,
+        )
 
 
 @collection_paused()
@@ -170,6 +185,7 @@ def _apply(
     first_number: int,
     progress: Callable[[], None] | None,
     by_hand: bool,
+    chooser: Chooser,
 ) -> Applied:
     applied = Applied()
     if by_hand and step.is_by_hand:
@@ -193,7 +209,16 @@ def _apply(
         with model.rewriting() as scopes:
             # not held beyond this: it has the graph, which reading again lets go of
             _Run(
-                step, model, scopes, applied, limit, quarantine, windows, first_number, progress
+                step,
+                model,
+                scopes,
+                applied,
+                limit,
+                quarantine,
+                windows,
+                first_number,
+                progress,
+                chooser,
             ).to_fixpoint(spare_bytes)
     return applied
 
@@ -244,7 +269,10 @@ class _Run:
         windows: bool,
         first_number: int,
         progress: Callable[[], None] | None,
+        chooser: Chooser,
     ) -> None:
+        self.step = step
+        self.chooser = chooser
         self.model = model
         self.applied = applied
         self.limit = limit
@@ -253,18 +281,22 @@ class _Run:
         self.first_number = first_number
         self.progress = progress or (lambda: None)
         self.scopes = scopes
-        self.rules = step.rules
-        self.roots = {root for rule in step.rules for root in rule.roots}
+        self.rules = tuple(rule for rule in step.rules if self._is_tried(rule))
+        self.roots = {root for rule in self.rules for root in rule.roots}
         self.present: set[str] = set()
         self.by_root: dict[str, list[Rule]] = {}
         self._index({operator(node) for scope in self.scopes for node in scope.nodes})
         self.sweeps = step.sweeps
         self.surveys = step.surveys
-        self.depth = max((rule.form.depth for rule in step.rules), default=0)
+        self.depth = max((rule.form.depth for rule in self.rules), default=0)
         self.surgeon = Surgeon(model.store, lambda: model.names, model.proto.ir_version)
         self.waiting: deque[Node] = deque()
         self.queued: set[int] = set()
         self.refused: dict[tuple[int, str], tuple[Node, Refusal]] = {}
+
+    def _is_tried(self, rule: Rule) -> bool:
+        choice = rule.choice or self.step.choice
+        return choice is None or self.chooser.tries(choice)
 
     def _index(self, operators: set[str]) -> None:
         """Arrange by root the rules that can match, now that there are these operators as well."""
@@ -432,6 +464,7 @@ class _Run:
             built = self._built(rule, found)
             if built is None:
                 return False
+            self._choose(rule, found, built)
             windows = capture(found, built) if self.windows else []
         except RefusedError as refusal:
             return self._refuse(rule, found, refusal)
@@ -448,6 +481,15 @@ class _Run:
         except RefusedError as refusal:
             return self._refuse(rule, found, refusal)
         return True
+
+    def _choose(self, rule: Rule, found: Match, built: Built) -> None:
+        """Let the chooser look at a rewrite that is a choice. Raises `RefusedError`."""
+        choice = rule.choice or self.step.choice
+        if choice is not None:
+            windows = partial(site_windows, found, built)
+            self.chooser.decide(
+                Offer(self.step.name, rule.name, _site(found.root), choice, windows)
+            )
 
     def _commit_or_spoil(
         self, rule: Rule | Survey, found: Match, built: Built, windows: list[Window | None]

@@ -35,6 +35,9 @@ PIPELINES: Mapping[str, tuple[str, ...]] = {
     "conv-only": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
 }
 
+# what is run where choices are measured and nothing else is asked for: what may pay on any runtime
+TUNED: tuple[str, ...] = (*PIPELINES["fast"], "flatten-gemm-to-gap-conv", "gemm-to-conv")
+
 Step = str | Pass | Callable[[Any], Any]  # the last: a function of a `gs.Graph`
 Passes = Step | Sequence[Step] | None
 

@@ -10,6 +10,7 @@ import onnx
 
 from graphpass.errors import RuleError
 from graphpass.ir.nodes import Graph
+from graphpass.rewrite.choice import Choice
 from graphpass.rewrite.form import Form, read
 from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.pattern import Op, either, siblings
@@ -26,9 +27,12 @@ class Rule:
     reason)` refuses with one sentence; returning None says that the structure is another one. A
     rule that follows the graph further than its pattern returns `Beyond(term, nodes)`.
     A rule keeps no state. A rule with options is a frozen dataclass.
+    `choice`: set where the law holds, but one runtime gets slower by it and another one faster:
+    with --tune each site is measured, and without it this says what becomes of it.
     """
 
     pattern: ClassVar[Op | either | siblings]
+    choice: ClassVar[Choice | None] = None
     form: ClassVar[Form]  # the pattern as it was read
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -82,7 +86,8 @@ class Pass:
     `run` is called in each round of a pipeline; otherwise not again once it has changed something.
     `sweeps`: whether nodes and initializers that nothing reads are removed first. `required`:
     whether a model on which it cannot do what it is for is not delivered. `surveys`: what is looked
-    for in whole scopes before the rules are applied.
+    for in whole scopes before the rules are applied. `choice`: of all its rules that do not say it
+    themselves.
     """
 
     name: ClassVar[str]
@@ -92,9 +97,12 @@ class Pass:
     sweeps: ClassVar[bool] = False
     required: ClassVar[bool] = False
     surveys: ClassVar[tuple[Survey, ...]] = ()
+    choice: ClassVar[Choice | None] = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if cls.choice is not None and {"run", "convert"} & cls.__dict__.keys():
+            raise RuleError(f"pass {cls.__name__} changes by hand, which has no sites to choose")
         if not isinstance(cls.__dict__.get("name"), (str, property)):
             raise RuleError(f"pass {cls.__name__} needs a `name`")
         if any(base is not Pass and issubclass(base, Pass) for base in cls.__bases__):

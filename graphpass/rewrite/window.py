@@ -81,18 +81,17 @@ def _window(found: Match, built: Built, result: Tensor, made: Tensor) -> Window 
     replaced = computing([result], list(dict.fromkeys(reversed(found.nodes))))
     new = computing([made], built.nodes)
     read = [tensor for node in (*replaced, *new) for tensor in node.inputs]
-    shapes = _shape_nodes(graph, [*read, made], {id(node) for node in found.nodes})
-    shapes |= _dequantizers(graph, read)
+    shapes = sources_of(graph, [*read, made], {id(node) for node in found.nodes})
     if isinstance(made, gs.Constant) or {node.op for node in new} == {"Constant"}:
         fixed = _fixed_nodes(graph, root)
         if fixed is None:
             return None
         shapes |= fixed
     opsets = {**graph.opsets, **built.imports}
-    before = _cut(graph, replaced, result, result, shapes, opsets)
+    before = cut(graph, replaced, [(result, result)], shapes, opsets)
     # what replaces the match may go on reading tensors from the middle of it
     sources = shapes | {id(node): node for node in found.nodes}
-    after = _cut(graph, new, made, result, sources, opsets)
+    after = cut(graph, new, [(made, result)], sources, opsets)
     if before is None or after is None:
         return None
     names = {value.name for value in (*before.graph.input, *after.graph.input)}
@@ -101,52 +100,86 @@ def _window(found: Match, built: Built, result: Tensor, made: Tensor) -> Window 
 
 def capture_constants(graph: Graph, gone: Constant, kept: Constant) -> Window | None:
     """Cut out two initializers that hold the same; None where their type is unknown."""
-    before = _cut(graph, [], gone, gone, {}, graph.opsets)
-    after = _cut(graph, [], kept, gone, {}, graph.opsets)
+    before = cut(graph, [], [(gone, gone)], {}, graph.opsets)
+    after = cut(graph, [], [(kept, gone)], {}, graph.opsets)
     return None if before is None or after is None else Window(before, after, (), gone.name)
 
 
-def _cut(
+def cut(
     graph: Graph,
     nodes: list[Node],
-    output: Tensor,
-    named: Tensor,
-    shapes: dict[int, Node],
+    outputs: Sequence[tuple[Tensor, Tensor]],
+    shapes: Mapping[int, Node],
     opsets: Mapping[str, int],
+    *,
+    readers: Sequence[Node] = (),
+    shown: Sequence[Tensor] | None = None,
 ) -> onnx.ModelProto | None:
-    bare = not nodes  # nothing but a tensor that is there already
-    nodes = _with_sources(nodes, [output] if bare else [], shapes)
-    made = {id(tensor) for node in nodes for tensor in node.outputs}
+    """Return a model of `nodes`; None where a type is unknown.
+
+    `outputs`: tensors that they compute, or that are there already, each with the one whose name
+    it gets. `shapes`: nodes that are taken along where they make what is read. `readers`: nodes
+    that read the outputs under those names. `shown`: the outputs of the model, if they
+    are others.
+    """
+    own = {id(tensor) for node in nodes for tensor in node.outputs}
+    bare = [(made, named) for made, named in outputs if id(made) not in own]
+    nodes = _with_sources(nodes, [made for made, _ in bare], shapes)
+    made_here = {id(tensor) for node in (*nodes, *readers) for tensor in node.outputs}
+    becomes = {id(made): named.name for made, named in outputs if id(made) in own}
+    ready = {named.name for _, named in outputs}
     proto = onnx.GraphProto(name="window")
     seen: set[int] = set()
-    for tensor in [*(t for node in nodes for t in _read(node)), *([output] if bare else [])]:
-        if tensor.name == "" or id(tensor) in made or id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        weight = constant(tensor)
-        if weight is not None and isinstance(tensor, gs.Constant) and weight.tensor is not None:
-            proto.initializer.append(weight.tensor)
-            proto.initializer[-1].name = tensor.name
-        elif weight is not None:
-            proto.initializer.append(onnx.numpy_helper.from_array(weight.array(), tensor.name))
-        elif tensor.dtype is None:
-            return None
-        else:
-            proto.input.append(_value_info(tensor, tensor.name))
+    for tensor in [*(t for node in nodes for t in _read(node)), *(made for made, _ in bare)]:
+        if tensor.name and id(tensor) not in made_here and id(tensor) not in seen:
+            seen.add(id(tensor))
+            if not _add_source(proto, tensor):
+                return None
+    for tensor in (t for node in readers for t in node.inputs):
+        known = id(tensor) in made_here or id(tensor) in seen or tensor.name in ready
+        if tensor.name and not known:
+            seen.add(id(tensor))
+            if not _add_source(proto, tensor):
+                return None
     for node in _ordered(nodes):
-        proto.node.append(node_proto(node))
-        for index, tensor in enumerate(node.outputs):
-            if tensor is output and not bare:
-                proto.node[-1].output[index] = named.name
-    if bare and output.name != named.name:
-        proto.node.add(op_type="Identity", input=[output.name], output=[named.name])
-    if named.dtype is None:
-        return None
-    proto.output.append(_value_info(named, named.name))
+        written = proto.node.add()
+        written.CopyFrom(node_proto(node))
+        for names, tensors in ((written.input, node.inputs), (written.output, node.outputs)):
+            for index, tensor in enumerate(tensors):
+                if id(tensor) in becomes:
+                    names[index] = becomes[id(tensor)]
+    for made, named in bare:
+        if made.name != named.name:
+            proto.node.add(op_type="Identity", input=[made.name], output=[named.name])
+    proto.node.extend(node_proto(node) for node in _ordered(readers))
+    for tensor in [named for _, named in outputs] if shown is None else shown:
+        if tensor.dtype is None:
+            return None
+        proto.output.append(_value_info(tensor, tensor.name))
     model = onnx.ModelProto(ir_version=10, graph=proto)
     for domain, version in opsets.items():
         model.opset_import.add(domain=domain, version=version)
     return model
+
+
+def _add_source(proto: onnx.GraphProto, tensor: Tensor) -> bool:
+    """Add an initializer or an input for a tensor that is read; False where its type is unknown."""
+    weight = constant(tensor)
+    if weight is not None and isinstance(tensor, gs.Constant) and weight.tensor is not None:
+        proto.initializer.append(weight.tensor)
+        proto.initializer[-1].name = tensor.name
+    elif weight is not None:
+        proto.initializer.append(onnx.numpy_helper.from_array(weight.array(), tensor.name))
+    elif tensor.dtype is None:
+        return False
+    else:
+        proto.input.append(_value_info(tensor, tensor.name))
+    return True
+
+
+def sources_of(graph: Graph, tensors: list[Tensor], replaced: set[int]) -> dict[int, Node]:
+    """Return the nodes that have to be taken along: what computes shapes, and dequantizes."""
+    return _shape_nodes(graph, tensors, replaced) | _dequantizers(graph, tensors)
 
 
 def _shape_nodes(graph: Graph, tensors: list[Tensor], replaced: set[int]) -> dict[int, Node]:
@@ -182,7 +215,9 @@ def _dequantizers(graph: Graph, tensors: list[Tensor]) -> dict[int, Node]:
     }
 
 
-def _with_sources(nodes: list[Node], tensors: list[Tensor], shapes: dict[int, Node]) -> list[Node]:
+def _with_sources(
+    nodes: list[Node], tensors: list[Tensor], shapes: Mapping[int, Node]
+) -> list[Node]:
     found = list(nodes)
     inside = {id(node) for node in nodes}
     waiting = [*tensors, *(tensor for node in nodes for tensor in _read(node))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -144,6 +144,20 @@ class Judge(Closing):
             return self._validator.latency(before, after)
         except RunError:
             return None  # runs without ONNX Runtime's optimizations, but not with them
+
+    def site_shapes(self, window: Window) -> tuple[dict[str, list[int]], str]:
+        """Return the shapes of a window's inputs in the user's run; {} and why not, if unknown."""
+        if self._validator is None or not self._runs:
+            return {}, "the model is not run, so that its sizes are not known"
+        return self._validator.site_shapes(window)
+
+    def time_site(self, window: Window, shapes: Mapping[str, Sequence[int]]) -> Latency | str:
+        """Time one rewrite with its surroundings; a sentence where that cannot be done."""
+        assert self._validator is not None
+        try:
+            return self._validator.time_site(window, shapes)
+        except RunError as error:
+            return str(error)
 
     def close(self) -> None:
         """End the worker process."""

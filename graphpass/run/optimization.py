@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -31,13 +30,17 @@ from graphpass.report.data import (
     nodes_of,
     operator_name,
 )
+from graphpass.rewrite.choice import Chooser
 from graphpass.rewrite.interface import Interface
-from graphpass.rewrite.registry import PIPELINES, Passes, without
+from graphpass.rewrite.registry import PIPELINES, TUNED, Passes, without
 from graphpass.rewrite.rule import Pass
 from graphpass.run.blame import blamed
 from graphpass.run.judge import Judge
 from graphpass.run.pipeline import MAX_ROUNDS, Pipeline, Progress
 from graphpass.run.result import Result
+from graphpass.run.tuned import as_recorded, slowest, tuned
+from graphpass.run.tuning import Recorded, Tuner
+from graphpass.run.tuning_cache import TuningCache
 from graphpass.validate.baseline import ReferenceCannotRunError
 from graphpass.validate.cost import natural_shapes
 from graphpass.validate.logits import softmax_outputs
@@ -71,6 +74,9 @@ def optimize(
     strip_metadata: bool = False,
     allow_external: Sequence[str | os.PathLike[str]] = (),
     latency: bool = False,
+    tune: bool = False,
+    tune_from: str | os.PathLike[str] | None = None,
+    tune_cache: bool = True,
     sha256: bool = True,
     progress: Progress | None = None,
     **validation: Unpack[ValidationArguments],
@@ -89,6 +95,10 @@ def optimize(
         freeze_initializers: inputs that have a default are inputs no more, but constants.
         allow_external: folders outside of the model's own that its data may lie in.
         latency: also measure how long the model takes before and after.
+        tune: measure rewrites that are faster on one runtime and slower on another, on the first
+            provider, and keep those that pay; `passes` None: all that may.
+        tune_from: the JSON report of such a run, to decide the same again without measuring.
+        tune_cache: False to measure what was measured on this machine before.
         sha256: False to leave that of the files out of the report: all of them are read for it.
         progress: is told what is being done and how much is done (0 to 1).
         **validation: how to check: the fields of `ValidationOptions`, such as providers, inputs,
@@ -103,7 +113,10 @@ def optimize(
     """
     start = time.perf_counter()
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    steps = without(passes, skip)
+    tunes = tune or tune_from is not None
+    steps = without(TUNED if passes is None and tunes else passes, skip)
+    if tune and tune_from is None and not validate:
+        raise UsageError("--tune runs the model, which --no-validate forbids")
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
     options = ValidationOptions.of(**validation)
@@ -116,7 +129,7 @@ def optimize(
     noted_bytes = loaded.metadata_bytes
     report = Report(
         settings={
-            "pipeline": _pipeline_name(passes),
+            "pipeline": None if passes is None and tunes else _pipeline_name(passes),
             "passes": [_spelled(step) for step in steps],
             **_settings(options),
             "validate": validate,
@@ -124,6 +137,7 @@ def optimize(
             "max_rewrites": max_rewrites,
             "freeze_initializers": freeze_initializers,
             "strip_metadata": strip_metadata,
+            "tune": tunes,
         },
         input=facts,
         output=facts,
@@ -137,16 +151,29 @@ def optimize(
             report.environment = environment(judge.threads)
             tell("running the original", 0.02)
             _prepare(judge, strict)
-            pipeline = Pipeline(
-                loaded,
-                judge,
-                steps,
-                strict=strict,
-                max_rewrites=max_rewrites,
-                progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
-            )
-            _run(pipeline, report)
-            _require_done(steps, report)
+
+            def attempt(steps: Sequence[Pass], chooser: Chooser | None = None) -> Pipeline:
+                pipeline = Pipeline(
+                    loaded,
+                    judge,
+                    steps,
+                    strict=strict,
+                    max_rewrites=max_rewrites,
+                    progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
+                    chooser=chooser,
+                )
+                _run(pipeline, report)
+                _require_done(steps, report)
+                return pipeline
+
+            if tune_from is not None:
+                recorded = Recorded(Path(tune_from), judge.options.providers[0], judge.threads)
+                pipeline = as_recorded(attempt, steps, report, recorded)
+            elif tune:
+                tuner = Tuner(judge, TuningCache.of(judge) if tune_cache else None)
+                pipeline = tuned(attempt, steps, report, tuner)
+            else:
+                pipeline = attempt(steps)
             _count(report, judge, pipeline.stages[0][1], loaded.proto)
             if noted_bytes > max(_NOTED_BYTES, _NOTED_SHARE * facts.size_bytes):
                 report.warnings.append(_of_metadata(noted_bytes))
@@ -323,8 +350,4 @@ def _measure(report: Report, judge: Judge, stages: list[tuple[str, onnx.ModelPro
     report.latency = judge.latency(stages[0][1], stages[-1][1])
     if not report.slower:
         return
-    worst = 1.0
-    for (_, before), (name, after) in itertools.pairwise(stages):
-        step = judge.latency(before, after)
-        if step is not None and step.slower and step.ratio > worst:
-            worst, report.slower_because_of = step.ratio, name
+    report.slower_because_of, _ = slowest(judge, stages)

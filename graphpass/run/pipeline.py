@@ -20,6 +20,7 @@ import onnx
 from graphpass.errors import DifferenceError, GraphpassError, RuleError, RuntimeUnavailableError
 from graphpass.ir.model import Model
 from graphpass.report.data import Check, PassReport, Quarantined
+from graphpass.rewrite.choice import Chooser
 from graphpass.rewrite.driver import Applied, Rewrite, SpoiltError, apply, described
 from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.rule import Pass
@@ -77,16 +78,19 @@ class Pipeline:
         max_rewrites: int | None = None,
         keep_windows: bool = False,
         progress: Progress | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         """`strict`: stop at the first thing that would have to be undone.
 
-        `keep_windows`: keep the nodes before and after also of rewrites that are right.
+        `keep_windows`: keep the nodes before and after also of rewrites that are right. `chooser`:
+        decides on rules that are a choice; None: what is less work by counting.
         """
         self.model = model
         self.judge = judge
         self.strict = strict
         self.max_rewrites = max_rewrites
         self.keep_windows = keep_windows
+        self.chooser = chooser
         self.progress = progress or (lambda text, done: None)
         self.rounds = 0
         self.settled = False
@@ -274,6 +278,7 @@ class Pipeline:
                     first_number=1 + self._rewrites_kept(),
                     by_hand=state.by_hand,
                     time_limit_s=self.judge.options.time_limit_s,
+                    chooser=self.chooser,
                 )
         finally:
             state.report.apply_s += time.perf_counter() - start

@@ -22,7 +22,7 @@ def settings(report: Path, original: Path, candidate: Path) -> dict[str, Any]:
     Raises `UsageError` where `report` is none, `DifferenceError` where a file is another than
     the one in it, by SHA-256; external data is looked at as well.
     """
-    told = _read(report)
+    told = read_report(report)
     _verify(original, told["input"]["files"], "read")
     _verify(candidate, told["output"]["files"], "wrote")
     recorded = told["settings"]
@@ -39,7 +39,8 @@ def settings(report: Path, original: Path, candidate: Path) -> dict[str, Any]:
     return found
 
 
-def _read(report: Path) -> Mapping[str, Any]:
+def read_report(report: Path) -> Mapping[str, Any]:
+    """Return the data of a report. Raises `UsageError` where the file is none."""
     try:
         told = json.loads(report.read_text(encoding="utf-8"))
     except OSError as error:

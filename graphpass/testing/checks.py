@@ -21,6 +21,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphpass.errors import RuleError
 from graphpass.ir.model import Model
+from graphpass.rewrite.choice import Chooser, Everything
 from graphpass.rewrite.driver import Applied, apply, described
 from graphpass.rewrite.rule import Pass
 from graphpass.validate.process.constants import runtime_for_constants
@@ -72,17 +73,18 @@ def _shown(domain: str, op: str) -> str:
 
 
 def apply_to(
-    steps: Pass | Sequence[Pass], model: onnx.ModelProto
+    steps: Pass | Sequence[Pass], model: onnx.ModelProto, chooser: Chooser | None = None
 ) -> tuple[onnx.ModelProto, Applied]:
     """Run passes over a copy of `model`; return what came of it and what was done and refused.
 
-    Raises `RuleError` where a rule fails with an exception: a test has to see it.
+    `chooser`: decides on rules that are a choice; None: all of them take place. Raises `RuleError`
+    where a rule fails with an exception: a test has to see it.
     """
     loaded = Model.load(model)
     total = Applied()
     for step in [steps] if isinstance(steps, Pass) else steps:
         with runtime_for_constants():
-            applied = apply(step, loaded)
+            applied = apply(step, loaded, chooser=chooser or Everything())
         if applied.failures:
             raise RuleError(described(applied.failures[0]))
         total.rewrites.extend(applied.rewrites)

@@ -12,6 +12,8 @@ _PRECISE = 0.05
 _MIN_ROUNDS = 6
 # Moods of the scheduler outlast many runs of a small model.
 _MIN_SECONDS = 0.2
+# A choice pays that is at least so much faster: two sessions of one model may differ by as much.
+PAYS_BELOW_RATIO = 0.98
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Latency:
         return self.slower and self.ratio > _SLOWER_FROM_RATIO
 
     @property
+    def pays(self) -> bool:
+        """Whether it got faster by more than the noise, that between two sessions included."""
+        return self.ratio_high < PAYS_BELOW_RATIO
+
+    @property
     def faster(self) -> bool:
         """Whether it got faster by more than the noise."""
         return self.ratio_high < 1.0
@@ -62,11 +69,16 @@ def latency_of(rounds: list[list[float]], feed: str, provider: str) -> Latency:
     )
 
 
-def is_settled(rounds: Sequence[Sequence[float]]) -> bool:
-    """Whether further rounds would tell nothing that matters."""
+def is_settled(rounds: Sequence[Sequence[float]], decide_at: float | None = None) -> bool:
+    """Whether further rounds would tell nothing that matters.
+
+    `decide_at`: all that matters is on which side of this ratio after/before lies.
+    """
     if len(rounds) < _MIN_ROUNDS or sum(map(sum, rounds)) < _MIN_SECONDS:
         return False
     low, high = _interval(rounds)
+    if decide_at is not None:
+        return not low <= decide_at <= high
     return high - low <= _PRECISE and not low <= _SLOWER_FROM_RATIO <= high
 
 

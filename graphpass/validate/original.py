@@ -56,9 +56,14 @@ class Original:
         """Whether running it more often than needed costs next to nothing."""
         return self._search.is_cheap(point.feed)
 
-    def shapes(self, names: Collection[str]) -> Mapping[str, Sequence[int]]:
-        """Return the shapes that values of the main graph have in a run, not the smallest one."""
-        point = self._typical
+    def shapes(
+        self, names: Collection[str], point: Point | None = None
+    ) -> Mapping[str, Sequence[int]]:
+        """Return the shapes that values of the main graph have in a run, not the smallest one.
+
+        `point`: the run.
+        """
+        point = self._typical if point is None else point
         outputs = {value.name for value in self.model.graph.output}
         wanted = [
             name

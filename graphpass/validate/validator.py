@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -77,6 +77,7 @@ class Validator(Closing):
         self._logits: dict[tuple[str, ...], Validator] = {}
         self._at_shapes: dict[str, Validator] = {}
         self._latest = self  # who was asked last: at the sizes that the model has now
+        self._first_shapes: Mapping[str, Sequence[int]] | None = None
         self._policy = Policy(
             base_tolerance(self._original.epsilon),
             self.options.factor,
@@ -305,6 +306,32 @@ class Validator(Closing):
                 budget_s=budget_s,
             )
         return latency_of(rounds, feed.name, provider)
+
+    def site_shapes(self, window: Window) -> tuple[dict[str, list[int]], str]:
+        """Return the shapes of a window's inputs in the first run; {} and why not, if unknown."""
+        from graphpass.validate.window.prepare import Terms, real_shapes
+
+        first = self._latest._original.points(self.options.providers[0])[0]
+        terms = Terms(symbols=first.feed.bindings)
+        found, unknown = real_shapes(window, terms)
+        if not unknown:
+            return found, ""
+        return real_shapes(window, replace(terms, shapes=self._latest._all_shapes(first)))
+
+    def _all_shapes(self, point: Point) -> Mapping[str, Sequence[int]]:
+        """Return the shapes of all values at once: a run for each site would be too much."""
+        if self._first_shapes is None:
+            graph = self._original.model.graph
+            names = {name for node in graph.node for name in node.output}
+            names.update(value.name for value in graph.input)
+            self._first_shapes = self._original.shapes(names, point)
+        return self._first_shapes
+
+    def time_site(self, window: Window, shapes: Mapping[str, Sequence[int]]) -> Latency:
+        """Time a window, on the first provider, with inputs of these shapes. Raises RunError."""
+        from graphpass.validate.window.timing import time_window
+
+        return time_window(window, shapes, self._runtime, self.options.providers[0])
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Let passes compute constants with the runtime, inside of the block."""

@@ -188,7 +188,7 @@ def _split(cuts: list[Node], x: Tensor, axis: int, pieces: dict[int, tuple[int, 
     return [made[order.index(index)] if index in pieces else None for index in range(len(cuts))]
 
 
-def split(node: Node, x: Tensor, axis: int, lengths: list[int]) -> Op:
+def split(node: Node, x: Tensor | Op, axis: int, lengths: list[int]) -> Op:
     """Return Split into parts of `lengths` as the opset of `node` writes it."""
     if opset(node) < _SPLIT_AS_INPUT:
         return Op("Split", x, axis=axis, split=lengths, outputs=len(lengths))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphpass import (
+    Choice,
     Node,
     Op,
     Rule,
@@ -44,6 +45,7 @@ class IntegerDense(Rule):
 
     positions: bool = False  # also where rows are the positions of a sequence or image
 
+    choice = Choice.AS_ASKED
     pattern = either(
         Op(
             "QLinearMatMul",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from graphpass import Node, Op, Rule, Tensor, any_, label, operator, rank, require
+from graphpass import Choice, Node, Op, Rule, Tensor, any_, label, operator, rank, require
 from graphpass.ir.refusal import POSITIONS
 from graphpass.ir.shapes import RESHAPES, reshaped, sizes
 from graphpass.ir.sizes import product
@@ -25,6 +25,7 @@ class DenseOnPositions(Rule):
 
     asked: bool = False  # otherwise only what stands in the way is said
 
+    choice = Choice.AS_ASKED
     pattern = dense(any_("x"))
 
     def rewrite(
@@ -64,6 +65,7 @@ def _require_a_layer(product: Node) -> None:
 class DenseOnMergedPositions(Rule):
     """Gemm(Reshape(x[B, …, K], [-1, K]), W, b) = Reshape(Gemm on positions of x, [-1, M])."""
 
+    choice = Choice.AS_ASKED
     pattern = dense(Op(RESHAPES, any_("y"), ..., bind="view", shared=True))
 
     def rewrite(

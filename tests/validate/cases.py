@@ -70,6 +70,10 @@ def _merge(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "merge-branches", text, constants=constants)
 
 
+def _siblings(name: str, text: str, **constants: Any) -> Case:
+    return Case(name, "merge-siblings", text, constants=constants)
+
+
 def _pooled(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "flatten-gemm-to-gap-conv", text, constants=constants)
 
@@ -427,6 +431,92 @@ CASES = (
         "(float[N,3,6,7] x) => (float[N,6,6,7] y) {"
         "a = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x) "
         "c = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x) y = Concat<axis=1>(a, c)}",
+    ),
+    _siblings(
+        "Convs side by side",
+        "(float[N,6,5,4] x) => (float[N,4,5,4] y, float[N,5,5,4] z) {"
+        "y = Conv(x, V) z = Conv(x, W, b)}",
+        V=_away_from_zero(4, 6, 1, 1),
+        W=_away_from_zero(5, 6, 1, 1),
+        b=(5,),
+    ),
+    _siblings(
+        "activated Convs side by side",
+        "(float[N,4,6,7] x) => (float[N,3,4,5] y, float[N,5,4,5] z) {"
+        "c = Conv(x, V) y = Relu(c) d = Conv(x, W) z = Relu(d)}",
+        V=_away_from_zero(3, 4, 3, 3),
+        W=_away_from_zero(5, 4, 3, 3),
+    ),
+    _siblings(
+        "query, key and value",
+        "(float[N,7,6] x) => (float[N,7,4] y, float[N,7,4] z, float[N,7,2] u) {"
+        "y = MatMul(x, V) z = MatMul(x, W) u = MatMul(x, U)}",
+        V=_away_from_zero(6, 4),
+        W=_away_from_zero(6, 4),
+        U=_away_from_zero(6, 2),
+    ),
+    _siblings(
+        "products with biases",
+        "(float[N,7,6] x) => (float[N,7,4] y, float[N,7,5] z) {"
+        "c = MatMul(x, V) y = Add(c, a) d = MatMul(x, W) z = Add(b, d)}",
+        V=_away_from_zero(6, 4),
+        W=_away_from_zero(6, 5),
+        a=(4,),
+        b=(5,),
+    ),
+    _siblings(
+        "Gemms side by side",
+        "(float[N,6] x) => (float[N,4] y, float[N,5] z) {"
+        "y = Gemm<transB=1>(x, V, a) z = Gemm<transB=1>(x, W, b)}",
+        V=_away_from_zero(4, 6),
+        W=_away_from_zero(5, 6),
+        a=(4,),
+        b=(5,),
+    ),
+    _siblings(
+        "pixels as channels, by Slices",
+        "(float[N,3,8,6] x) => (float[N,5,4,3] y) {"
+        "p = Slice(x, zz, e, k, t) q = Slice(x, iz, e, k, t) r = Slice(x, zi, e, k, t)"
+        "s = Slice(x, ii, e, k, t) c = Concat<axis=1>(p, q, r, s)"
+        "y = Conv<pads=[1,1,1,1]>(c, W, b)}",
+        zz=_ints(0, 0),
+        iz=_ints(1, 0),
+        zi=_ints(0, 1),
+        ii=_ints(1, 1),
+        e=_ints(2**31 - 1, 2**31 - 1),
+        k=_ints(2, 3),
+        t=_ints(2, 2),
+        W=_away_from_zero(5, 12, 3, 3),
+        b=(5,),
+    ),
+    _siblings(
+        "pixels as channels",
+        "(float[N,3,8,6] x) => (float[N,5,4,3] y) {"
+        "c = SpaceToDepth<blocksize=2>(x) y = Conv<pads=[1,1,1,1]>(c, W)}",
+        W=_away_from_zero(5, 12, 3, 3),
+    ),
+    _siblings(
+        "windows that do not overlap",
+        "(float[N,6,4,3] x) => (float[N,4,8,6] y) {y = ConvTranspose<strides=[2,2]>(x, W, b)}",
+        W=_away_from_zero(6, 4, 2, 2),
+        b=(4,),
+    ),
+    _siblings(
+        "a shuffle behind a Conv",
+        "(float[N,3,5,4] x) => (float[N,6,5,4] y) {c = Conv(x, W, b) r = Relu(c)"
+        "p = Reshape(r, k) t = Transpose<perm=[0,2,1,3,4]>(p) y = Reshape(t, l)}",
+        W=_away_from_zero(6, 3, 3, 3)[:, :, :1, :1].copy(),
+        b=(6,),
+        k=_ints(0, 2, 3, 5, 4),
+        l=_ints(0, 6, 5, 4),
+    ),
+    _siblings(
+        "a shuffle ahead of a Conv",
+        "(float[N,6,5,4] x) => (float[N,5,3,2] y) {"
+        "p = Reshape(x, k) t = Transpose<perm=[0,2,1,3,4]>(p) q = Reshape(t, l) y = Conv(q, W)}",
+        W=_away_from_zero(5, 6, 3, 3),
+        k=_ints(0, 2, 3, 5, 4),
+        l=_ints(0, 6, 5, 4),
     ),
     _clean("Identity", "(float[N,4] x) => (float[N,4] y) {c = Identity(x) y = Tanh(c)}"),
     _clean("Dropout", "(float[N,4] x) => (float[N,4] y) {c = Dropout(x) y = Tanh(c)}"),

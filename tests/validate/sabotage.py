@@ -17,6 +17,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from onnx.reference import ReferenceEvaluator
 
 from graphpass.ir.model import Model
+from graphpass.rewrite.choice import Everything
 from graphpass.rewrite.driver import Rewrite, apply
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import Window
@@ -32,7 +33,7 @@ def windows(model: ModelProto, steps: tuple[Pass, ...]) -> list[Rewrite]:
     loaded = Model.load(model)
     found = []
     for step in steps:
-        for rewrite in apply(step, loaded, windows=True).rewrites:
+        for rewrite in apply(step, loaded, windows=True, chooser=Everything()).rewrites:
             if rewrite.window is not None:
                 found.append(dataclasses.replace(rewrite, window=_whole(rewrite.window)))
     return found

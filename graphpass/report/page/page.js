@@ -430,11 +430,13 @@ function start() {
   }
   table($("operators"), ["operator", "before", "after"], data.operators, [1, 2]);
   if (data.passes) table($("passes"), data.passes.header, data.passes.rows, [1, 2, 3, 4]);
+  if (data.choices) table($("choices"), data.choices.header, data.choices.rows, [2, 3]);
   if (data.outputs) table($("outputs"), data.outputs.header, data.outputs.rows, [1, 2, 3, 4, 5, 6]);
   table($("run"), ["", ""], data.run);
   hideUnless(data.passes, "passes-section");
   hideUnless(data.run.length, "run-section");
   hideUnless(data.operators.length, "operators-section");
+  hideUnless(data.choices && data.choices.rows.length, "choices-section");
   hideUnless(data.outputs && data.outputs.rows.length, "outputs-section");
   costs();
   const rules = new Map();

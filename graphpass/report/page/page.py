@@ -23,8 +23,10 @@ from graphpass.report.data import PassReport, Report, file_facts, model_facts, p
 from graphpass.report.page.drawn import pair
 from graphpass.report.page.layers import layers
 from graphpass.report.rows import (
+    CHOICES,
     OUTPUTS,
     PASSES,
+    choices,
     outputs,
     overview,
     passes,
@@ -49,6 +51,7 @@ def page(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None 
             "facts": facts,
             "operators": [[name.strip(), before, after] for name, before, after in operators],
             "passes": {"header": PASSES, "rows": list(passes(report))},
+            "choices": {"header": CHOICES, "rows": list(choices(report))},
             "outputs": {"header": OUTPUTS, "rows": list(outputs(report))},
             "rewrites": [row for entry in report.passes for row in _rewrites(entry)],
             "refusals": [{"pass": group.step, **plain(group)} for group in refusals(report)],
@@ -86,6 +89,7 @@ def diff_page(models: tuple[onnx.ModelProto, onnx.ModelProto], files: tuple[Path
             "facts": [row for row in table if not row[0].startswith("  ")],
             "operators": [[r[0].strip(), *r[1:3]] for r in table if r[0].startswith("  ")],
             "passes": None,
+            "choices": None,
             "outputs": None,
             "rewrites": [],
             "refusals": [],

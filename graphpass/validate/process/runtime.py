@@ -148,6 +148,11 @@ class Session(Closing):
         """The number by which the worker knows the session."""
         return int(self._head["id"])
 
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it computes in one thread of the processor, so that this tells its time."""
+        return bool(self._head["provider"] == "cpu" and self._head["threads"] == 1)
+
     def ensure_open(self) -> _Worker:
         """Open the session if the worker that held it is gone; return the worker."""
         return _tried_again(self._open)
@@ -201,10 +206,12 @@ def run_rounds(
     min_rounds: int,
     max_rounds: int,
     budget_s: float,
+    decide_at: float | None = None,
 ) -> list[list[float]]:
     """Time two sessions of one Runtime in turn, after one run of each for warming up.
 
-    Ends early once more rounds would tell nothing (see `latency.is_settled`).
+    Ends early once more rounds would tell nothing (see `latency.is_settled`, `decide_at` as well).
+    With one thread on the CPU, its own time counts; otherwise that of the clock.
     Returns a list of rounds, each with the seconds of both sessions. Raises RunError.
     """
     worker = [session.ensure_open() for session in sessions][-1]
@@ -216,6 +223,8 @@ def run_rounds(
         "min_rounds": min_rounds,
         "max_rounds": max_rounds,
         "budget_s": budget_s,
+        "decide_at": decide_at,
+        "alone": all(session.runs_alone for session in sessions),
     }
     answer, _ = worker.request(head, blobs, "timing")
     rounds: list[list[float]] = answer["rounds"]

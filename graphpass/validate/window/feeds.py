@@ -53,14 +53,13 @@ class Draws:
                 draw = _columns if kind == "columns" and fed.is_sampled else _partition
                 array, active = draw(shape, fed, dtype, rng)
             else:
-                array = _array(shape, dtype, kind, rng)
+                array = drawn(shape, dtype, kind, rng)
             arrays.append(array.astype(dtype))
         return arrays, active
 
 
-def _array(
-    shape: Sequence[int], dtype: np.dtype[Any], kind: str, rng: np.random.Generator
-) -> Array:
+def drawn(shape: Sequence[int], dtype: np.dtype[Any], kind: str, rng: np.random.Generator) -> Array:
+    """Return an array of one of `KINDS`, as float64, float32 or integers."""
     if dtype.kind == "b":
         return rng.integers(0, 2, shape)
     if dtype.kind in "iu":
@@ -69,16 +68,16 @@ def _array(
         return np.zeros(shape)
     size = math.prod(shape)
     exactly: Any = np.float64 if dtype.itemsize > 4 else np.float32
-    drawn = min(size, _PERIOD)
-    array = rng.standard_normal(drawn, exactly)
+    count = min(size, _PERIOD)
+    array = rng.standard_normal(count, exactly)
     if kind == "mixed":
         # magnitudes over four decades, and a tenth zeros
-        array = np.ldexp(array, rng.integers(-7, 8, drawn, np.int8))
-        array[rng.random(drawn, np.float32) < 0.1] = 0
+        array = np.ldexp(array, rng.integers(-7, 8, count, np.int8))
+        array[rng.random(count, np.float32) < 0.1] = 0
     if kind == "negative":
         array = -np.abs(array)
     if kind == "non-finite":
-        chosen = rng.random(drawn, np.float32)
+        chosen = rng.random(count, np.float32)
         array[chosen < 0.3] = np.nan
         array[chosen < 0.2] = np.inf
         array[chosen < 0.1] = -np.inf

@@ -118,8 +118,8 @@ def prepare(
     unknown = ""
     is_met = any(name in (terms.shapes or {}) for name in shapes)  # not inside of a body
     if is_met and needs_real_shapes(window):
-        shapes, unknown = _real_shapes(window, shapes, terms)
-        partition = False
+        real, unknown = real_shapes(window, terms)
+        shapes, partition = real or shapes, False
     elif ranks_unknown := [name for name in shapes if _dims(window, name) is None]:
         unknown = f"the rank of '{ranks_unknown[0]}' is unknown"
     elif first and set(operators) <= _SIZE_BLIND:
@@ -150,29 +150,28 @@ def prepare(
     )
 
 
-def _real_shapes(
-    window: Window, made_up: Mapping[str, list[int]], terms: Terms
-) -> tuple[dict[str, list[int]], str]:
-    """Return the shapes of one run of the network; with them, which cannot be told, or "".
+def real_shapes(window: Window, terms: Terms) -> tuple[dict[str, list[int]], str]:
+    """Return the shapes of one run of the network; {} and which cannot be told, if one cannot.
 
     Sizes from two sources would contradict each other: those of a tensor that a rewrite made are
     told by the symbols of the run.
     """
-    real_shapes = terms.shapes or {}
+    known = terms.shapes or {}
     symbols = dict(terms.symbols)
-    for name in made_up:
-        dims, real = _dims(window, name), real_shapes.get(name)
+    names = list(inputs_of(window))
+    for name in names:
+        dims, real = _dims(window, name), known.get(name)
         if dims is not None and real is not None and len(dims) == len(real):
             symbols |= {dim: n for dim, n in zip(dims, real, strict=True) if isinstance(dim, str)}
     found: dict[str, list[int]] = {}
-    for name in made_up:
-        dims, real = _dims(window, name), real_shapes.get(name)
+    for name in names:
+        dims, real = _dims(window, name), known.get(name)
         if real is not None:
             found[name] = list(real)
         elif dims is not None and all(isinstance(d, int) or d in symbols for d in dims):
             found[name] = [d if isinstance(d, int) else symbols[d] for d in dims]
         else:
-            return dict(made_up), f"the sizes of '{name}' are not known, whatever is fed"
+            return {}, f"the sizes of '{name}' are not known, whatever is fed"
     return found, ""
 
 

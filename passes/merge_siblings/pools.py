@@ -1,10 +1,10 @@
-"""merge-siblings: what is computed of one tensor side by side shares what it has in common."""
+"""MaxPools over one map, each from the last one."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from graphpass import Node, Op, Pass, Rule, Tensor, any_, siblings
+from graphpass import Node, Op, Rule, Tensor, any_, siblings
 from graphpass.ir.windows import windows_of
 
 Sizes = tuple[int, ...]
@@ -67,10 +67,3 @@ def _beyond(outer: _Window, inner: _Window) -> _Window | None:
     # a window of one element is none, and each has to see something at the edge
     fits = max(kernel) > 1 and all(0 <= begin < k and 0 <= end < k for k, begin, end in reach)
     return _Window(kernel, begins, ends) if fits else None
-
-
-class MergeSiblings(Pass):
-    """Let what is computed of one tensor side by side share what it has in common."""
-
-    name = "merge-siblings"
-    rules = (NestedMaxPools(),)

@@ -1,0 +1,139 @@
+"""What `optimize --tune` keeps, and how much faster the result runs than the original.
+
+    python -m benchmarks.tuned [--networks "bert;unet"] [--rounds 40] [--threads 1] [FILE.onnx …]
+
+Prints a Markdown table to stdout; see README.md beside this file. Networks need torch, torchvision
+and transformers; files need nothing. Exits with 1 where a result is slower than 0.98x.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+import graphpass
+from benchmarks.tuned_networks import NETWORKS, exported
+from graphpass.report.data import Report
+
+HEADER = (
+    "| network | sites: kept, tried | kept | multiply-adds, M | nodes | x, tuned | x, fast | s |"
+)
+SLOWEST = 0.98
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune and measure each network."""
+    options = _parser().parse_args(arguments)
+    threads, rounds = options.threads, options.rounds
+    print(f"ONNX Runtime {ort.__version__}, CPU, {threads} threads, medians of {rounds} rounds\n")
+    print(f"{HEADER}\n|{' --- |' * (HEADER.count('|') - 1)}", flush=True)
+    slow = False
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.cache or Path(scratch)
+        for name in [*options.networks, *options.files]:
+            known = name in NETWORKS
+            path = exported(name, folder) if known else Path(name)
+            files = {"original": path}
+            start = time.perf_counter()
+            for how in ("tuned", "fast"):
+                files[how] = Path(scratch) / f"{how}.onnx"
+                passes = None if how == "tuned" else "fast"
+                with graphpass.optimize(
+                    path, passes, tune=how == "tuned", tune_cache=False, threads=threads
+                ) as result:
+                    result.save(files[how])
+                if how == "tuned":
+                    report, seconds = result.report, time.perf_counter() - start
+            ratios = measured(files, rounds, threads)
+            slow |= ratios["tuned"] < SLOWEST
+            print(_row(name if known else path.stem, report, ratios, seconds), flush=True)
+    return int(slow)
+
+
+def _row(name: str, report: Report, ratios: dict[str, float], seconds: float) -> str:
+    sites = report.tuning.sites if report.tuning is not None else []
+    kept = Counter(site.rule for site in sites if site.kept)
+    before, after = report.input.cost, report.output.cost
+    assert before is not None and after is not None
+    cells = (
+        name,
+        f"{sum(kept.values())}, {len(sites)}",
+        ", ".join(f"{count} {rule}" for rule, count in kept.items()),
+        f"{before.multiply_adds / 1e6:.0f} → {after.multiply_adds / 1e6:.0f}",
+        f"{report.input.nodes} → {report.output.nodes}",
+        f"{ratios['tuned']:.2f}",
+        f"{ratios['fast']:.2f}",
+        f"{seconds:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def measured(files: dict[str, Path], rounds: int, threads: int) -> dict[str, float]:
+    """Return how much faster than the original the others run: medians of rounds in turns.
+
+    In CPU time of this process: others on the machine count as little as can be.
+    """
+    runs = {how: _session(path, threads) for how, path in files.items()}
+    times_s: dict[str, list[float]] = {how: [] for how in runs}
+    for _ in range(3):
+        for run in runs.values():
+            run()
+    order = list(runs)
+    for number in range(rounds):
+        for how in order[number % len(order) :] + order[: number % len(order)]:
+            start = time.process_time()
+            for _ in range(3):
+                runs[how]()
+            times_s[how].append(time.process_time() - start)
+    return {
+        how: statistics.median(
+            before / after for before, after in zip(times_s["original"], taken, strict=True)
+        )
+        for how, taken in times_s.items()
+    }
+
+
+def _session(path: Path, threads: int) -> Callable[[], Any]:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Any] = {}
+    for entry in session.get_inputs():
+        shape = [size if isinstance(size, int) else 1 for size in entry.shape]
+        whole = "int" in entry.type
+        feeds[entry.name] = (
+            rng.integers(0, 90, shape) if whole else rng.standard_normal(shape, dtype=np.float32)
+        )
+    return lambda: session.run(None, feeds)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tuned", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("files", nargs="*", help="models with float or integer inputs")
+    parser.add_argument(
+        "--networks",
+        type=lambda text: [name for name in text.split(";") if name],
+        default=list(NETWORKS),
+        metavar="A;B",
+    )
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", type=Path, help="keep what is exported in this folder")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
