@@ -69,16 +69,11 @@ def _as_initializer(node: Node) -> Weight | None:
     if not node.outputs or operator(node) != "Constant":
         return None
     output = node.outputs[0]
-    return constant(output) if _takes_initializers(node.graph) and not is_output(output) else None
+    return constant(output) if node.graph.holds_initializers and not is_output(output) else None
 
 
 def _growth(node: Node, value: Weight) -> int:
     return _stored_bytes(value, node.outputs[0].name) - _node_bytes(node)
-
-
-def _takes_initializers(graph: Graph) -> bool:
-    """Whether an initializer can be added without changing anything else."""
-    return graph.holds_initializers and not graph.lists_initializers
 
 
 class _Cost(NamedTuple):
