@@ -23,7 +23,7 @@ SEEDS = 3
 SUMS = Trait.SUM | Trait.CONTRACTION
 
 
-def fed(model: onnx.ModelProto, kind: str, seed: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def fed(model: onnx.ModelProto, kind: str, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     weights = {tensor.name for tensor in model.graph.initializer}
     found = {}
