@@ -370,12 +370,17 @@ def operator_name(node: onnx.NodeProto) -> str:
 
 def input_files(model: onnx.ModelProto, path: Path, *, sha256: bool = True) -> list[FileFacts]:
     """Return facts on a model file and the external data files that its skeleton refers to."""
+    return [file_facts(file, sha256=sha256) for file in input_paths(model, path)]
+
+
+def input_paths(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Return a model file and the external data files that its skeleton refers to."""
     from graphpass.storage.reference import reference_of
     from graphpass.storage.wire import tensors
 
     references = filter(None, map(reference_of, tensors(model)))
     data = sorted({r.path for r in references if r.origin == "external"})
-    return [file_facts(file, sha256=sha256) for file in (path, *map(Path, data))]
+    return [path, *map(Path, data)]
 
 
 def bytes_facts(content: bytes) -> FileFacts:

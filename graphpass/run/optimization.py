@@ -26,6 +26,7 @@ from graphpass.report.data import (
     bytes_facts,
     environment,
     input_files,
+    input_paths,
     model_facts,
     nodes_of,
     operator_name,
@@ -122,7 +123,9 @@ def optimize(
     options = ValidationOptions.of(**validation)
     allowed = [Path(folder) for folder in allow_external]
     loaded = Model.load(model, allow_external=allowed, time_limit_s=options.time_limit_s)
-    facts = model_facts(loaded.proto, _files(model, loaded, sha256))
+    files = _files(model, loaded, sha256)
+    facts = model_facts(loaded.proto, files)
+    hashed = _hashed(loaded, files)
     frozen = loaded.freeze_initializers() if freeze_initializers else []
     if strip_metadata:
         loaded.strip_metadata()
@@ -184,7 +187,7 @@ def optimize(
                 _measure(report, judge, pipeline.stages)
         stack.pop_all()  # the result goes on using the judge
     report.total_s = time.perf_counter() - start
-    return Result(loaded, report, judge, sha256, tell)
+    return Result(loaded, report, judge, hashed, sha256, tell)
 
 
 def _prepare(judge: Judge, strict: bool) -> None:
@@ -260,6 +263,14 @@ def _files(source: Source, loaded: Model, sha256: bool) -> list[FileFacts]:
     if isinstance(source, (str, os.PathLike)):
         return input_files(loaded.proto, loaded.source or Path(source), sha256=sha256)
     return []
+
+
+def _hashed(loaded: Model, files: Sequence[FileFacts]) -> dict[str, str]:
+    """Return the hashes of the files that weights are read from, by real path."""
+    if loaded.source is None:
+        return {}
+    paths = map(os.path.realpath, input_paths(loaded.proto, loaded.source))
+    return {path: file.sha256 for path, file in zip(paths, files, strict=False) if file.sha256}
 
 
 def _dense_nodes(proto: onnx.ModelProto, passes: Sequence[PassReport]) -> list[DenseNode]:

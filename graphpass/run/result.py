@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -16,6 +16,7 @@ import onnx
 from graphpass.errors import DifferenceError, OutputError
 from graphpass.ir.model import Model
 from graphpass.report.data import (
+    Check,
     FileFacts,
     Report,
     file_facts,
@@ -26,6 +27,7 @@ from graphpass.run.judge import Judge
 from graphpass.run.pipeline import Progress
 from graphpass.storage import remote
 from graphpass.storage.layout import ExternalData
+from graphpass.storage.provenance import other_than_hashed
 from graphpass.storage.reference import reference_of, tensors
 from graphpass.storage.writer import WrittenFiles, stage_model
 from graphpass.wording import visible
@@ -45,6 +47,7 @@ class Result(Closing):
         model: Model,
         report: Report,
         judge: Judge,
+        hashed: Mapping[str, str],
         sha256: bool,
         progress: Progress,
     ) -> None:
@@ -52,6 +55,7 @@ class Result(Closing):
         self.report = report
         self._model = model
         self._judge = judge
+        self._hashed = hashed
         self._sha256 = sha256
         self._progress = progress
 
@@ -186,6 +190,11 @@ class Result(Closing):
         """Check the file at `path`, for now; nobody but us knows that name."""
         self._progress("checking the written file", 0.95)
         check = self._judge.check_file(path, self._model.proto)
+        if check.ok and self._hashed:
+            other = other_than_hashed(self._model.proto, path, self._hashed)
+            if other:
+                reason = f"it does not hold the weights of {other} whose hash was taken"
+                check = Check("differs", False, reason)
         if str(path) in check.reason:
             shown = "the model" if destination is None else str(destination)
             check = replace(check, reason=check.reason.replace(str(path), shown))

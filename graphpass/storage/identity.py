@@ -40,7 +40,7 @@ def difference(one: onnx.ModelProto, two: onnx.ModelProto, *, contents: bool = T
         if ours is None and theirs is None:
             continue  # compared below, with all else
         if contents:
-            data = _payload(here, ours, files), _payload(there, theirs, files)
+            data = payload(here, ours, files), payload(there, theirs, files)
             pairs.append((here.name, *data))
         for tensor in (here, there):
             remove_marks(tensor)
@@ -56,9 +56,13 @@ def difference(one: onnx.ModelProto, two: onnx.ModelProto, *, contents: bool = T
     return ""
 
 
-def _payload(
+def payload(
     tensor: TensorProto, reference: Reference | None, files: dict[str, os.stat_result]
 ) -> Piece:
+    """Return what a tensor holds, in memory or in a file, which is noted in `files`.
+
+    Raises WireError where its file is gone or has changed.
+    """
     if reference is None:
         return tensor.raw_data or tensor_array(tensor).tobytes()
     require_as_it_was(reference, files)
