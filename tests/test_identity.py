@@ -97,9 +97,12 @@ def test_a_weight_is_named_and_a_lost_file_told(save: Callable[[onnx.ModelProto]
         difference(saved, other)
 
 
+@pytest.mark.parametrize("large", [False, True])
 def test_the_gate_wants_the_file_to_be_what_was_checked_and_ort_to_load_it(
-    save: Callable[[onnx.ModelProto], Path],
+    save: Callable[[onnx.ModelProto], Path], monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
+    if large:  # its weights stay where they are
+        monkeypatch.setattr("graphpass.run.judge._LARGE_FILE_BYTES", 0)
     other, strange = model(), model()
     flip(other.graph.initializer[0], 800)
     strange.graph.node[0].domain = "vendor"

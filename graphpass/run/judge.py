@@ -21,6 +21,7 @@ from graphpass.validate.process.runtime import RunError, available_cpus
 from graphpass.validate.structure import check_structure
 from graphpass.validate.validator import Latency, Validator
 
+_LARGE_FILE_BYTES = 192 << 20
 _OF_OUTPUTS = ("equal", "within tolerance", "differs", "not comparable")
 
 
@@ -99,10 +100,13 @@ class Judge(Closing):
     def check_file(self, path: Path, checked: onnx.ModelProto) -> Check:
         """Say whether a file is what was checked, to the byte, and ONNX Runtime takes it.
 
-        Without validation, what its weights hold is not read again.
+        Without validation, what its weights hold is not read again. Of a large file ONNX Runtime
+        is given all but the weights, which it takes from where they lie: of the file itself it
+        makes two copies in memory.
         """
         try:
-            problem = difference(checked, read_skeleton(path), contents=self.validates)
+            written = read_skeleton(path)
+            problem = difference(checked, written, contents=self.validates)
         except GraphpassError as error:
             return Check("invalid", False, str(error))
         if problem:
@@ -110,7 +114,8 @@ class Judge(Closing):
         if self._validator is None or not self._runs:
             return self._unrun("the model that was checked")
         try:
-            self._validator.load(path)
+            is_large = path.stat().st_size > _LARGE_FILE_BYTES
+            self._validator.load(written if is_large else path)
         except RunError as error:
             if error.kind != "load":  # it says nothing of the file
                 raise RuntimeUnavailableError(

@@ -3,11 +3,11 @@
 Feeds. The first is standard normal with a batch of 1. Then come large values with a batch of 2,
 values in [0, 1] with a batch of 5, zeros; other symbolic sizes change too, as far as the model
 takes it. Models of more than 3e8 multiply-adds do without zeros, of more than 1e9 also without
-[0, 1]: never fewer than two feeds, and the same ones in every run. Where they take a batch of 2,
-the original is run on the first two as one batch, and alone on the first only should the candidate
-differ from its row. Inputs with a default are overridden in one feed more. Arrays that the user
-gives replace all that; what they leave out is drawn. Sizes and ranges of integers that the model
-refuses are replaced by others.
+[0, 1], and of more than 1e10 without all but the first: the same ones in every run. Where they take
+a batch of 2, the original is run on the first two as one batch, and alone on the first only should
+the candidate differ from its row. Inputs with a default are overridden in one feed more. Arrays
+that the user gives replace all that; what they leave out is drawn. Sizes and ranges of integers
+that the model refuses are replaced by others.
 
 Both sides run without ONNX Runtime's optimizations, which would do half of the rewrites on
 either side and hide the difference.

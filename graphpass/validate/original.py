@@ -56,6 +56,10 @@ class Original:
         """Whether running it more often than needed costs next to nothing."""
         return self._search.is_cheap(point.feed)
 
+    def is_costly(self, point: Point) -> bool:
+        """Whether a single run of the model on it is felt."""
+        return self._search.is_costly(point.feed)
+
     def shapes(
         self, names: Collection[str], point: Point | None = None
     ) -> Mapping[str, Sequence[int]]:

@@ -38,10 +38,11 @@ from graphpass.validate.process.runtime import RunError, Session
 # Models cheaper than this (multiply-adds) are run as often as may tell something.
 _CHEAP_COST = 3e8
 _CHEAP_BYTES = 32 << 20  # of inputs
+_COSTLY_COST = 1e10  # where each run of it is most of what all costs: VGG's have 1.5e10
 # After the first feed (normal, batch of 1): kinds of values with the batch that they come in.
 _FURTHER_FEEDS = (("large", 2), ("uniform", 5), ("zeros", 1))
 # How many of them are run, by multiply-adds of the first: 1e9 take about 30 ms on one core.
-_FEWER_FEEDS = ((1e9, 1), (_CHEAP_COST, 2), (0.0, 3))
+_FEWER_FEEDS = ((_COSTLY_COST, 0), (1e9, 1), (_CHEAP_COST, 2), (0.0, 3))
 _GENTLER_FEEDS = ("uniform", "small")
 _POSITIVE_FEEDS = ("uniform", "one to two")  # probabilities, scales
 _SINGLE_EPSILON = 2.0**-23
@@ -101,6 +102,10 @@ class FeedSearch:
         """Whether running the model on it more often than needed costs next to nothing."""
         return self.cost(feed) < _CHEAP_COST and _bytes(feed) < _CHEAP_BYTES
 
+    def is_costly(self, feed: Feed) -> bool:
+        """Whether a single run of the model on it is felt."""
+        return self.cost(feed) >= _COSTLY_COST
+
     def _further_feeds(self, first: Feed) -> tuple[tuple[str, int], ...]:
         # bytes that are drawn, sent and compared cost as much as a few operations each
         cost = max(self.cost(first), _bytes(first) * _CHEAP_COST / _CHEAP_BYTES)
@@ -119,7 +124,7 @@ class FeedSearch:
             first = self._draw(recipe)
         except TooLargeError:
             return None
-        if self.is_cheap(first) or may_be_random(self._model):
+        if self.is_cheap(first) or self.is_costly(first) or may_be_random(self._model):
             return None
         kind, batch = _FURTHER_FEEDS[0]
         bindings = with_batch(recipe.bindings, self._classes, self._options.bind, batch)

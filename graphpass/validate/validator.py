@@ -106,7 +106,8 @@ class Validator(Closing):
 
         Both run without ONNX Runtime's optimizations on every feed, and the candidate on the
         first as its users will run it, at the default level; one that is expensive to run is not
-        run on that feed twice, unless it is found to differ there.
+        run on that feed twice, and one that is costly is run at the default level alone, unless it
+        is found to differ there.
         `interface_may_change`: what of the interface may be another. Outputs are compared by
         position, further ones are not, and axes of size 1 may come and go (a map of one cell is
         the answer for the image). A batch that varies now is run with several rows against the
@@ -259,10 +260,10 @@ class Validator(Closing):
             if identical(found[name], again[name])
         ]
 
-    def load(self, path: Path) -> None:
-        """Have ONNX Runtime load a file on every provider. Raises RunError."""
+    def load(self, model: Path | onnx.ModelProto) -> None:
+        """Have ONNX Runtime load a file, or a skeleton of one, everywhere. Raises RunError."""
         for provider in self.options.providers:
-            self._runtime.load(path, provider).close()
+            self._runtime.load(model, provider, whole=True).close()
 
     def check_windows(self, windows: Sequence[Window | None]) -> list[WindowVerdict]:
         """Run each rewrite on its own, on the CPU, against the bound derived from it."""
@@ -295,8 +296,8 @@ class Validator(Closing):
         provider = self.options.providers[0]
         feed = self._latest._original.points(provider)[0].feed
         with (
-            self._runtime.load(before, provider, "all") as one,
-            self._runtime.load(after, provider, "all") as two,
+            self._runtime.load(before, provider, "all", whole=True) as one,
+            self._runtime.load(after, provider, "all", whole=True) as two,
         ):
             rounds = run_rounds(
                 [one, two],
@@ -347,11 +348,13 @@ class Validator(Closing):
         self, candidate: onnx.ModelProto, provider: str, points: list[Point]
     ) -> list[OutputComparison]:
         first, *others = points
+        if self._original.is_costly(first):
+            return self._compare_costly(candidate, points)
         in_full = points if self._original.is_cheap(first) or not others else others
         done = self._compare_plain(candidate, provider, in_full)
         if _has_failed(done):
             return done
-        outputs = self._run_as_users_do(candidate, first)
+        (outputs,) = self._run_as_users_do(candidate, [first]) or (None,)
         if outputs is not None:
             compared = self._compare_point(first, outputs, _OPTIMIZED)
             if first.is_assumed and not all(c.ok for c in compared):
@@ -367,6 +370,23 @@ class Validator(Closing):
         if outputs is None or _has_failed(done):
             return done
         return done + self._compare_optimized(first, outputs)
+
+    def _compare_costly(
+        self, candidate: onnx.ModelProto, points: list[Point]
+    ) -> list[OutputComparison]:
+        """Run as users do, and without ONNX Runtime's optimizations only where that differs."""
+        found = self._run_as_users_do(candidate, points)
+        done: list[OutputComparison] = []
+        for point, outputs in zip(points, found, strict=False):
+            done.extend(self._compare_point(point, outputs, _OPTIMIZED))
+        if found and all(c.ok for c in done):
+            return done
+        done = self._compare_plain(candidate, points[0].provider, points)
+        for point, outputs in zip(points, found, strict=False):
+            if _has_failed(done):
+                break
+            done.extend(self._compare_optimized(point, outputs))
+        return done
 
     def _compare_plain(
         self, candidate: onnx.ModelProto, provider: str, points: list[Point]
@@ -395,14 +415,16 @@ class Validator(Closing):
                 break
         return done
 
-    def _run_as_users_do(self, model: onnx.ModelProto, point: Point) -> dict[str, Value] | None:
-        """Run at ORT's default level; None where the original does not run so either."""
+    def _run_as_users_do(
+        self, model: onnx.ModelProto, points: Sequence[Point]
+    ) -> list[dict[str, Value]]:
+        """Run at ORT's default level; none where the original does not run so either."""
         try:
-            with self._runtime.load(model, point.provider, "all") as session:
-                return self._outputs(session, point)
+            with self._runtime.load(model, points[0].provider, "all") as session:
+                return [self._outputs(session, point) for point in points]
         except RunError:
-            if self._original.as_users_run_it(point) is None:
-                return None
+            if any(self._original.as_users_run_it(point) is None for point in points):
+                return []
             raise
 
     def _compare_optimized(self, point: Point, outputs: dict[str, Value]) -> list[OutputComparison]:
@@ -475,7 +497,8 @@ class Validator(Closing):
         if not comparisons:
             reason = "every output differs between two runs of the original"
             return self._verdict("not comparable", reason, comparisons)
-        if all(c.error == 0 for c in comparisons if not c.feed.endswith(_OPTIMIZED)):
+        plain = [c for c in comparisons if not c.feed.endswith(_OPTIMIZED)]
+        if plain and all(c.error == 0 for c in plain):
             return self._verdict(
                 "equal", "all outputs are equal where ONNX Runtime optimizes nothing", comparisons
             )

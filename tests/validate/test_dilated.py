@@ -129,8 +129,8 @@ def test_it_is_run_small_and_what_is_wrong_is_caught(
     sizes: list[int] = []
     original = type(runtime).load
 
-    def load(self: Runtime, joined: onnx.ModelProto, *rest: object) -> object:
-        session = original(self, joined, *rest)  # type: ignore[arg-type]
+    def load(self: Runtime, joined: onnx.ModelProto, *rest: object, **more: object) -> object:
+        session = original(self, joined, *rest, **more)  # type: ignore[arg-type]
         run = session.run
 
         def counted(feeds: dict[str, np.ndarray]) -> object:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 import onnx
 
 from graphpass.errors import GraphpassError, RuntimeUnavailableError
@@ -29,6 +30,7 @@ from graphpass.validate.process.channel import (
     decode,
     encode,
 )
+from graphpass.validate.process.pieces import Piece, pieces_of
 
 if TYPE_CHECKING:
     import subprocess
@@ -98,9 +100,41 @@ class Runtime(Closing):
         self._numbers = itertools.count()
 
     def load(
-        self, model: onnx.ModelProto | Path, provider: str = "cpu", level: Level = "none"
+        self,
+        model: onnx.ModelProto | Path,
+        provider: str = "cpu",
+        level: Level = "none",
+        *,
+        whole: bool = False,
     ) -> Session:
-        """Open a session. Raises RunError, ProviderUnavailableError."""
+        """Open a session. Raises RunError, ProviderUnavailableError.
+
+        A skeleton with heavy weights runs in pieces, of which one is in memory at a time, unless
+        `whole`; what is wrong with it shows when it is run.
+        """
+        pieces: list[Piece] = []
+        if isinstance(model, onnx.ModelProto) and provider == "cpu" and not whole:
+            pieces = pieces_of(model)
+        session = self._session(model, provider, level, pieces=pieces)
+        if not pieces:
+            session.ensure_open()
+        return session
+
+    def load_piece(self, piece: Piece, level: Level) -> Session:
+        """Open a session of one piece. Raises RunError."""
+        session = self._session(piece.model, "cpu", level, plain_weights=piece.is_heavy)
+        session.ensure_open()
+        return session
+
+    def _session(
+        self,
+        model: onnx.ModelProto | Path,
+        provider: str,
+        level: Level,
+        *,
+        plain_weights: bool = False,
+        pieces: Sequence[Piece] = (),
+    ) -> Session:
         head: Head = {
             "op": "open",
             "id": next(self._numbers),
@@ -109,15 +143,14 @@ class Runtime(Closing):
             "threads": self.threads,
             "memory_mib": self.limits.memory_mib,
             "custom_ops": self.custom_ops,
+            "plain_weights": plain_weights,
         }
         blobs: list[Any] = []
         if isinstance(model, onnx.ModelProto):
             blobs.append(model.SerializeToString())
         else:
             head["path"] = str(Path(model).resolve())
-        session = Session(self, head, blobs)
-        session.ensure_open()
-        return session
+        return Session(self, head, blobs, pieces)
 
     def close(self) -> None:
         """Kill the worker; nothing of it stays behind."""
@@ -136,11 +169,15 @@ class Runtime(Closing):
 class Session(Closing):
     """A model loaded in the worker. Use as a context manager, or `close` to free its memory.
 
-    What the worker dies of is tried once more, in another one.
+    What the worker dies of is tried once more, in another one. With `pieces` there is nothing
+    loaded between two runs.
     """
 
-    def __init__(self, runtime: Runtime, head: Head, blobs: list[Any]) -> None:
+    def __init__(
+        self, runtime: Runtime, head: Head, blobs: list[Any], pieces: Sequence[Piece] = ()
+    ) -> None:
         self._runtime, self._head, self._blobs = runtime, head, blobs
+        self._pieces = pieces
         self._home: _Worker | None = None
 
     @property
@@ -166,12 +203,22 @@ class Session(Closing):
 
     def run(self, feeds: Mapping[str, Value]) -> Run:
         """Run the model once on these inputs. Raises RunError."""
+        if self._pieces:
+            try:
+                return self._run_pieces(feeds)
+            except RunError as error:
+                if error.kind not in ("load", "run"):
+                    raise
+                self._pieces = ()  # it is for the whole model to say what is wrong
         answer, raw = self._run(feeds, {})
         outputs = {name: decode(description, raw) for name, description in answer["outputs"]}
         return Run(outputs, answer["seconds"])
 
     def shapes(self, feeds: Mapping[str, Value]) -> dict[str, list[int]]:
         """Run the model once; return the shapes of those outputs that are arrays."""
+        if self._pieces:
+            found = self.run(feeds).outputs.items()
+            return {name: list(v.shape) for name, v in found if isinstance(v, np.ndarray)}
         shapes: dict[str, list[int]] = self._run(feeds, {"shapes_only": True})[0]["shapes"]
         return shapes
 
@@ -180,6 +227,16 @@ class Session(Closing):
         described = {name: encode(value, blobs) for name, value in feeds.items()}
         head = {"op": "run", "id": self.number, "feeds": described, **options}
         return _tried_again(lambda: self._open().request(head, blobs, "running"))
+
+    def _run_pieces(self, feeds: Mapping[str, Value]) -> Run:
+        values = dict(feeds)
+        seconds = 0.0
+        for piece in self._pieces:
+            with self._runtime.load_piece(piece, self._head["level"]) as session:
+                run = session.run({name: values[name] for name in piece.inputs if name in values})
+            values |= run.outputs
+            seconds += run.seconds
+        return Run({name: values[name] for name in self._pieces[-1].results}, seconds)
 
     def close(self) -> None:
         """Free what the session holds in the worker."""

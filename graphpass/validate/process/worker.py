@@ -153,7 +153,11 @@ def _open(sessions: dict[int, Any], head: Head, blobs: list[bytearray]) -> Head:
         "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[head["level"]]
-    if head["level"] == "none":
+    disabled: list[str] = []
+    if head["plain_weights"]:
+        _return_freed_memory()
+        disabled.append("NchwcTransformer")  # makes three more copies of a weight on the way
+    if head["level"] == "none" or head["plain_weights"]:
         # Repacked weights are a second copy of them, made for many runs; here there are few.
         options.add_session_config_entry("session.disable_prepacking", "1")
     for library in head["custom_ops"]:
@@ -171,10 +175,19 @@ def _open(sessions: dict[int, Any], head: Head, blobs: list[bytearray]) -> Head:
     chain: list[Any] = [(provider, _PROVIDER_OPTIONS.get(provider, {}))]
     if provider != "CPUExecutionProvider":
         chain.append("CPUExecutionProvider")
-    session = onnxruntime.InferenceSession(source, options, providers=chain)
+    session = onnxruntime.InferenceSession(
+        source, options, providers=chain, disabled_optimizers=disabled or None
+    )
     verify_provider(provider, session.get_providers())
     sessions[head["id"]] = session
     return {}
+
+
+def _return_freed_memory() -> None:
+    """Give back to the system what was kept for the next run: heavy weights need the room."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    if trim is not None:
+        trim(0)
 
 
 def resolve_provider(name: str, available: list[str]) -> str:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper
 
 from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.validate.process.channel import Array
@@ -21,6 +19,8 @@ from graphpass.validate.process.runtime import RunError, Runtime, Session
 from graphpass.validate.window.bounds import allowed_error, judge, judge_stacked
 from graphpass.validate.window.dilated import undilated
 from graphpass.validate.window.feeds import KINDS, Draws
+from graphpass.validate.window.heavy import acquits, is_heavy
+from graphpass.validate.window.joined import joined
 from graphpass.validate.window.prepare import (
     PROBE_WORK,
     Fed,
@@ -139,15 +139,16 @@ def _retried(item: Prepared, runtime: Runtime, seed: int, error: RunError) -> Wi
 
 def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
     draws = Draws(seed)
+    group = [item for item in group if not (is_heavy(item) and acquits(item, runtime, draws))]
     stacked = [item for item in group if item.fed.stack_axis is not None]
     if stacked:
         batch = _Batch(stacked)
-        with runtime.load(batch.model) as session:
+        with runtime.load(batch.model, whole=True) as session:
             batch.run_stacked(session, draws)
     computing = [item for item in group if not item.exact and item.fed.stack_axis is None]
     if computing:
         batch = _Batch(computing)
-        with runtime.load(batch.model) as session:
+        with runtime.load(batch.model, whole=True) as session:
             for kind in _kinds(computing):
                 batch.run(kind, computing, session, draws)
     moving = [item for item in group if item.exact]
@@ -156,7 +157,7 @@ def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
         picking = [item for item in moving if picks_otherwise(item.window)]
         strict = [item for item in moving if not picks_otherwise(item.window)]
         batch = _Batch(moving)
-        with runtime.load(batch.model) as session:
+        with runtime.load(batch.model, whole=True) as session:
             batch.run("normal", moving, session, draws)
             if strict:
                 batch.run("non-finite", strict, session, draws)
@@ -176,7 +177,7 @@ class _Batch:
         owners: dict[Fed, Prepared] = {}
         self._items = items
         self._owners = [owners.setdefault(item.fed, item) for item in items]
-        self.model = self._joined()
+        self.model = joined(items, self._owners)
 
     def run(self, kind: str, judged: Sequence[Prepared], session: Session, draws: Draws) -> None:
         """Run on inputs of one kind."""
@@ -209,85 +210,6 @@ class _Batch:
         return {
             owner.mark + name: array for owner in owners for name, array in values(owner).items()
         }
-
-    def _joined(self) -> onnx.ModelProto:
-        first = self._items[0].window.before
-        model = onnx.ModelProto(ir_version=first.ir_version)
-        model.opset_import.extend(first.opset_import)
-        graph = model.graph
-        graph.name = "windows"
-        for item, owner in zip(self._items, self._owners, strict=True):
-            inputs = inputs_of(item.window)
-            if owner is item:
-                for name, value in inputs.items():
-                    elem_type = value.type.tensor_type.elem_type
-                    sizes = [None] * len(item.shapes[name])
-                    graph.input.append(
-                        helper.make_tensor_value_info(item.mark + name, elem_type, sizes)
-                    )
-            pairs = zip(sorted(inputs), sorted(owner.shapes), strict=True)
-            fed = {name: owner.mark + theirs for name, theirs in pairs}
-            for side in ("before", "after"):
-                proto = getattr(item.window, side).graph
-                _append(graph, proto, proto.node, f"{item.mark}{side}/", fed)
-            if item.magnitudes is not None:
-                proto = item.window.before.graph
-                _append(graph, proto, item.magnitudes, f"{item.mark}before/", fed, bare=True)
-                graph.output.add(name=f"{item.mark}before/abs/{item.window.output}")
-            for side in ("before", "after"):
-                graph.output.add(name=f"{item.mark}{side}/{item.window.output}")
-        return model
-
-
-def _append(
-    graph: onnx.GraphProto,
-    proto: onnx.GraphProto,
-    nodes: Sequence[onnx.NodeProto],
-    mark: str,
-    fed: Mapping[str, str],
-    *,
-    bare: bool = False,
-) -> None:
-    """Add a window's nodes under names of their own; `bare`: its weights are there already.
-
-    `fed`: what its inputs are called.
-    """
-
-    def renamed(name: str) -> str:
-        return fed.get(name, mark + name) if name else name
-
-    for node in nodes:
-        copied = graph.node.add()
-        copied.CopyFrom(node)
-        copied.name = ""
-        copied.input[:] = [renamed(name) for name in node.input]
-        copied.output[:] = [renamed(name) for name in node.output]
-        for attribute in copied.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                _rename_outer(body, renamed)
-    if bare:
-        return
-    for tensor in proto.initializer:
-        held = graph.initializer.add()
-        held.CopyFrom(tensor)
-        held.name = renamed(tensor.name)
-
-
-def _rename_outer(body: onnx.GraphProto, renamed: Callable[[str], str]) -> None:
-    """Rename what a body reads from outside; names of its own stay."""
-    own = {value.name for value in (*body.input, *body.initializer)}
-    own.update(name for node in body.node for name in node.output)
-
-    def outer(name: str) -> str:
-        return name if name in own else renamed(name)
-
-    for node in body.node:
-        node.input[:] = [outer(name) for name in node.input]
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                _rename_outer(inner, outer)
-    for value in body.output:
-        value.name = outer(value.name)
 
 
 def _stacked(arrays: Sequence[Array], item: Prepared) -> Array:
@@ -352,7 +274,7 @@ def example(
         draw = Draws(seed).of(item, kind or "normal")
         feeds = {item.mark + name: array for name, array in draw.values.items()}
         try:
-            with runtime.load(_Batch([item]).model) as session:
+            with runtime.load(_Batch([item]).model, whole=True) as session:
                 outputs = session.run(feeds).outputs
         except RunError:
             continue
