@@ -25,8 +25,10 @@ from graphpass import (
     require,
 )
 from graphpass.ir.operators import Trait, has, named
-from graphpass.ir.shapes import moved, slices
+from graphpass.ir.shapes import moved
 
+from .batch_picks import PICKS
+from .batch_repeats import is_one_row, repeat, rows_of_first
 from .batch_reshapes import reshape
 from .batch_rows import ONE, Batch, Changes, Rows, Size
 
@@ -144,18 +146,8 @@ def _after_reduction(batch: Ranks, node: Node, axis: int) -> int:
 # ------------------------------------------------------------------------------- handlers
 
 
-def _first(batch: Batch, node: Node, held: list[int]) -> Rows | None:
-    """Return the rows of the first input; None where it is another that has them."""
-    return batch.rows[id(node.inputs[0])] if held == [0] else None
-
-
-def _unit_batch(batch: Batch, rows: Rows) -> bool:
-    """Whether the axis of the rows has one element natively, so that it can be left alone."""
-    return batch.count == 1 and rows.plain
-
-
 def _moved(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
+    rows = rows_of_first(batch, node, held)
     if rows is None:
         return None
     rank = batch.rank(node, node.inputs[0])
@@ -170,7 +162,7 @@ def _moved(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] |
 
 
 def _reduce(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
+    rows = rows_of_first(batch, node, held)
     if rows is None or operator(node).startswith(("Global", "Arg")):
         return None
     rank = batch.rank(node, node.inputs[0])
@@ -182,7 +174,7 @@ def _reduce(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
         return None
     kept = attribute(node, "keepdims") != 0
     require(
-        kept and _unit_batch(batch, rows),
+        kept and is_one_row(batch, rows),
         f"{label(node)} reduces over axis {rows.axis} of '{node.inputs[0].name}', where the rows "
         "of a batch lie: it would mix them",
     )
@@ -211,12 +203,12 @@ def _has_axes_input(node: Node) -> bool:
 
 
 def _softmax(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
+    rows = rows_of_first(batch, node, held)
     if rows is None or opset(node) >= _SOFTMAX_BY_AXIS:
         return None
     rank = batch.rank(node, node.inputs[0])
     axis = attribute(node, "axis") % rank
-    if axis or rows.axis or not _unit_batch(batch, rows) or rank < 2:
+    if axis or rows.axis or not is_one_row(batch, rows) or rank < 2:
         return None
 
     def change(changes: Changes) -> None:
@@ -224,64 +216,6 @@ def _softmax(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None]
         changes.replace(node, changes.edit.one(node.op, [source], like=node, axis=1))
 
     batch.change(change, f"{label(node)} works on each row alone")
-    return [rows]
-
-
-def _slice(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
-    if rows is None:
-        return None
-    rank = batch.rank(node, node.inputs[0])
-    bounds = slices(node)
-    if bounds is None:
-        return None
-    ours = [cut for cut in bounds if cut[0] % rank == rows.axis]
-    if not ours:
-        return None
-    (_, start, end, step) = ours[0]
-    if (start, step) == (0, 1) and end >= _OPEN_END:
-        return [rows]
-    whole = range(1)[start:end:step] == range(1)
-    require(
-        _unit_batch(batch, rows) and whole,
-        f"{label(node)} cuts axis {rows.axis} of '{node.inputs[0].name}', where the rows of a "
-        "batch lie",
-    )
-    rest = [cut for cut in bounds if cut[0] % rank != rows.axis]
-
-    def change(changes: Changes) -> None:
-        edit, source = changes.edit, changes.edit.current(node.inputs[0])
-        axes, starts, ends, steps = ([cut[column] for cut in rest] for column in range(4))
-        if not rest:
-            new = edit.one("Identity", [source])
-        elif opset(node) < 10:
-            new = edit.one("Slice", [source], like=node, axes=axes, starts=starts, ends=ends)
-        else:
-            bounds = [np.array(column, np.int64) for column in (starts, ends, axes, steps)]
-            new = edit.one("Slice", [source, *bounds], like=node)
-        changes.replace(node, new)
-
-    batch.change(change, f"{label(node)} takes every row")
-    return [rows]
-
-
-def _gather(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
-    if rows is None or attribute(node, "axis") % batch.rank(node, node.inputs[0]) != rows.axis:
-        return None
-    picked = integers(node.inputs[1])
-    one = picked in ([0], [-1]) and batch.rank(node, node.inputs[1]) == 1
-    require(
-        one and _unit_batch(batch, rows),
-        f"{label(node)} picks from axis {rows.axis} of '{node.inputs[0].name}', where the rows of "
-        "a batch lie",
-    )
-    batch.change(
-        lambda changes: changes.replace(
-            node, changes.edit.one("Identity", [changes.edit.current(node.inputs[0])])
-        ),
-        f"{label(node)} takes every row",
-    )
     return [rows]
 
 
@@ -302,41 +236,8 @@ def _concat(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
     )
     for index in range(len(node.inputs)):
         if index not in held:
-            _repeat(batch, node, index, rows.axis)
+            repeat(batch, node, index, rows.axis)
     return [rows]
-
-
-def _repeat(batch: Batch, node: Node, index: int, axis: int) -> None:
-    """Let the node read input `index`, natively of `count` equal rows, once for each row."""
-    tensor = node.inputs[index]
-    rank = batch.rank(node, tensor)
-    sizes = batch.native(tensor) or []
-    size = sizes[axis] if axis < rank else None
-    require(
-        id(tensor) not in batch.counted and size == Size(batch.count) and opset(node) >= 8,
-        f"{label(node)} reads '{tensor.name}', which is of another size than the batch",
-    )
-    row: np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None = None
-    if batch.count > 1:
-        weight = constant(tensor)
-        values = weight.array() if weight is not None else None
-        same = values is not None and bool(
-            np.all(values == values.take([0], axis)) or not np.any(values)
-        )
-        require(same, f"{label(node)} reads '{tensor.name}', which has other values for each row")
-        assert values is not None
-        row = values.take([0], axis)
-    batch.change(
-        lambda changes: _read_repeated(changes, node, index, tensor if row is None else row, axis),
-        f"'{tensor.name}' is repeated for each row at {label(node)}",
-    )
-
-
-def _read_repeated(
-    changes: Changes, node: Node, index: int, tensor: Tensor | np.ndarray, axis: int
-) -> None:
-    rank = tensor.ndim if isinstance(tensor, np.ndarray) else changes.batch.rank(node, tensor)
-    node.inputs[index] = changes.repeated(tensor, axis, rank)
 
 
 def _recurrent(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
@@ -356,7 +257,7 @@ def _recurrent(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | Non
                 "batch lie, for something else",
             )
         elif index in places and tensor.name:
-            _repeat(batch, node, index, places[index])
+            repeat(batch, node, index, places[index])
     return [Rows(0 if layout else 2), *[Rows(1 - layout)] * 2]
 
 
@@ -413,7 +314,7 @@ def _constant_of_shape(batch: Batch, node: Node, held: list[int]) -> Sequence[Ro
 
 
 def _resize(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
+    rows = rows_of_first(batch, node, held)
     sizes = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
     if rows is None or sizes is None:
         return None
@@ -476,7 +377,7 @@ def _max_pool(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None
 
 
 def _to_sequence(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
+    rows = rows_of_first(batch, node, held)
     if rows is None:
         return None
     at = attribute(node, "axis") % batch.rank(node, node.inputs[0])
@@ -486,7 +387,7 @@ def _to_sequence(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | N
 
 
 def _from_sequence(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
-    rows = _first(batch, node, held)
+    rows = rows_of_first(batch, node, held)
     return None if rows is None else [rows]
 
 
@@ -496,14 +397,13 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
     **dict.fromkeys(named(Trait.REDUCTION), _reduce),
+    **PICKS,
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
-    "Gather": _gather,
     "Resize": _resize,
     "MaxPool": _max_pool,
     "SequenceAt": _from_sequence,
-    "Slice": _slice,
     "SplitToSequence": _to_sequence,
 }
 

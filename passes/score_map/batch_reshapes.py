@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from graphpass.ir.shapes import as_target, reshaped, target_of
 from graphpass.ir.sizes import INFERRED, Size, product, quotient
 from graphpass.ir.weight import Array
 
-from .batch_rows import Batch, Changes, Rows
+from .batch_rows import ONE, Batch, Changes, Rows
 
 
 def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
@@ -32,6 +33,10 @@ def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
     assert own is not None and made is not None
     as_is = _as_is(batch, node, own, rows)
     wanted = _wanted(batch, own, made, rows)
+    if wanted is None or not wanted.plain:
+        moved = _moved(batch, node, own, made, rows)
+        if moved is not None:
+            return [moved]
     if as_is is not None and (
         wanted is None
         or not wanted.plain
@@ -60,6 +65,40 @@ def reshape(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
 
     batch.change(change, f"{label(node)} takes the batch as it comes")
     return [wanted]
+
+
+def _moved(batch: Batch, node: Node, own: list[Size], made: list[Size], rows: Rows) -> Rows | None:
+    """Let the rows have the first axis of size 1, which a single row may have natively.
+
+    Where one axis has one element, the order of elements does not say where it lies.
+    """
+    units = [axis for axis, size in enumerate(made) if size == ONE]
+    if not (batch.moves and batch.count == 1 and rows.plain and units):
+        return None
+    place = units[0]
+    first = [own[rows.axis], *_without(own, rows.axis)]
+    shape = as_target([own[rows.axis], *_without(made, place)], first)
+    if shape is None:
+        return None
+
+    def change(changes: Changes) -> None:
+        edit, x = changes.edit, changes.edit.current(node.inputs[0])
+        if rows.axis:
+            order = [rows.axis, *_without(list(range(len(own))), rows.axis)]
+            x = edit.one("Transpose", [x], perm=order)
+        like = node if operator(node) == "Reshape" else None
+        x = edit.one("Reshape", [x, np.array(shape, np.int64)], like=like, allowzero=None)
+        if place:
+            order = [*range(1, place + 1), 0, *range(place + 1, len(made))]
+            x = edit.one("Transpose", [x], perm=order)
+        changes.replace(node, x)
+
+    batch.change(change, f"{label(node)} keeps the rows of the batch on an axis of their own")
+    return Rows(place)
+
+
+def _without(values: list[Any], index: int) -> list[Any]:
+    return [*values[:index], *values[index + 1 :]]
 
 
 def _native(batch: Batch, node: Node) -> list[Size] | None:

@@ -46,7 +46,8 @@ class Batch:
 
     `shapes`: what every tensor has with `count` rows. `rows`: by the id of each tensor that
     depends on the batch; `counted`: tensors that hold its size. `changes`: what is to be done to
-    the graph once everything is decided, each with what it says of itself.
+    the graph once everything is decided, each with what it says of itself. `moves`: where a
+    Reshape puts a single row among other elements, let it have an axis of size 1 instead.
     """
 
     graph: Graph
@@ -57,6 +58,7 @@ class Batch:
     rows: dict[int, Rows] = field(default_factory=dict)
     counted: set[int] = field(default_factory=set)
     changes: list[tuple[Change, str]] = field(default_factory=list)
+    moves: bool = False
 
     def native(self, tensor: Tensor) -> list[Size] | None:
         """Return the sizes with `count` rows; None where the rank is unknown."""
@@ -123,13 +125,16 @@ class Changes:
             self._count = self.edit.one("Gather", [shape, np.array([place], np.int64)], axis=0)
         return self._count
 
+    def vector(self, held: Tensor, axis: int, rank: int) -> Tensor:
+        """Return a vector of `rank` integers: `held`, which is one, at `axis`, and ones."""
+        before, after = np.ones(axis, np.int64), np.ones(rank - axis - 1, np.int64)
+        parts = [part for part in (before, held, after) if not _is_empty(part)]
+        return held if len(parts) == 1 else self.edit.one("Concat", parts, axis=0)
+
     def repeated(self, tensor: Tensor | Array, axis: int, rank: int) -> Tensor:
         """Return `tensor`, of size 1 along `axis`, once for each row."""
-        before, after = np.ones(axis, np.int64), np.ones(rank - axis - 1, np.int64)
-        parts = [part for part in (before, self.count, after) if not _is_empty(part)]
-        shape = parts[0] if len(parts) == 1 else self.edit.one("Concat", parts, axis=0)
         held = tensor if isinstance(tensor, np.ndarray) else self.edit.current(tensor)
-        return self.edit.one("Expand", [held, shape])
+        return self.edit.one("Expand", [held, self.vector(self.count, axis, rank)])
 
 
 def _is_empty(part: Tensor | Array) -> bool:

@@ -12,6 +12,7 @@ from graphpass.ir.mixing import mixed_axes
 from graphpass.ir.operators import Trait, has, is_training, of_node
 
 from .batch_operators import HANDLERS, bound_axes, met_axes, place_after
+from .batch_repeats import tile
 from .batch_rows import ONE, Batch, Rows
 
 
@@ -154,6 +155,13 @@ def _require_met(batch: Batch, node: Node, index: int, rows: Rows) -> None:
     broadcast, bound = met_axes(batch, node, index), bound_axes(batch, node, index)
     for axis, place in (*broadcast.items(), *bound.items()):
         alike = axis in broadcast and sizes is not None and sizes[axis] == ONE
+        if (
+            place == rows.axis
+            and axis in broadcast
+            and not alike
+            and tile(batch, node, index, axis, rows)
+        ):
+            continue
         require(
             place != rows.axis or alike,
             f"{label(node)} takes axis {axis} of '{tensor.name}', which does not depend on the "

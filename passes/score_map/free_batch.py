@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import onnx
@@ -11,6 +11,7 @@ import onnx
 from graphpass import Graph, Pass, Tensor, require
 from graphpass.follow.image_input import images
 from graphpass.ir.inference import infer_shapes
+from graphpass.ir.questions import RefusedError
 from graphpass.ir.reader import value_type
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.interface import Interface
@@ -42,9 +43,7 @@ class FreeBatch(Pass):
         name = size if isinstance(size, str) else _fresh(graph)
         shapes = _shapes(graph, inputs, count)
         _note_ranks(graph, shapes)
-        batch = Batch(graph, inputs[0], count, name, shapes)
-        batch.rows.update({id(tensor): Rows(0) for tensor in inputs})
-        follow(batch)
+        batch = _followed(Batch(graph, inputs[0], count, name, shapes), inputs)
         outputs = [tensor for tensor in graph.outputs if id(tensor) in batch.rows]
         if not isinstance(size, int) and not batch.changes and _say_so(outputs, batch):
             return []
@@ -58,6 +57,22 @@ class FreeBatch(Pass):
                 tensor.shape = [*tensor.shape[:axis], name, *tensor.shape[axis + 1 :]]
         listed = ", ".join(f"'{tensor.name}'" for tensor in inputs)
         return [*(note for _, note in batch.changes), f"the batch of {listed} varies"]
+
+
+def _followed(batch: Batch, inputs: list[Tensor]) -> Batch:
+    """Follow the batch; where rows come to lie among others and meet, give them their own axis."""
+    rows = {id(tensor): Rows(0) for tensor in inputs}
+    batch.rows.update(rows)
+    try:
+        follow(batch)
+    except RefusedError as error:
+        other = replace(batch, rows=dict(rows), counted=set(), changes=[], moves=True)
+        try:
+            follow(other)
+        except RefusedError:
+            raise error from None
+        return other
+    return batch
 
 
 def _note_ranks(graph: Graph, shapes: Mapping[str, Any]) -> None:

@@ -17,6 +17,10 @@ from graphpass.testing import apply_to, check_refused, check_untouched, graph, s
 
 ROWS = (1, 2, 3, 5)
 CONV = "c = Conv<pads=[1,1,1,1]>(x, k) r = Relu(c)"  # [1,3,6,6] -> r [1,4,6,6]
+TOKENS = (  # [1,36,4] u, and the token with the largest mean, of each row [1] i
+    "w1 = Reshape(r, t1) u = Transpose<perm=[0,2,1]>(w1) s = ReduceMean<axes=[2], keepdims=0>(u)"
+    " i = ArgMax<axis=1, keepdims=0>(s)"
+)
 SHAPE = "s = Shape(x) b = Gather<axis=0>(s, first)"
 CONSTANTS: dict[str, Any] = {
     "k": (4, 3, 3, 3),
@@ -145,6 +149,69 @@ FREED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "float[1,1] y",
         {"t": np.array([1, 1, 1]), "one": np.array([1])},
         "Slice of 'y' takes every row",
+    ),
+    "a row that comes to lie between others": (
+        "v = Reshape(r, t) u = Transpose<perm=[2,0,1]>(v)"
+        ' o, h = GRU<hidden_size=3, direction="bidirectional">(u, W, R) j = Reshape(o, one_row)'
+        " q, p = GRU<hidden_size=2>(j, V, S) y = Squeeze(p, zero1)",
+        "float[1,2] y",
+        {
+            "t": np.array([1, 4, 36]),
+            "W": (2, 9, 4),
+            "R": (2, 9, 3),
+            "one_row": np.array([36, 1, 6]),
+            "V": (1, 6, 6),
+            "S": (1, 6, 2),
+            "zero1": np.array([0]),
+        },
+        "Reshape of 'j' keeps the rows of the batch on an axis of their own",
+    ),
+    "a row that would be mixed where it comes to lie": (
+        "v = Reshape(r, t) m = Softmax<axis=0>(v) y = Reshape(m, u)",
+        "float[1,4,6,6] y",
+        {"t": np.array([4, 1, 36]), "u": np.array([1, 4, 6, 6])},
+        "Reshape of 'v' keeps the rows of the batch on an axis of their own",
+    ),
+    "elements of a row by their places": (
+        "v = Reshape(r, t) y = Gather(v, places)",
+        "float[1,2,3] y",
+        {"t": np.array([-1]), "places": np.array([[[0, 143, 7], [-1, 35, 36]]])},
+        "Gather of 'y' picks within each row",
+    ),
+    "elements of the one row": (
+        "y = GatherND(r, places)",
+        "float[1,2,6,6] y",
+        {"places": np.array([[[0, 3], [0, 1]]])},
+        "GatherND of 'y' picks within each row",
+    ),
+    "the same elements of each row": (
+        "y = GatherElements<axis=1>(r, places)",
+        "float[1,2,6,6] y",
+        {"places": np.arange(72).reshape(1, 2, 6, 6) % 4},
+        "'places' is repeated for each row at GatherElements of 'y'",
+    ),
+    "each row its brightest token": (
+        f"{TOKENS} v = Reshape(u, t) y = Gather(v, i)",
+        "float[1,4] y",
+        {"t1": np.array([1, 4, 36]), "t": np.array([36, 4])},
+        "Gather of 'y' picks within each row",
+    ),
+    "each row its brightest token, counted from the batch on": (
+        f"{TOKENS} e = Unsqueeze(i, one) j = Concat<axis=1>(none, e) y = GatherND(u, j)",
+        "float[1,4] y",
+        {"t1": np.array([1, 4, 36]), "one": np.array([1]), "none": np.array([[0]])},
+        "GatherND of 'y' picks within each row",
+    ),
+    "a number for each part of a row": (
+        "v = Reshape(r, t) a = Add(v, parts) b = MatMul(a, turns) y = Reshape(b, u)",
+        "float[1,4,6,6] y",
+        {
+            "t": np.array([4, 6, 6]),
+            "u": np.array([1, 4, 6, 6]),
+            "parts": (4, 1, 1),
+            "turns": (4, 6, 6),
+        },
+        "'turns' is repeated for each row at MatMul of 'b'",
     ),
     "an output without a batch": (
         "temperature = Identity(scale) y = Mul(r, scale)",
@@ -341,6 +408,20 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
         {"t": np.array([1, 4, 36]), "W": (1, 9, 36), "R": (1, 9, 3), "rest": np.array([1])},
         17,
         "GRU of 'o' takes axis 0 of 'v', where the rows of a batch lie, for something else",
+    ),
+    "elements of all images by their places": (
+        "v = Reshape(r, t) y = Gather(v, places)",
+        "float[2,3] y",
+        {"t": np.array([-1]), "places": np.array([[0, 143, 7], [-1, 35, 36]])},
+        17,
+        "Gather of 'y' picks from axis 0 of 'v', where the rows of a batch lie",
+    ),
+    "elements along the images": (
+        "y = GatherElements<axis=0>(r, places)",
+        "float[1,4,6,6] y",
+        {"places": np.zeros((1, 4, 6, 6), np.int64)},
+        17,
+        "GatherElements of 'y' picks along axis 0",
     ),
     "images repeated": (
         "y = Tile(r, t)",
