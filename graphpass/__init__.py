@@ -10,6 +10,7 @@ What a pass author needs is here as well: `Rule`, `Pass`, `Op`, `any_`, `const`,
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
     from graphpass.run.result import Result as Result
 
 __version__ = "0.1.0"
+
+# who wants to hear of each pass and rewrite adds a handler; nobody else is told twice
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # where each name lives: importing graphpass must not cost onnx and numpy before they are needed
 _HOMES = {

@@ -185,10 +185,62 @@ def test_the_example_of_the_readme_is_read() -> None:
     assert "move-linear" in Path("report.md").read_text() and Path("report.html").is_file()
 
 
-def test_many_models_take_the_general_options_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_wins_over_what_is_switched_on_in_the_file() -> None:
+    config("strict = true\nno-validate = true\nstrip-metadata = true\nfreeze-initializers = true")
+    told = settings()
+    assert told["strict"] and told["strip_metadata"] and not told["validate"]
+    told = settings("--no-strict", "--validate", "--no-strip-metadata", "--no-freeze-initializers")
+    assert told["validate"] and not told["strict"] and not told["strip_metadata"]
+    assert not told["freeze_initializers"]
+
+
+def many(*arguments: str) -> dict[str, dict[str, Any]]:
+    """Run `optimize --out-dir` and return the settings of each model."""
+    assert run(["optimize", "net.onnx", "zoo", "--report", "r.json", "-q", *arguments]) == 0
+    told = json.loads(Path("r.json").read_text())["models"]
+    return {Path(entry["model"]).name: entry["report"]["settings"] for entry in told}
+
+
+def test_many_models_have_tables_of_their_own() -> None:
+    config("""
+        out-dir = "out"
+        passes = "clean-up"
+        seed = 1
+        [models."zoo/*"]
+        pipeline = "conv-only"
+        strict = true
+        bind = {N = 3}
+        [models."head.*"]
+        seed = 2
+    """)
+    told = many()
+    assert told["net.onnx"]["seed"] == 1 and told["head.onnx"]["seed"] == 2
+    assert told["net.onnx"]["pipeline"] is None and not told["net.onnx"]["strict"]
+    assert told["head.onnx"]["pipeline"] == "conv-only" and told["head.onnx"]["strict"]
+    assert told["head.onnx"]["bind"] == {"N": 3}
+    told = many("--passes", "fold-batchnorm", "--no-strict", "--force")
+    assert {tuple(entry["passes"]) for entry in told.values()} == {("fold-batchnorm",)}
+    assert not told["head.onnx"]["strict"] and told["head.onnx"]["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("jobs = 2", 'graphpass.toml: [models."zoo/*"]: jobs holds for all models of a run'),
+        ("report = 'a.md'", 'graphpass.toml: [models."zoo/*"]: report holds for all'),
+        ("rtol = 'much'", "graphpass.toml: "),
+    ],
+)
+def test_what_a_table_of_many_gets_wrong(
+    capsys: pytest.CaptureFixture[str], table: str, message: str
+) -> None:
+    config(f"out-dir = 'out'\n[models.'zoo/*']\n{table}")
+    assert run(["optimize", "net.onnx", "zoo"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and not Path("out").exists()
+
+
+def test_what_is_for_many_goes_with_out_dir(capsys: pytest.CaptureFixture[str]) -> None:
     config("out-dir = 'out'\nno-validate = true\nquiet = true")
     assert run(["optimize", "net.onnx", "zoo"]) == 0
     assert {path.name for path in Path("out").glob("*.onnx")} == {"net.onnx", "head.onnx"}
-    config("[models.'*']\nno-validate = true")
-    assert run(["optimize", "net.onnx", "zoo", "--out-dir", "out"]) == 2
-    assert "graphpass.toml: tables of models are for one model" in capsys.readouterr().err

@@ -12,7 +12,7 @@ all. What a stronger layer says of `passes`, `pipeline` or `target` replaces wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ _REPLACES = {
     "in-place": {"output", "out-dir"},
     "out-dir": {"output", "in-place"},
 }
+# what no table of a model may say where there are many
+_OF_ALL = {"output", "in-place", "out-dir", "report", "reproducers", "quiet", "verbose", *_FOR_MANY}
+_TABLES = "graphpass.tables"  # in click's context
 Settings = dict[str, Any]
 
 
@@ -69,10 +72,9 @@ class Configured(click.Command):
         models = given.get(_MODELS)
         try:
             found = _layered(content, models if isinstance(models, tuple) else (), options)
-            if found and "out-dir" in typed | set(found) and content.get(_MODELS):
-                raise UsageError("tables of models are for one model at a time, not for --out-dir")
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+        many = "out-dir" in typed | set(found)
         if "out-dir" not in typed | set(found):
             found = {key: value for key, value in found.items() if key not in _FOR_MANY}
         found = _over(found, dict.fromkeys(typed))
@@ -84,9 +86,52 @@ class Configured(click.Command):
             if name is None or ctx.get_parameter_source(name) is not _FROM_FILE:
                 raise
             raise UsageError(f"{where}: {error.format_message()}") from None
+        if many and content.get(_MODELS):
+            try:
+                ctx.meta[_TABLES] = list(_tables(ctx, content[_MODELS], options, typed))
+            except (UsageError, click.BadParameter) as error:
+                raise UsageError(f"{where}: {_text_of(error)}") from None
         if ctx.default_map and not ctx.params["quiet"]:
             click.echo(f"options from {where}: {', '.join(sorted(set(found) - typed))}", err=True)
         return rest
+
+
+def for_model(ctx: click.Context, model: str) -> dict[str, Any]:
+    """Return the parameters of the command for one of many models, as tables of the file say."""
+    params = dict(ctx.params)
+    for pattern, settings in ctx.meta.get(_TABLES, ()):
+        if _matches(model, pattern):
+            params.update(settings)
+    return params
+
+
+def _tables(
+    ctx: click.Context,
+    tables: Mapping[str, Any],
+    options: Mapping[str, click.Option],
+    typed: set[str],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the tables of models with parameters as click converts them."""
+    for pattern, table in tables.items():
+        settings = _settings(table, options)
+        if of_all := sorted(_OF_ALL & set(settings)):
+            raise UsageError(
+                f'[models."{pattern}"]: {of_all[0]} holds for all models of a run with --out-dir'
+            )
+        settings = _over(settings, dict.fromkeys(typed))
+        settings = {key: value for key, value in settings.items() if key not in typed}
+        params = {str(options[gone].name): None for key in settings for gone in _replaced(key)}
+        for key, value in settings.items():
+            params[str(options[key].name)] = options[key].process_value(ctx, value)
+        yield pattern, params
+
+
+def _replaced(key: str) -> set[str]:
+    return _REPLACES.get(key, set())
+
+
+def _text_of(error: UsageError | click.BadParameter) -> str:
+    return error.format_message() if isinstance(error, click.BadParameter) else str(error)
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:

@@ -8,14 +8,15 @@ from pathlib import Path
 import click
 
 from graphpass.commands import completion, streams
-from graphpass.commands.options import PASSES, TIMEOUT, bindings, which
-from graphpass.wording import json_text
+from graphpass.commands.options import NODES, PASSES, TIMEOUT, bindings, which
+from graphpass.wording import json_text, visible
 
 
 @click.command()
 @click.argument("model", shell_complete=completion.files)
 @click.argument("node", required=False)
 @PASSES
+@NODES
 @click.option("--allow-external", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER")
 @click.option(
     "--cost",
@@ -38,6 +39,8 @@ def inspect(
     passes: str | None,
     pipeline: str | None,
     skip: tuple[str, ...],
+    only_nodes: tuple[str, ...],
+    exclude_nodes: tuple[str, ...],
     allow_external: tuple[Path, ...],
     cost: bool,
     bind: dict[str, int],
@@ -53,16 +56,21 @@ def inspect(
     from graphpass.ir.model import Model
     from graphpass.report import costs
     from graphpass.rewrite.registry import without
+    from graphpass.rewrite.selection import Selection
     from graphpass.run import inspection
     from graphpass.run.blame import blamed
     from graphpass.validate.cost import natural_shapes
 
     source = streams.source(model)
+    selection = Selection(only_nodes, exclude_nodes)
     steps = without(which(passes, pipeline), skip)
     loaded = Model.load(source, allow_external=allow_external, time_limit_s=time_limit_s)
     console = streams.console()
     with blamed(loaded.proto):
-        found = [] if cost else inspection.inspect(loaded, steps, time_limit_s)
+        for problem in selection.without_effect(loaded.proto):
+            click.echo(visible(f"graphpass: {problem}"), err=True)
+        left_out = selection.left_out(loaded.proto)
+        found = [] if cost else inspection.inspect(loaded, steps, time_limit_s, left_out)
         if as_json:
             told = inspection.as_data(loaded, found, node, bind)
             click.echo(json_text(json.dumps(told, indent=2, ensure_ascii=False)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass.commands.options import options
+from graphpass.commands.options import flag, options
 from graphpass.errors import RuntimeUnavailableError, UsageError
 from graphpass.many.watch import Watch
 from graphpass.resources import Closing
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from graphpass.many.report import ManyReport
+    from graphpass.many.run import PerModel
     from graphpass.many.task import Outcome
 
 MANY = options(
@@ -40,9 +41,8 @@ MANY = options(
         metavar="ADDRESS",
         help="With --out-dir: do it on the Dask cluster at this address, as tcp://host:8786.",
     ),
-    click.option(
+    flag(
         "--force",
-        is_flag=True,
         help="With --out-dir: also what is done already and has not changed.",
     ),
 )
@@ -51,18 +51,22 @@ MANY = options(
 def optimize(
     models: Sequence[str],
     out_dir: str,
-    passes: str,
     reports: Sequence[Path],
     console: Console,
     *,
+    options: Mapping[str, Any],
+    per_model: PerModel,
     jobs: int | None,
     scheduler: str | None,
     force: bool,
     quiet: bool,
     verbose: bool,
-    **others: Any,
+    reproducers: Path | None,
 ) -> int:
-    """Do models, say how it goes, write reports over all; return the exit code."""
+    """Do models, say how it goes, write reports over all; return the exit code.
+
+    `options`: of `optimize_many`; `per_model`: those of a model, by what the user called it.
+    """
     if jobs is not None and scheduler is not None:
         raise UsageError("give either --jobs or --scheduler, whose workers say how many at a time")
     from graphpass.many.report import render
@@ -77,12 +81,13 @@ def optimize(
         report = optimize_many(
             models,
             out_dir,
-            passes,
             jobs=jobs or 1,
             scheduler=scheduler,
             resume=not force,
+            reproducers=reproducers,
             watch=board,
-            **others,
+            per_model=per_model,
+            **options,
         )
     for path in reports:
         write_text(path, render(report, path.suffix.lower()))

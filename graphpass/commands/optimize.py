@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from graphpass.commands import completion, streams
-from graphpass.commands.config import CONFIG, Configured
+from graphpass.commands.config import CONFIG, Configured, for_model
 from graphpass.commands.many import MANY
 from graphpass.commands.options import (
     FREEZE,
     MOST_THREADS,
+    NODES,
     PASSES,
     SIZES,
     TARGET,
@@ -23,6 +24,7 @@ from graphpass.commands.options import (
     VALIDATION,
     ahead,
     beside,
+    flag,
     which,
 )
 from graphpass.errors import DifferenceError, OutputError, RuntimeUnavailableError, UsageError
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
     from graphpass.storage.text import PendingText
 
     Skeletons = tuple[onnx.ModelProto, onnx.ModelProto]
+
+
+# parameters that hold for all models of a run, and those that only a single one has
+_OF_ALL = ("jobs", "scheduler", "force", "reports", "reproducers", "quiet", "verbose")
+_OF_A_SINGLE_ONE = ("models", "output", "in_place", "out_dir")
 
 
 def _reports(
@@ -59,15 +66,16 @@ def _reports(
     shell_complete=completion.files,
     help="Default: MODEL.opt.onnx beside it.",
 )
-@click.option("--in-place", is_flag=True, help="Replace the input, in one step.")
+@flag("--in-place", help="Replace the input, in one step.")
 @MANY
 @PASSES
+@NODES
 @TARGET
 @TUNE
 @SIZES
 @VALIDATION
-@click.option("--no-validate", is_flag=True, help="Do not run the model at all.")
-@click.option("--strict", is_flag=True, help="Stop where something would have to be undone.")
+@flag("--no-validate", help="Do not run the model at all.")
+@flag("--strict", help="Stop where something would have to be undone.")
 @click.option(
     "--max-rewrites",
     type=click.IntRange(min=0),
@@ -82,9 +90,8 @@ def _reports(
     help="What folding one chain of constants may add to the file, beyond what clean-up has saved"
     " elsewhere.  [default: 0]",
 )
-@click.option(
+@flag(
     "--strip-metadata",
-    is_flag=True,
     help="Leave out what exporters note at nodes and values: stack traces, scopes.",
 )
 @click.option(
@@ -114,15 +121,19 @@ def _reports(
     metavar="FOLDER",
     help="Write two small models, inputs and a failing test for each rewrite that is undone.",
 )
-@click.option("--no-latency", is_flag=True, help="Do not measure how long the model takes.")
+@flag("--no-latency", help="Do not measure how long the model takes.")
 @click.option(
     "--threads",
     type=click.IntRange(min=1, max=MOST_THREADS),
     metavar="N",
     help="Of ONNX Runtime.  [default: all CPUs, or their share; 1 on a cluster]",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print every rewrite and refusal.")
+@flag("-q", "--quiet", help="Print errors only.")
+@flag(
+    "-v",
+    "--verbose",
+    help="Print every rewrite and refusal, and on stderr what is being done.",
+)
 @CONFIG
 def optimize(
     models: tuple[str, ...],
@@ -154,6 +165,12 @@ def optimize(
     With --out-dir, any number of files, folders (every .onnx file below them) and URLs: what
     fails stops nothing else, and a run that is started again does only what is left to do.
     """
+    if verbose and not quiet:
+        streams.show_logs()
+    if out_dir is not None:
+        if output is not None or in_place:
+            raise UsageError("give either --out-dir or one of --output and --in-place")
+        return _optimize_many(click.get_current_context(), models, out_dir)
     options["validate"] = not no_validate
     options["latency"] = not no_latency and not (quiet and not reports)
     options["tune_cache"] = not no_tune_cache
@@ -164,14 +181,6 @@ def optimize(
     }
     what = which(passes, pipeline, profile, fold_budget, tunes=tunes)
     chosen = ahead(what, set_shape, opset)
-    if out_dir is not None:
-        if output is not None or in_place:
-            raise UsageError("give either --out-dir or one of --output and --in-place")
-        from graphpass.commands import many
-
-        options |= {"jobs": jobs, "scheduler": scheduler, "force": force, **saving}
-        options |= {"reproducers": reproducers, "quiet": quiet, "verbose": verbose}
-        return many.optimize(models, out_dir, chosen, reports, streams.console(), **options)
     for name, given in (("--jobs", jobs), ("--scheduler", scheduler), ("--force", force)):
         if given:
             raise UsageError(f"{name} is for many models and goes with --out-dir")
@@ -230,6 +239,35 @@ def optimize(
             console.print()
             show(fit_of(target, profile, options["bind"]), console, verbose=verbose)
     return 0
+
+
+def _optimize_many(context: click.Context, models: Sequence[str], out_dir: str) -> int:
+    from graphpass.commands import many
+
+    of_all = {name: context.params[name] for name in _OF_ALL}
+    return many.optimize(
+        models,
+        out_dir,
+        of_all.pop("reports"),
+        streams.console(),
+        **of_all,
+        options=_of_one(context.params),
+        per_model=lambda model: _of_one(for_model(context, model)),
+    )
+
+
+def _of_one(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `optimize_many` is told of one model, from the parameters of the command."""
+    own = {k: v for k, v in params.items() if k not in _OF_ALL and k not in _OF_A_SINGLE_ONE}
+    names = ("passes", "pipeline", "profile", "fold_budget")
+    tunes = own["tune"] or own["tune_from"] is not None
+    chosen = which(*(own.pop(name) for name in names), tunes=tunes)
+    own["passes"] = ahead(chosen, own.pop("set_shape"), own.pop("opset"))
+    own["tune_cache"] = not own.pop("no_tune_cache")
+    own["validate"] = not own.pop("no_validate")
+    quiet = params["quiet"] and not params["reports"]
+    own["latency"] = not own.pop("no_latency") and not quiet
+    return own
 
 
 def _target(model: str, output: str | None, in_place: bool) -> Path | str | None:

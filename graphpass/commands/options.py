@@ -28,6 +28,17 @@ def options(*given: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+def flag(*names: str, **others: Any) -> Callable[[Any], Any]:
+    """Return a boolean option with a twin that says the opposite, for what a file says.
+
+    The twin of `--strict` is `--no-strict`, that of `--no-validate` is `--validate`.
+    """
+    long = names[-1]
+    twin = f"--{long[5:]}" if long.startswith("--no-") else f"--no-{long[2:]}"
+    name = long[2:].replace("-", "_")
+    return click.option(*names[:-1], f"{long}/{twin}", name, default=False, **others)
+
+
 def bindings(
     context: click.Context, parameter: click.Parameter, given: Iterable[str]
 ) -> dict[str, int]:
@@ -75,6 +86,23 @@ PASSES = options(
         help="Leave a pass out.",
     ),
 )
+NODES = options(
+    click.option(
+        "--only-node",
+        "only_nodes",
+        multiple=True,
+        metavar="PATTERN",
+        help="Rewrite only nodes of such names: a glob as '/head/*', or re: and a regular"
+        " expression. May be repeated.",
+    ),
+    click.option(
+        "--exclude-node",
+        "exclude_nodes",
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave nodes of such names as they are. May be repeated.",
+    ),
+)
 TARGET = click.option(
     "--target",
     "profile",
@@ -100,9 +128,8 @@ SIZES = options(
     ),
 )
 TUNE = options(
-    click.option(
+    flag(
         "--tune",
-        is_flag=True,
         help="Measure rewrites that pay on one runtime and not on another, and keep those that do"
         " here. Without passes given: all that may.",
     ),
@@ -112,15 +139,13 @@ TUNE = options(
         metavar="REPORT.json",
         help="Choose as in that run, without measuring.",
     ),
-    click.option(
+    flag(
         "--no-tune-cache",
-        is_flag=True,
         help="Measure what was measured on this machine before.",
     ),
 )
-FREEZE = click.option(
+FREEZE = flag(
     "--freeze-initializers",
-    is_flag=True,
     help="Inputs that have a default are constants, and no inputs any more.",
 )
 TIMEOUT = click.option(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from graphpass.storage import remote
+from graphpass.wording import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,3 +53,26 @@ def progress(quiet: bool) -> Any:
     from graphpass.commands.progress import Bar
 
     return Bar()
+
+
+def show_logs() -> None:
+    """Print on stderr what the library logs, from INFO on, until the command ends."""
+    logger = logging.getLogger("graphpass")
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(_Visible("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+    def end() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+    click.get_current_context().call_on_close(end)
+
+
+class _Visible(logging.Formatter):
+    """Shows names that come from strangers as everything else does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging."""
+        return visible(super().format(record))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +25,8 @@ from graphpass.run.result import Result
 from graphpass.storage import remote
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.process.runtime import available_cpus
+
+PerModel = Callable[[str], Mapping[str, Any]]
 
 _SAVING = set(inspect.signature(Result.save).parameters) - {"self", "path"}
 # defaults are spelled out, so that a record knows them for the same as what is given
@@ -46,6 +48,7 @@ def optimize_many(
     resume: bool = True,
     reproducers: Place | None = None,
     watch: Watch | None = None,
+    per_model: PerModel | None = None,
     **options: Any,
 ) -> ManyReport:
     """Optimize models into a folder, each in a process of its own; what fails stops nothing else.
@@ -61,6 +64,8 @@ def optimize_many(
             the versions of graphpass and ONNX Runtime, and the result are what they were.
         reproducers: a folder for the rewrites that are undone.
         watch: is told how it goes.
+        per_model: is asked for `passes` and options of one model, by what it was called in `models`
+            (below a folder, by its path); they go before `options`.
         options: those of `optimize` and of `Result.save`, as far as they are text and numbers.
 
     Models at `memory://` exist in this process only and are done in it, one after another.
@@ -71,13 +76,8 @@ def optimize_many(
     """
     start = time.perf_counter()
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    if unknown := options.keys() - _DEFAULTS.keys():
-        raise TypeError(f"optimize_many has no argument {sorted(unknown)[0]!r}")
-    if options.get("tune_from") is not None:
-        raise UsageError("--tune-from is the report of one model: tune many with --tune")
     usual = None if options.get("tune") else "default"
-    options = {**_DEFAULTS, **options, "passes": passes or usual}
-    without(TUNED if options["passes"] is None else options["passes"], options["skip"])
+    options = _complete({**options, "passes": passes or usual})
     folder = folder_of(out_dir)
     if remote.is_url(folder):
         remote.require(folder)
@@ -87,7 +87,11 @@ def optimize_many(
         raise UsageError("memory:// is the memory of this process, which no worker sees")
     at_a_time = 1 if in_memory else min(jobs, len(items) or 1)
     share = 1 if scheduler is not None else max(1, available_cpus() // at_a_time)
-    tasks = _tasks(items, folder, options, share, reproducers, resume)
+    of_each = [
+        options if per_model is None else _complete({**options, **per_model(item.model)})
+        for item in items
+    ]
+    tasks = _tasks(items, folder, of_each, share, reproducers, resume)
     watch = watch or Watch()
     watch.planned(len(tasks))
     outcomes: dict[str, Outcome] = {}
@@ -114,24 +118,38 @@ def optimize_many(
     )
 
 
+def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell out the defaults. Raises `TypeError` and `UsageError` for what does not exist."""
+    if unknown := options.keys() - _DEFAULTS.keys():
+        raise TypeError(f"optimize_many has no argument {sorted(unknown)[0]!r}")
+    if options.get("tune_from") is not None:
+        raise UsageError("--tune-from is the report of one model: tune many with --tune")
+    told = {**_DEFAULTS, **options}
+    without(TUNED if told["passes"] is None else told["passes"], told["skip"])
+    return told
+
+
 def _tasks(
-    items: Iterable[Item],
+    items: Sequence[Item],
     folder: str,
-    options: Mapping[str, Any],
+    of_each: Sequence[Mapping[str, Any]],
     share: int,
     reproducers: Place | None,
     resume: bool,
 ) -> list[Task]:
     """Describe each model so that any process can do it.
 
-    `share`: how many threads each is to have, unless that is given.
+    `of_each`: its options. `share`: how many threads each is to have, unless that is given.
     """
-    given = _absolute(options)
-    given["threads"] = given["threads"] or share
-    told = plain({name: given[name] for name in given if name not in _SAVING})
-    saving = {name: given[name] for name in given if name in _SAVING}
     kept = None if reproducers is None else str(Path(reproducers).absolute())
-    return [make(item, folder, told, saving, kept, resume) for item in items]
+    tasks = []
+    for item, options in zip(items, of_each, strict=True):
+        given = _absolute(options)
+        given["threads"] = given["threads"] or share
+        told = plain({name: given[name] for name in given if name not in _SAVING})
+        saving = {name: given[name] for name in given if name in _SAVING}
+        tasks.append(make(item, folder, told, saving, kept, resume))
+    return tasks
 
 
 def _urls(items: Iterable[Item]) -> list[str]:

@@ -144,6 +144,7 @@ def apply(
     *,
     limit: int | None = None,
     quarantine: frozenset[tuple[str, str]] = frozenset(),
+    left_out: frozenset[str] = frozenset(),
     windows: bool = False,
     first_number: int = 1,
     progress: Callable[[], None] | None = None,
@@ -154,8 +155,10 @@ def apply(
     """Run `step` over every scope of `model`, which is changed in place.
 
     `limit`: stop after so many rewrites. `quarantine`: (rule, site) pairs to leave alone.
-    `windows`: keep each rewrite's nodes before and after as two small models. `by_hand`: False to
-    apply its rules alone, since its `run` has done its work before. `time_limit_s`: for all of it.
+    `left_out`: names of nodes that no rewrite may touch (see `Selection`); what a pass does other
+    than by rewrites is not held back. `windows`: keep each rewrite's nodes before and after as two
+    small models. `by_hand`: False to apply its rules alone, since its `run` has done its work
+    before. `time_limit_s`: for all of it.
     `chooser`: decides on rules that are a choice; None: what is less work by counting.
     Raises `RuleError` where the pass does anything but return (see `guarded`) or never comes to an
     end, `SpoiltError` where a rule fails half-way through a change; one that fails before it has
@@ -167,6 +170,7 @@ def apply(
             model,
             limit,
             quarantine,
+            left_out,
             windows,
             first_number,
             progress,
@@ -181,6 +185,7 @@ def _apply(
     model: Model,
     limit: int | None,
     quarantine: frozenset[tuple[str, str]],
+    left_out: frozenset[str],
     windows: bool,
     first_number: int,
     progress: Callable[[], None] | None,
@@ -215,6 +220,7 @@ def _apply(
                 applied,
                 limit,
                 quarantine,
+                left_out,
                 windows,
                 first_number,
                 progress,
@@ -266,6 +272,7 @@ class _Run:
         applied: Applied,
         limit: int | None,
         quarantine: frozenset[tuple[str, str]],
+        left_out: frozenset[str],
         windows: bool,
         first_number: int,
         progress: Callable[[], None] | None,
@@ -277,6 +284,7 @@ class _Run:
         self.applied = applied
         self.limit = limit
         self.quarantine = quarantine | {failure.rewrite.key for failure in applied.failures}
+        self.left_out = left_out
         self.windows = windows
         self.first_number = first_number
         self.progress = progress or (lambda: None)
@@ -351,6 +359,8 @@ class _Run:
         """Remove what nothing reads, each node and initializer as a rewrite of its own."""
         for scope in self.scopes:
             for node in reversed(scope.nodes):
+                if self._is_left_out([node]):
+                    continue
                 if not self.surgeon.is_dead(node) and is_unread(node):
                     site = next(tensor.name for tensor in node.outputs if tensor.name)
                     self._remove("UnreadNode", site, label(node), node)
@@ -391,7 +401,7 @@ class _Run:
             self._merge_constants(survey, proposal.gone, proposal.kept)
             return
         node = proposal.gone if isinstance(proposal, Twin) else proposal.node
-        if (survey.name, _site(node)) in self.quarantine:
+        if (survey.name, _site(node)) in self.quarantine or self._is_left_out([node]):
             return
         try:
             if isinstance(proposal, Refused):
@@ -457,12 +467,19 @@ class _Run:
             self._note_failure(rule, _site(node), (label(node),), error)
             return None
 
+    def _is_left_out(self, nodes: Iterable[Node]) -> bool:
+        if not self.left_out:
+            return False
+        return any((node.name or _site(node)) in self.left_out for node in nodes)
+
     def _try(self, rule: Rule, found: Match) -> bool:
+        if self._is_left_out(found.nodes):
+            return False
         if found.blockers:
             return self._refuse(rule, found, found.blockers[0])
         try:
             built = self._built(rule, found)
-            if built is None:
+            if built is None or self._is_left_out(found.nodes):
                 return False
             self._choose(rule, found, built)
             windows = capture(found, built) if self.windows else []
@@ -598,7 +615,7 @@ def _file_bytes(proto: onnx.ModelProto) -> int:
 
 
 def _site(node: Node) -> str:
-    return str(node.outputs[0].name)
+    return str(node.outputs[0].name) if node.outputs else ""
 
 
 def _failure(rule: Rule | Survey, site: str, before: tuple[str, ...], error: Exception) -> Failure:

@@ -31,11 +31,14 @@ class Inspected:
 
 
 def inspect(
-    model: Model, steps: Sequence[Pass], time_limit_s: float | None = None
+    model: Model,
+    steps: Sequence[Pass],
+    time_limit_s: float | None = None,
+    left_out: frozenset[str] = frozenset(),
 ) -> list[Inspected]:
     """Apply `steps` one after the other to a copy of `model`; nothing is run or validated.
 
-    `time_limit_s`: for each of them.
+    `time_limit_s`: for each of them. `left_out`: names of nodes that no rewrite may touch.
     """
     tried = model.copy()
     found: list[Inspected] = []
@@ -44,7 +47,8 @@ def inspect(
         before.CopyFrom(tried.proto)
         try:
             with runtime_for_constants():
-                found.append(Inspected(step, apply(step, tried, time_limit_s=time_limit_s)))
+                applied = apply(step, tried, time_limit_s=time_limit_s, left_out=left_out)
+                found.append(Inspected(step, applied))
         except RuleError as error:
             tried.restore(before)
             found.append(Inspected(step, Applied(), str(error)))

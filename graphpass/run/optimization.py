@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from graphpass.rewrite.choice import Chooser
 from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.registry import PIPELINES, TUNED, Passes, without
 from graphpass.rewrite.rule import Pass
+from graphpass.rewrite.selection import Selection
 from graphpass.run.blame import blamed
 from graphpass.run.judge import Judge
 from graphpass.run.pipeline import MAX_ROUNDS, Pipeline, Progress
@@ -50,6 +52,8 @@ from graphpass.validate.structure import interface_changes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_log = logging.getLogger(__name__)
 
 Source = Model | onnx.ModelProto | bytes | str | os.PathLike[str]
 
@@ -68,6 +72,8 @@ def optimize(
     passes: Passes = None,
     *,
     skip: Sequence[str] = (),
+    only_nodes: Sequence[str] = (),
+    exclude_nodes: Sequence[str] = (),
     validate: bool = True,
     strict: bool = False,
     max_rewrites: int | None = None,
@@ -89,6 +95,9 @@ def optimize(
         passes: the name of a pipeline, a list such as `"clean-up,fold-batchnorm"`, `Pass`
             objects, functions of a `gs.Graph`, or None for the default pipeline.
         skip: names of passes to leave out.
+        only_nodes: patterns for names of nodes (globs, or `re:` and a regular expression): rewrites
+            touch no others.
+        exclude_nodes: likewise, of those that no rewrite touches.
         validate: False to leave ONNX Runtime out of it.
         strict: raise where something would otherwise be undone.
         max_rewrites: stop after so many rewrites.
@@ -118,6 +127,7 @@ def optimize(
     steps = without(TUNED if passes is None and tunes else passes, skip)
     if tune and tune_from is None and not validate:
         raise UsageError("--tune runs the model, which --no-validate forbids")
+    selection = Selection(tuple(only_nodes), tuple(exclude_nodes))
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
     options = ValidationOptions.of(**validation)
@@ -126,6 +136,8 @@ def optimize(
     files = _files(model, loaded, sha256)
     facts = model_facts(loaded.proto, files)
     hashed = _hashed(loaded, files)
+    name = next((file.name for file in facts.files), "a model")
+    _log.info("%s: read %d nodes in %.1f s", name, facts.nodes, time.perf_counter() - start)
     frozen = loaded.freeze_initializers() if freeze_initializers else []
     if strip_metadata:
         loaded.strip_metadata()
@@ -138,6 +150,8 @@ def optimize(
             "validate": validate,
             "strict": strict,
             "max_rewrites": max_rewrites,
+            "only_nodes": list(selection.only),
+            "exclude_nodes": list(selection.exclude),
             "freeze_initializers": freeze_initializers,
             "strip_metadata": strip_metadata,
             "tune": tunes,
@@ -154,6 +168,7 @@ def optimize(
             report.environment = environment(judge.threads)
             tell("running the original", 0.02)
             _prepare(judge, strict)
+            left_out = selection.left_out(loaded.proto)
 
             def attempt(steps: Sequence[Pass], chooser: Chooser | None = None) -> Pipeline:
                 pipeline = Pipeline(
@@ -162,6 +177,7 @@ def optimize(
                     steps,
                     strict=strict,
                     max_rewrites=max_rewrites,
+                    left_out=left_out,
                     progress=lambda text, done: tell(text, 0.1 + 0.7 * done),
                     chooser=chooser,
                 )
@@ -182,11 +198,17 @@ def optimize(
                 report.warnings.append(_of_metadata(noted_bytes))
             if frozen:
                 report.warnings.append(_of_frozen(frozen))
+            report.warnings.extend(selection.without_effect(judge.original))
+            if selection.only or selection.exclude:
+                report.warnings.extend(_not_held_back(pipeline))
             if latency and len(pipeline.stages) > 1:
                 tell("measuring latency", 0.85)
                 _measure(report, judge, pipeline.stages)
         stack.pop_all()  # the result goes on using the judge
     report.total_s = time.perf_counter() - start
+    for warning in report.warnings:
+        _log.warning("%s: %s", name, warning)
+    _log.info("%s: %d nodes after %.1f s", name, report.output.nodes, report.total_s)
     return Result(loaded, report, judge, hashed, sha256, tell)
 
 
@@ -340,6 +362,14 @@ def _of_metadata(count: int) -> str:
         f"{count >> 10:,} KiB are stack traces and scopes that the exporter noted at nodes:"
         " --strip-metadata leaves them out"
     )
+
+
+def _not_held_back(pipeline: Pipeline) -> list[str]:
+    return [
+        f"{state.name} changed the model other than by rewrites: no pattern for nodes holds it back"
+        for state in pipeline.reports
+        if state.notes
+    ]
 
 
 def _of_frozen(names: Sequence[str]) -> str:

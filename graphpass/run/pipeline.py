@@ -10,6 +10,7 @@ it is not. What is wrong is undone and quarantined, the rest is replayed and che
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
+
+_log = logging.getLogger(__name__)
 
 # Passes make work for each other: the whole list is run again until a round changes nothing.
 MAX_ROUNDS = 8
@@ -76,12 +79,14 @@ class Pipeline:
         *,
         strict: bool = False,
         max_rewrites: int | None = None,
+        left_out: frozenset[str] = frozenset(),
         keep_windows: bool = False,
         progress: Progress | None = None,
         chooser: Chooser | None = None,
     ) -> None:
         """`strict`: stop at the first thing that would have to be undone.
 
+        `left_out`: names of nodes that no rewrite may touch.
         `keep_windows`: keep the nodes before and after also of rewrites that are right. `chooser`:
         decides on rules that are a choice; None: what is less work by counting.
         """
@@ -89,6 +94,7 @@ class Pipeline:
         self.judge = judge
         self.strict = strict
         self.max_rewrites = max_rewrites
+        self.left_out = left_out
         self.keep_windows = keep_windows
         self.chooser = chooser
         self.progress = progress or (lambda text, done: None)
@@ -274,6 +280,7 @@ class Pipeline:
                     self.model,
                     limit=limit,
                     quarantine=frozenset(state.quarantine),
+                    left_out=self.left_out,
                     windows=windows,
                     first_number=1 + self._rewrites_kept(),
                     by_hand=state.by_hand,
@@ -328,6 +335,15 @@ class Pipeline:
         """Keep what a pass did; without `check` it is checked with that of the passes to come."""
         report = state.report
         report.outcome = "kept"
+        kept, seconds = len(applied.rewrites), report.apply_s + report.check_s
+        _log.info("%s: %d rewrites, %.1f s so far", report.name, kept, seconds)
+        for rewrite in applied.rewrites:
+            after = ", ".join(rewrite.after) or "nothing"
+            _log.debug("%s: %s → %s", rewrite.rule, ", ".join(rewrite.before), after)
+        for refusal in applied.refusals:
+            _log.debug("%s: %s stays: %s", refusal.rule, refusal.node, refusal.reason)
+        for note in applied.notes:
+            _log.info("%s: %s", report.name, note)
         if not self.keep_windows:
             applied.rewrites[:] = [
                 r if r.window is None else dataclasses.replace(r, window=None, further=())
@@ -350,6 +366,7 @@ class Pipeline:
     def _undo(self, state: _State, reason: str) -> None:
         """Put the model back to before the pass. What it did in an earlier round was checked."""
         self.model.restore(state.before)
+        _log.warning("%s was undone: %s", state.step.name, reason)
         state.over = True
         state.report.reason = reason
         if state.report.outcome == "unchanged":
@@ -359,6 +376,9 @@ class Pipeline:
 
     def _leave_out(self, state: _State, wrong: Sequence[Quarantined]) -> None:
         """Put the model back and see to it that `wrong` is not tried again."""
+        for entry in wrong:
+            place = f"{entry.rewrite.rule} at '{entry.rewrite.site}'"
+            _log.warning("%s: %s was undone: %s", state.step.name, place, entry.reason)
         state.report.quarantined.extend(wrong)
         state.quarantine.update(entry.rewrite.key for entry in wrong)
         self.model.restore(state.before)
