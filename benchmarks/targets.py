@@ -1,59 +1,101 @@
-"""How much of a model each target takes, before and after its passes: for docs/targets.md.
+"""How much of a network each target takes, before and after its passes: for docs/targets.md.
 
-python -m benchmarks.targets a.onnx b.onnx
+python -m benchmarks.targets [--folder FOLDER] [--write docs/targets.md] [MODEL.onnx …]
+
+Without models, those of `benchmarks.exported`. `--write` puts the table between its marks.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
+
 import graphpass
+from benchmarks.exported import NETWORKS, export
 from graphpass.ir.model import Model
 from graphpass.targets.fit import Fit, fit
 from graphpass.targets.profile import Profile, load, names
-from graphpass.validate.cost import natural_shapes
+
+MARKS = ("<!-- targets: made by benchmarks.targets -->", "<!-- /targets -->")
+HEAD = (
+    "| network | target | do not fit, before | after | pieces | numbers | what is left |",
+    "|---|---|--:|--:|---|---|---|",
+)
+_REASONS = 3
 
 
-def fitted(model: Model, profile: Profile) -> Fit:
-    return fit(model, profile, natural_shapes(model.proto))
+def rows(path: Path) -> Iterator[str]:
+    """Yield a row for each target; pipelines that several targets share are run once."""
+    done: dict[str, tuple[onnx.ModelProto, str]] = {}
+    before = Model.load(path)
+    for name in names():
+        profile = load(name)
+        if not (profile.limits or profile.operators):
+            continue
+        if profile.passes not in done:
+            with graphpass.optimize(path, profile.passes) as result:
+                checks = [e.check for e in result.report.passes if e.check is not None]
+                undone = [e for e in result.report.passes if e.reason or e.quarantined]
+                status = checks[-1].status if checks else "nothing changed"
+                status += ", something undone" if undone else ""
+                done[profile.passes] = result.model, status
+        after, status = done[profile.passes]
+        yield _row(path.stem, profile, fit(before, profile, {}), _fit(after, profile), status)
 
 
-def row(path: Path, name: str) -> str:
-    profile = load(name)
-    before = fitted(Model.load(path), profile)
-    with graphpass.optimize(path, profile.passes) as result:
-        after = fitted(Model.load(result.model), profile)
-        checks = [entry.check for entry in result.report.passes if entry.check is not None]
+def _fit(model: onnx.ModelProto, profile: Profile) -> Fit:
+    return fit(Model.load(model), profile, {})
+
+
+def _row(network: str, profile: Profile, before: Fit, after: Fit, status: str) -> str:
     left: dict[str, int] = {}
     for misfit in after.misfits:
-        told = f"{misfit.operator}: {misfit.reason.split(':')[0]}"
+        reason = misfit.reason.split(":")[0].removeprefix(f"{misfit.operator} is ")
+        told = f"{misfit.operator}: {reason}"
         left[told] = left.get(told, 0) + 1
-    why = "; ".join(
-        f"{count} × {told}" for told, count in sorted(left.items(), key=lambda i: -i[1])[:2]
-    )
+    most = sorted(left.items(), key=lambda item: -item[1])
+    why = "; ".join(f"{count} × {told}" for told, count in most[:_REASONS])
+    why += f"; {len(most) - _REASONS} further reasons" if len(most) > _REASONS else ""
     cells = (
-        path.stem,
-        name,
+        network,
+        profile.name,
         f"{before.nodes - before.nodes_on} of {before.nodes}",
         f"{after.nodes - after.nodes_on} of {after.nodes}",
         f"{before.partitions} → {after.partitions}",
-        checks[-1].status if checks else "nothing changed",
+        status,
         why.replace("|", "/"),
     )
     return f"| {' | '.join(cells)} |"
 
 
+def write(table: list[str], document: Path) -> None:
+    """Put the table between its marks in a document."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    text = "\n".join([MARKS[0], *table, MARKS[1]])
+    document.write_text(f"{before}{text}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--folder", type=Path, help="where exports are kept")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT")
     given = parser.parse_args()
-    print("| model | target | do not fit, before | after | pieces | numbers | what is left |")
-    print("|---|---|---|---|---|---|---|")
-    for path in given.models:
-        for name in names():
-            if load(name).limits or load(name).operators:
-                print(row(path, name), flush=True)
+    table = list(HEAD)
+    with tempfile.TemporaryDirectory() as made:
+        folder = given.folder or Path(made)
+        paths = given.models or (export(name, folder) for name in NETWORKS)
+        for path in paths:
+            for row in rows(path):
+                print(row, flush=True)
+                table.append(row)
+    if given.write is not None:
+        write(table, given.write)
 
 
 if __name__ == "__main__":

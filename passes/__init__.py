@@ -21,6 +21,7 @@ from .score_map import (
 )
 from .set_opset import SetOpset
 from .set_shape import SetShape
+from .write_out import WriteOut
 
 __all__ = [
     "ClassActivationMap",
@@ -42,4 +43,5 @@ __all__ = [
     "SetOpset",
     "SetShape",
     "UnflattenHead",
+    "WriteOut",
 ]

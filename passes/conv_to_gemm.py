@@ -6,7 +6,7 @@ The inverse of gemm-to-conv, for targets that take a vector as a matrix product.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from graphpass import (
     const,
     is_output,
     label,
+    needed,
     operator,
     opset,
     optional,
@@ -31,7 +32,9 @@ from graphpass import (
     static_dim,
 )
 from graphpass.ir.operators import Trait, has, named
-from graphpass.ir.shapes import RESHAPES
+from graphpass.ir.refusal import UNKNOWN_SIZE
+from graphpass.ir.shapes import RESHAPES, as_target, sizes
+from graphpass.ir.sizes import Size
 from graphpass.ir.windows import windows_of
 
 from .shared.reshapes import DropReshape, MergeReshapes
@@ -112,9 +115,39 @@ class PixelAfterPointwise(Rule):
         return Op("Reshape", Op(f.op, y, *f.inputs[1:], **f.attrs), shape)
 
 
+class MatMulOnPositions(Rule):
+    """MatMul(x[B, …, K], W[K, M]) = MatMul(x as [B·…, K], W) as [B, …, M]: positions are rows."""
+
+    pattern = Op("MatMul", any_("x"), const("weight", quiet=True), bind="layer")
+
+    def rewrite(self, layer: Node, x: Tensor, weight: Weight) -> Any:
+        shape = sizes(x)
+        if shape is None or len(shape) < 3 or weight.ndim != 2 or opset(layer) < _COPIES_SIZES:
+            return None
+        require(weight.size > 0, f"the weight of {label(layer)} is empty")
+        target = needed(
+            as_target([*shape[:-1], Size(weight.shape[1])], None),
+            f"'{x.name}' has several sizes that are not fixed",
+            UNKNOWN_SIZE,
+        )
+        rows = Op("Reshape", x, np.array([-1, weight.shape[0]], np.int64))
+        return Op("Reshape", Op("MatMul", rows, weight), np.array(target, np.int64))
+
+
 @dataclass(frozen=True)
 class ConvToGemm(Pass):
-    """Convolutions whose kernel is as large as their input become Gemm, for targets that ask it."""
+    """Convolutions whose kernel is as large as their input become Gemm, for targets that ask it.
 
-    name = "conv-to-gemm"
-    rules = (ConvOverWholeInput(), PixelAfterPointwise(), MergeReshapes(), DropReshape())
+    With `positions`, layers on sequences and channel-last maps become layers on rows, one for
+    each position.
+    """
+
+    name: ClassVar[str] = "conv-to-gemm"
+    positions: bool = False
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]
+        """The rules that are asked for."""
+        further = (MatMulOnPositions(),) if self.positions else ()
+        views = (MergeReshapes(), DropReshape())
+        return (ConvOverWholeInput(), PixelAfterPointwise(), *further, *views)

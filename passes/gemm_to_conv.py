@@ -27,12 +27,14 @@ from graphpass.ir.refusal import POSITIONS
 
 from .clean_up.layouts import DropTranspose, MergeTransposes
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
+from .shared.fewer_axes import FEWER_AXES
 from .shared.flatten import FLATTEN_RULES
 from .shared.integer_layers import IntegerDense
 from .shared.positions import DenseOnMergedPositions, DenseOnPositions
 from .shared.reshapes import DropReshape, MergeReshapes
 from .shared.rows import makes_rows_of_map, merging_view, recurrent, require_images
 from .shared.transposes import TRANSPOSE_RULES
+from .shared.views_between import VIEWS_BETWEEN
 
 _TARGETS = ("dense", "features", "all")
 
@@ -130,7 +132,8 @@ class GemmToConv(Pass):
     "features": only heads on feature maps, with all layers that follow;
     "dense": also layers on plain rows (a network without any convolution gets slower by it);
     "all": also layers whose rows are the positions of a sequence or image, which become pixels;
-    the Transposes that this takes move down until they meet their inverse.
+    the Transposes that this takes move down until they meet their inverse, and what attention
+    views in five axes is viewed in four.
     """
 
     name: ClassVar[str] = "gemm-to-conv"
@@ -154,5 +157,5 @@ class GemmToConv(Pass):
                 IntegerDense(everything),
             )
         if everything:
-            plain = (DenseOnMergedPositions(), *plain, *_LAYOUT)
+            plain = (DenseOnMergedPositions(), *plain, *FEWER_AXES, *VIEWS_BETWEEN, *_LAYOUT)
         return (DenseOnFeatureMap(everything), *plain, *FLATTEN_RULES)

@@ -88,3 +88,29 @@ def test_groups_are_refused() -> None:
 def test_what_stays_a_map_is_left_alone(body: str) -> None:
     text = f"(float[N,4,6,6] x) => (float[N,4,a,b] y) {{ p = GlobalAveragePool(x) {body} }}"
     check_untouched(TO_GEMM, graph(text, W=(4, 4, 1, 1)))
+
+
+# ------------------------------------------------------------------------------ positions as rows
+
+POSITIONS = make("conv-to-gemm", {"positions": "true"})
+
+
+@pytest.mark.parametrize("shape", ["N,5,6", "2,3,4,6", "1,N,6", "2,3,2,2,6"])
+def test_positions_become_rows(shape: str) -> None:
+    sizes = shape.rsplit(",", 1)[0]
+    model = graph(f"(float[{shape}] x) => (float[{sizes},4] y) {{ y = MatMul(x, W) }}", W=(6, 4))
+    check(POSITIONS, model, "Reshape MatMul Reshape")
+    check_replay(POSITIONS, model)
+    check_untouched(TO_GEMM, model)
+
+
+def test_positions_of_two_unknown_sizes_are_refused() -> None:
+    model = graph("(float[N,S,6] x) => (float[N,S,4] y) { y = MatMul(x, W) }", W=(6, 4))
+    check_refused(POSITIONS, model, "several sizes that are not fixed")
+
+
+def test_rows_and_stacks_of_matrices_stay() -> None:
+    rows = graph("(float[N,6] x) => (float[N,4] y) { y = MatMul(x, W) }", W=(6, 4))
+    check_untouched(POSITIONS, rows)
+    stack = graph("(float[3,5,6] x) => (float[3,5,4] y) { y = MatMul(x, W) }", W=(3, 6, 4))
+    check_untouched(POSITIONS, stack)
