@@ -1,4 +1,4 @@
-"""Networks as torch exports them, of their own size, with random weights: for tables in the documents.
+"""Networks as torch exports them, of their own size, with random weights: for docs/targets.md.
 
 Needs torch, torchvision, timm and transformers.
 """

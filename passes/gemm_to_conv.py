@@ -29,7 +29,7 @@ from .clean_up.layouts import DropTranspose, MergeTransposes
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
 from .shared.fewer_axes import FEWER_AXES
 from .shared.flatten import FLATTEN_RULES
-from .shared.integer_layers import IntegerDense
+from .shared.integer_layers import IntegerDense, QuantizedGemm
 from .shared.positions import DenseOnMergedPositions, DenseOnPositions
 from .shared.reshapes import DropReshape, MergeReshapes
 from .shared.rows import makes_rows_of_map, merging_view, recurrent, require_images
@@ -155,6 +155,7 @@ class GemmToConv(Pass):
                 DenseOnRows(everything),
                 DenseOnPositions(everything),
                 IntegerDense(everything),
+                QuantizedGemm(everything),
             )
         if everything:
             plain = (DenseOnMergedPositions(), *plain, *FEWER_AXES, *VIEWS_BETWEEN, *_LAYOUT)

@@ -17,7 +17,6 @@ from graphpass import (
     any_,
     attribute,
     dtype,
-    is_output,
     label,
     needed,
     opset,

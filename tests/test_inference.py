@@ -48,3 +48,26 @@ def test_sizes_behind_an_operator_that_onnx_does_not_infer(op: str, declared: bo
     found = infer_shapes(model).graph.output[0].type.tensor_type.shape
     known = declared or op != "own.Mystery"
     assert [dim.dim_value for dim in found.dim] == ([3, 2] if known else [0, 0])
+
+
+def test_sizes_pass_through_onnx_runtimes_operators_on_integers() -> None:
+    text = """(uint8[N,3,8,8] x, float d, uint8 z) => (uint8[a,b] y) {
+        p = com.microsoft.QLinearAveragePool<kernel_shape=[2,2], strides=[2,2]>(x, d, z, d, z)
+        s = com.microsoft.QLinearAdd(p, d, z, p, d, z, d, z)
+        k = com.microsoft.QLinearConcat<axis=1>(d, z, s, d, z, p, d, z)
+        g = com.microsoft.QLinearGlobalAveragePool(k, d, z, d, z)
+        f = Flatten(g)
+        m = com.microsoft.QGemm<transB=1>(f, d, z, W, d, z, b, d, z)
+        y = com.microsoft.QLinearSigmoid(m, d, z, d, z)
+    }"""
+    model = graph(text, domains={"com.microsoft": 1}, W=np.zeros((5, 6), np.int8), b=(5,))
+    found = infer_shapes(model)
+    shapes = {
+        value.name: [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        for value in (*found.graph.value_info, *found.graph.output)
+    }
+    assert shapes["k"] == ["N", 6, 4, 4] and shapes["g"] == ["N", 6, 1, 1]
+    assert shapes["m"] == ["N", 5]
+    last = text.replace("AveragePool(k", "AveragePool<channels_last=1>(k")
+    model = graph(last, domains={"com.microsoft": 1}, W=np.zeros((5, 6), np.int8), b=(5,))
+    assert "g" not in {value.name for value in infer_shapes(model).graph.value_info}

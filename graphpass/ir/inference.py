@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -48,10 +48,28 @@ def _declared_only(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in proto.graph.value_info if value.name in made]
 
 
+# ONNX Runtime's operators on integers: what has the same sizes, and which inputs it reads
+_OF_INTEGERS: Mapping[str, tuple[str, Sequence[int] | slice]] = {
+    "QLinearAdd": ("Add", (0, 3)),
+    "QLinearMul": ("Mul", (0, 3)),
+    "QLinearAveragePool": ("AveragePool", (0,)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
+    "QLinearConcat": ("Concat", slice(2, None, 3)),
+    "QLinearLeakyRelu": ("Identity", (0,)),
+    "QLinearSigmoid": ("Identity", (0,)),
+    "QLinearSoftmax": ("Identity", (0,)),
+    "QGemm": ("Gemm", (0, 3)),
+}
+_SAYS_SIZES = {"Gemm": ("transA", "transB"), "Identity": ()}  # others: all attributes
+
+
 def _stand_in(proto: onnx.ModelProto) -> None:
-    """Put what ONNX can infer in the place of operators of other domains that keep the shape."""
+    """Put what ONNX can infer in the place of operators of other domains."""
     defined = {(function.domain, function.name) for function in proto.functions}
     for node in proto.graph.node:
+        if node.domain == "com.microsoft" and node.op_type in _OF_INTEGERS:
+            _stand_in_for_integers(node)
+            continue
         makes_floats = node.domain == "ai.onnx.ml" and node.op_type in ("Normalizer", "Scaler")
         keeps = makes_floats or Trait.ELEMENTWISE in traits(node.op_type, node.domain)
         if node.domain in STANDARD_DOMAINS or not keeps or (node.domain, node.op_type) in defined:
@@ -60,6 +78,20 @@ def _stand_in(proto: onnx.ModelProto) -> None:
         del node.attribute[:], node.input[1:], node.output[1:]
         if makes_floats:
             node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+
+
+def _stand_in_for_integers(node: onnx.NodeProto) -> None:
+    if any(a.name == "channels_last" and a.i for a in node.attribute):
+        return
+    kind, read = _OF_INTEGERS[node.op_type]
+    given = list(node.input)
+    inputs = given[read] if isinstance(read, slice) else [given[i] for i in read if i < len(given)]
+    kept = [a for a in node.attribute if a.name in _SAYS_SIZES.get(kind, (a.name,))]
+    kept = [a for a in kept if a.name != "channels_last"]
+    node.domain, node.op_type = "", kind
+    del node.input[:], node.attribute[:]
+    node.input.extend(inputs)
+    node.attribute.extend(kept)
 
 
 def _has_long_vectors(graph: onnx.GraphProto) -> bool:

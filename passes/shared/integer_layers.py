@@ -1,4 +1,4 @@
-"""Dense layers on integers: QLinearMatMul and MatMulInteger become QLinearConv and ConvInteger."""
+"""Dense layers on integers: QLinearMatMul, QGemm, MatMulInteger become convolutions of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphpass import (
+    Beyond,
     Choice,
     Node,
     Op,
@@ -19,7 +20,6 @@ from graphpass import (
     either,
     label,
     operator,
-    opset,
     optional,
     producer,
     rank,
@@ -85,7 +85,7 @@ class IntegerDense(Rule):
             require(fits, f"the steps of {label(layer)} are not one for each output")
 
         def convolved(y: Any, sizes: tuple[int, ...]) -> Op:
-            kernel = _kernel(matrix, sizes)
+            kernel = _kernel(matrix.array(), sizes)
             window = list(sizes[1:])
             if operator(layer) == "MatMulInteger":
                 return Op("ConvInteger", y, kernel, x_zero, zero_point, kernel_shape=window)
@@ -95,7 +95,7 @@ class IntegerDense(Rule):
 
         if axes > 2:
             return self._on_positions(layer, x, axes, convolved, matrix.shape[0])
-        return self._on_rows(layer, x, convolved, matrix)
+        return _on_rows(layer, x, convolved, matrix.shape[0], self.positions)
 
     def _on_positions(self, layer: Node, x: Tensor, axes: int, convolved: Any, inputs: int) -> Op:
         require(
@@ -108,34 +108,92 @@ class IntegerDense(Rule):
         result = convolved(first, (inputs, *[1] * (axes - 2)))
         return Op("Transpose", result, perm=[0, *range(2, axes), 1])
 
-    def _on_rows(self, layer: Node, x: Tensor, convolved: Any, matrix: Weight) -> Op:
-        if not self.positions:
-            require_images(layer, layer.inputs[3 if operator(layer)[0] == "Q" else 1], x)
-            view = merging_view(layer)
-            require(
-                view is None,
-                f"the rows of '{x.name}' are not images: {label(view or layer)} makes them of a "
-                "tensor with more axes",
-                POSITIONS,
-            )
-        source = producer(x)
-        if source is not None and makes_rows_of_map(source, layer):
-            y = source.inputs[0]
-            sizes = needed(map_sizes(y), f"the size of '{y.name}' is not fixed", UNKNOWN_SIZE)
-            fits = flattens(y, source) and len(sizes) < _MOST_AXES
-            require(fits, f"{label(source)} is no map of at most three spatial axes")
-            return Op("Flatten", convolved(y, sizes), axis=1)
-        if opset(layer) < _AXES_ARE_INPUTS:
-            pixels = Op("Unsqueeze", x, axes=[2, 3])
-        else:
-            pixels = Op("Unsqueeze", x, np.array([2, 3], np.int64))
-        return Op("Flatten", convolved(pixels, (matrix.shape[0], 1, 1)), axis=1)
+
+@dataclass(frozen=True)
+class QuantizedGemm(Rule):
+    """QGemm(Flatten(y), W, b) = Flatten(QLinearConv(y, W as [M, C, H, W], b)); rows likewise.
+
+    Both sides add up the same integers and scale the sum in the same way: equal to the bit.
+    """
+
+    positions: bool = False  # also where rows are the positions of a sequence or image
+
+    pattern = Op(
+        "QGemm",
+        *(any_("x"), any_("x_step"), any_("x_zero"), const("matrix"), const("step")),
+        *(
+            const("zero"),
+            optional(const("bias")),
+            optional(any_("y_step")),
+            optional(any_("y_zero")),
+        ),
+        bind="layer",
+        domain="com.microsoft",
+    )
+
+    def rewrite(
+        self,
+        layer: Node,
+        x: Tensor,
+        x_step: Tensor,
+        x_zero: Tensor,
+        matrix: Weight,
+        step: Weight,
+        zero: Weight,
+        bias: Weight | None,
+        y_step: Tensor | None,
+        y_zero: Tensor | None,
+    ) -> Any:
+        name = label(layer)
+        require(y_step is not None, f"{name} gives numbers, and no integers with a step")
+        require(matrix.ndim == 2 and matrix.size, f"the weight of {name} is no matrix")
+        require(not layer.attrs.get("transA"), f"{name} takes its rows transposed")
+        require(layer.attrs.get("alpha", 1.0) == 1, f"{name} scales its sum")
+        columns = matrix.array().T if layer.attrs.get("transB") else matrix.array()
+        inputs, outputs = columns.shape
+        require(step.shape in ((), (outputs,)), f"the steps of {name} are not one for each output")
+        fits = bias is None or bias.shape in ((outputs,), (1, outputs))
+        require(fits, f"the bias of {name} is not one for each output")
+        zero_point = _common(zero, layer)
+        zeros = zero_point if step.size == 1 else _repeated(zero_point, step)
+        term = None if bias is None else bias.reshape(outputs)
+
+        def convolved(y: Any, sizes: tuple[int, ...]) -> Op:
+            parts = (x_step, x_zero, _kernel(columns, sizes), step, zeros, y_step, y_zero, term)
+            return Op("QLinearConv", y, *parts, kernel_shape=list(sizes[1:]))
+
+        return _on_rows(layer, x, convolved, inputs, self.positions)
 
 
-def _kernel(matrix: Weight, sizes: tuple[int, ...]) -> Array:
+def _on_rows(layer: Node, x: Tensor, convolved: Any, inputs: int, positions: bool) -> Any:
+    """Return the layer on rows, or on the map that they were made of."""
+    if not positions:
+        require_images(layer, layer.inputs[3 if operator(layer) != "MatMulInteger" else 1], x)
+        view = merging_view(layer)
+        require(
+            view is None,
+            f"the rows of '{x.name}' are not images: {label(view or layer)} makes them of a "
+            "tensor with more axes",
+            POSITIONS,
+        )
+    source = producer(x)
+    if source is not None and makes_rows_of_map(source, layer):
+        y = source.inputs[0]
+        sizes = needed(map_sizes(y), f"the size of '{y.name}' is not fixed", UNKNOWN_SIZE)
+        fits = flattens(y, source) and len(sizes) < _MOST_AXES
+        require(fits, f"{label(source)} is no map of at most three spatial axes")
+        return Beyond(Op("Flatten", convolved(y, sizes), axis=1), [source])
+    if layer.graph.opsets.get("", 0) < _AXES_ARE_INPUTS:  # QGemm has an opset of its own
+        pixels = Op("Unsqueeze", x, axes=[2, 3])
+    else:
+        pixels = Op("Unsqueeze", x, np.array([2, 3], np.int64))
+    return Op("Flatten", convolved(pixels, (inputs, 1, 1)), axis=1)
+
+
+def _kernel(columns: Array, sizes: tuple[int, ...]) -> Array:
     """Return [K, M] as [M, C, H, W, …]."""
-    columns = matrix.array().reshape(*sizes, matrix.shape[1])
-    return np.ascontiguousarray(np.moveaxis(columns, -1, 0))
+    kernel = columns.reshape(*sizes, columns.shape[1])
+    return np.ascontiguousarray(np.moveaxis(kernel, -1, 0))
 
 
 def _common(zero: Weight | None, layer: Node) -> Array | None:
