@@ -20,6 +20,7 @@ from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
 from graphpass.testing import graph
 from graphpass.validate import Runtime
+from graphpass.validate.exact.verdict import ExactVerdict
 
 from .toys import (
     ByHand,
@@ -44,7 +45,11 @@ def no_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     def not_run(judge: Judge, windows: Sequence[Any]) -> list[WindowVerdict]:
         return [WindowVerdict("not run")] * len(windows)
 
+    def not_replayed(judge: Judge, sites: Sequence[Any]) -> list[ExactVerdict]:
+        return [ExactVerdict("not replayed")] * len(sites)
+
     monkeypatch.setattr(Judge, "check_windows", not_run)
+    monkeypatch.setattr(Judge, "check_exactly", not_replayed)
 
 
 def test_the_wrong_rewrite_is_known_by_its_own_window() -> None:
@@ -326,7 +331,7 @@ def test_what_did_not_run_is_said_and_nothing_is_called_validated_that_was_not()
     with pytest.raises(RuntimeUnavailableError, match="cannot load the model"):
         graphpass.optimize(_unknown_operator(), [])  # no rewrite: nothing was run
     unasked = graphpass.optimize(chain(), Tidy(), validate=False).report
-    assert not unasked.validated and [entry.level for entry in unasked.not_run] == [2, 3, 4]
+    assert not unasked.validated and [entry.level for entry in unasked.not_run] == [2, 3, 4, 5]
     assert graphpass.optimize(chain(), Tidy()).report.not_run == []
 
 

@@ -13,6 +13,7 @@ from graphpass.report.rows import (
     REWRITES,
     Row,
     choices,
+    exactly,
     outputs,
     overview,
     passes,
@@ -34,6 +35,8 @@ def markdown(report: Report) -> str:
     lines += markdown_table(PASSES, passes(report))
     lines += [f"- {escaped(line)}" for line in remarks(report, everything=True)]
     lines += _folded("choices", markdown_table(CHOICES, choices(report)))
+    if told := exactly(report):
+        lines.append(f"- {told}")
     lines += _folded("outputs", markdown_table(OUTPUTS, outputs(report)))
     lines += _folded("rewrites", markdown_table(REWRITES, rewrites(report)))
     refused = refusals(report)

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 Row = tuple[str, ...]
 
+_FIGURE = re.compile(r"2\^-(\d+)")
 _NAMED = re.compile(r"'[^']*'")
 _REASONS = 3  # for refusals, likewise
 _LISTED = 10  # so many of a kind are shown where nobody asked for all
 OVERVIEW = ("", "before", "after", "")
-REWRITES = ("", "rule", "nodes", "window error", "bound")
+REWRITES = ("", "rule", "nodes", "window error", "bound", "in exact arithmetic")
 OUTPUTS = ("output", "error", "noise floor", "tolerance", "ulps", "cosine", "top-1")
 CHOICES = ("choice", "site", "before", "after", "kept")
 PASSES = ("pass", "rewrites", "refused", "error", "tolerance", "result")
@@ -238,6 +239,7 @@ def rewrites(report: Report) -> Iterator[Row]:
                 f"{entry.name}: {rewrite.rule}",
                 f"{', '.join(rewrite.before)} → {after}",
                 *proven(rewrite.proof),
+                "" if rewrite.proof is None else rewrite.proof.exact,
             )
 
 
@@ -248,6 +250,21 @@ def proven(proof: WindowVerdict | None) -> tuple[str, str]:
     if proof.bound == "equal":
         return "equal", "equal"
     return f"{proof.max_abs_error:.2g}", f"{proof.allowed:.2g}"
+
+
+def exactly(report: Report) -> str:
+    """Say in one sentence what exact arithmetic proves of the rewrites; "" if it was not asked."""
+    found = [
+        r.proof.exact for entry in report.passes for r in entry.rewrites if r.proof is not None
+    ]
+    asked = [text for text in found if text]
+    if not asked:
+        return ""
+    equal = [text for text in asked if text.startswith("equal")]
+    are = "is" if len(asked) == 1 else "are"
+    told = f"in exact arithmetic {len(equal)} of {counted(len(asked), 'rewrite')} {are} equal"
+    figures = [int(found[1]) for found in map(_FIGURE.search, equal) if found is not None]
+    return f"{told}, wrong with probability < 2^-{min(figures)}" if figures else told
 
 
 def outputs(report: Report) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from graphpass.report.rows import (
     PASSES,
     Row,
     choices,
+    exactly,
     overview,
     passes,
     proven,
@@ -55,10 +56,14 @@ def _details(report: Report) -> Iterator[str]:
             after = ", ".join(rewrite.after) or "nothing"
             error, bound = proven(rewrite.proof)
             proof = f"{error}, allowed {bound}" if bound not in ("", "equal") else error
+            if rewrite.proof is not None and rewrite.proof.exact:
+                proof += f"; exactly: {rewrite.proof.exact}"
             nodes = f"{', '.join(rewrite.before)} → {after}"
             yield f"{entry.name}: {rewrite.number}. {rewrite.rule}: {nodes} ({proof})"
         for note in entry.notes:
             yield f"{entry.name}: {note}"
+    if told := exactly(report):
+        yield told
     for group in refusals(report):
         yield f"refused: {group.told}"
 

@@ -24,13 +24,13 @@ from graphpass.ir.writer import unwritten
 from graphpass.rewrite.choice import ByCost, Chooser, Offer
 from graphpass.rewrite.form import ANY_OPERATOR, operators
 from graphpass.rewrite.guard import guarded
+from graphpass.rewrite.making import built_by
 from graphpass.rewrite.match import Match, computing, match
-from graphpass.rewrite.pattern import Beyond, Op, Pattern, either
+from graphpass.rewrite.pattern import Op, Pattern, either
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.site import site_windows
 from graphpass.rewrite.surgery import Built, Surgeon
 from graphpass.rewrite.survey import Proposal, Refused, Survey, Twin
-from graphpass.rewrite.term import read
 from graphpass.rewrite.window import Window, WindowVerdict, capture, capture_constants
 from graphpass.storage.reference import reference_of, tensors
 
@@ -478,7 +478,7 @@ class _Run:
         if found.blockers:
             return self._refuse(rule, found, found.blockers[0])
         try:
-            built = self._built(rule, found)
+            built = built_by(rule, found, self.surgeon)
             if built is None or self._is_left_out(found.nodes):
                 return False
             self._choose(rule, found, built)
@@ -518,24 +518,6 @@ class _Run:
             raise
         except Exception as error:
             raise SpoiltError(_failure(rule, *place, error)) from error
-
-    def _built(self, rule: Rule, found: Match) -> Built | None:
-        """Return the nodes of what the rule makes of a match; None where that is nothing."""
-        value = rule.rewrite(**found.bound)
-        if value is None:
-            return None
-        if isinstance(value, Beyond):
-            found.nodes.extend(value.nodes)
-            value = value.term
-        form = rule.form
-        terms = read(
-            value, None if form.of is None and not form.all_outputs else len(found.results)
-        )
-        if form.all_outputs and None in terms:
-            raise RuleError("None among its terms: give the output itself where it stays")
-        if all(term is None or term is r for term, r in zip(terms, found.results, strict=True)):
-            return None
-        return self.surgeon.build(found, terms)
 
     def _note_failure(
         self, rule: Rule | Survey, site: str, before: tuple[str, ...], error: Exception

@@ -37,7 +37,8 @@ class WindowVerdict:
     `ratio` is the largest observed/allowed over all elements and feeds; `status` is "ok",
     "differs" or "not run" (then `reason` says why). `bound`: "elementwise", "norm" (for operators
     that are not affine) or "equal" (nothing is computed, elements only move). `shapes`: what the
-    inputs were that showed a difference.
+    inputs were that showed a difference. `exact`: what exact arithmetic says, one line; empty
+    where it was not asked.
     """
 
     status: str
@@ -47,6 +48,7 @@ class WindowVerdict:
     feed: str = ""
     bound: str = "elementwise"
     reason: str = ""
+    exact: str = ""
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property

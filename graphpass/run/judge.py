@@ -15,6 +15,8 @@ from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.storage.identity import difference
 from graphpass.storage.wire import read_skeleton
+from graphpass.validate.exact.check import Site
+from graphpass.validate.exact.verdict import ExactVerdict
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.process.constants import runtime_for_constants
 from graphpass.validate.process.runtime import RunError, available_cpus
@@ -134,6 +136,12 @@ class Judge(Closing):
         if self._validator is None:
             return [WindowVerdict("not run", reason="nothing was run")] * len(windows)
         return self._validator.check_windows(windows)
+
+    def check_exactly(self, sites: Sequence[Site]) -> list[ExactVerdict]:
+        """Compute rewrites in exact arithmetic (see `validate.exact`)."""
+        if self._validator is None:
+            return [ExactVerdict("not replayed", reason="nothing was run")] * len(sites)
+        return self._validator.check_exactly(sites)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Let passes compute constants, in the process that validates where there is one."""

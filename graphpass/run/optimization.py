@@ -309,7 +309,7 @@ def _dense_nodes(proto: onnx.ModelProto, passes: Sequence[PassReport]) -> list[D
 def _levels_not_run(pipeline: Pipeline) -> list[NotRun]:
     judge = pipeline.judge
     if not judge.validates:
-        return [NotRun(level, "as --no-validate asks") for level in (2, 3, 4)]
+        return [NotRun(level, "as --no-validate asks") for level in (2, 3, 4, 5)]
     if not judge.not_run:
         return []
     found = [NotRun(3, judge.not_run)]

@@ -27,6 +27,7 @@ from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
+from graphpass.validate.exact.check import Site, with_exact
 
 _log = logging.getLogger(__name__)
 
@@ -297,9 +298,19 @@ class Pipeline:
         start = time.perf_counter()
         windows = [window for rewrite in applied.rewrites for window in rewrite.windows]
         verdicts = iter(self.judge.check_windows(windows))
-        applied.rewrites[:] = [
-            dataclasses.replace(rewrite, proof=_worst([next(verdicts) for _ in rewrite.windows]))
+        proofs = [_worst([next(verdicts) for _ in rewrite.windows]) for rewrite in applied.rewrites]
+        rules = {rule.name: rule for rule in state.step.rules}
+        sites = [
+            Site(rules.get(rewrite.rule), rewrite.rule, rewrite.windows)
             for rewrite in applied.rewrites
+            if not rewrite.is_removal
+        ]
+        exactly = iter(self.judge.check_exactly(sites))
+        applied.rewrites[:] = [
+            dataclasses.replace(
+                rewrite, proof=proof if rewrite.is_removal else with_exact(proof, next(exactly))
+            )
+            for rewrite, proof in zip(applied.rewrites, proofs, strict=True)
         ]
         state.report.check_s += time.perf_counter() - start
         wrong = [

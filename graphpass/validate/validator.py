@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -51,6 +52,10 @@ from graphpass.validate.rows import Rows, shaped_like
 from graphpass.validate.structure import check_structure, interface_problems
 from graphpass.validate.verdict import Status, Verdict, accusation, acquittal, incomparable
 
+if TYPE_CHECKING:
+    from graphpass.validate.exact.check import Prover, Site
+    from graphpass.validate.exact.verdict import ExactVerdict
+
 # Added to the name of a feed on which a candidate ran as its users run it.
 _OPTIMIZED = ", default optimization"
 
@@ -73,6 +78,7 @@ class Validator(Closing):
         )
         self._runtime = Runtime(limits, self.options.threads, self.options.custom_ops)
         self._original = Original(reference, self.options, self._runtime)
+        self._prover: Prover | None = None
         self._ones_may_move = False
         self._logits: dict[tuple[str, ...], Validator] = {}
         self._at_shapes: dict[str, Validator] = {}
@@ -278,6 +284,14 @@ class Validator(Closing):
             shapes=self._latest._original.shapes,
             symbols=self._latest._original.bindings,
         )
+
+    def check_exactly(self, sites: Sequence[Site]) -> list[ExactVerdict]:
+        """Compute each rewrite in exact arithmetic, where a right one is equal."""
+        if self._prover is None:
+            from graphpass.validate.exact.check import Prover, work_for
+
+            self._prover = Prover(self.options.seed, work_for(self._original.model))
+        return self._prover.check(sites, self._original.shapes, self._original.bindings)
 
     def latency(
         self,

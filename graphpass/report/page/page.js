@@ -339,6 +339,9 @@ function detailOfRewrite(rewrite) {
   );
 }
 function proof(rewrite) {
+  return rewrite.exact ? `${ran(rewrite)}; in exact arithmetic: ${rewrite.exact}` : ran(rewrite);
+}
+function ran(rewrite) {
   if (rewrite.status === "not run") return `not run on its own: ${rewrite.reason || "nothing was validated"}`;
   if (rewrite.equal) return "run on its own: equal to the bit";
   return `run on its own: off by ${rewrite.error}, ${rewrite.allowed} allowed`;

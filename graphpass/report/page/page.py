@@ -27,6 +27,7 @@ from graphpass.report.rows import (
     OUTPUTS,
     PASSES,
     choices,
+    exactly,
     outputs,
     overview,
     passes,
@@ -47,7 +48,7 @@ def page(report: Report, models: tuple[onnx.ModelProto, onnx.ModelProto] | None 
                 facts.files[0].name for facts in (report.input, report.output) if facts.files
             ),
             "verdict": verdict(report),
-            "remarks": list(remarks(report, everything=True)),
+            "remarks": [*remarks(report, everything=True), *filter(None, [exactly(report)])],
             "facts": facts,
             "operators": [[name.strip(), before, after] for name, before, after in operators],
             "passes": {"header": PASSES, "rows": list(passes(report))},
@@ -140,6 +141,7 @@ def _rewrites(entry: PassReport) -> Iterator[dict[str, Any]]:
             "equal": proof is not None and proof.bound == "equal",
             "error": "" if proof is None else f"{proof.max_abs_error:.2g}",
             "allowed": "" if proof is None else f"{proof.allowed:.2g}",
+            "exact": "" if proof is None else proof.exact,
             "ratio": proof.ratio if proof is not None and math.isfinite(proof.ratio) else 0.0,
         }
 
