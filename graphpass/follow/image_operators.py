@@ -160,7 +160,9 @@ def _reshape(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
 def _as_natively(native: Trace, node: Node, axes: Axes) -> Axes:
     """Give the output of a Reshape the axes that it has at the native resolution."""
     spatial = {axis.dim: axis for axis in axes if isinstance(axis, Spatial)}
-    made = native.axes[id(node.outputs[0])]
+    made = native.axes.get(id(node.outputs[0]))
+    if made is None:
+        raise AxisError("reads one cell of a map, which has more of them at other sizes")
     if any(isinstance(axis, Spatial) and axis.dim not in spatial for axis in made):
         raise AxisError("makes height and width of what was one axis")
     return tuple(spatial[axis.dim] if isinstance(axis, Spatial) else axis for axis in made)

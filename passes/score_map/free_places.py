@@ -69,6 +69,10 @@ def free_places(graph: Graph, axes: str = ANY) -> list[str]:
             failures.append(error)
             layouts = [_layout(graph, image, layouts)]
             continue
+        except RefusedError:
+            if not failures:
+                raise
+            continue  # the rest is not fixed: of no help where all together do not vary
         rest = " and ".join(name for dim, name in enumerate(names) if dim not in dims)
         if done and failures:
             done[-1] += f"; {rest} cannot: {failures[0]}"

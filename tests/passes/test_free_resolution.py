@@ -499,6 +499,24 @@ def test_a_volume_of_frames_varies_in_height_and_width() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_pooled_head_that_is_reshaped_pools_the_whole_map() -> None:
+    def pooled(height: int, width: int) -> onnx.ModelProto:
+        return graph(
+            f"(float[1,3,{height},{width}] x) => (float[1,5] y) {{ {CONV}"
+            f" p = AveragePool<kernel_shape=[{height},{width}]>(r) v = Reshape(p, flat)"
+            " y = Gemm(v, w) }",
+            seed=1,
+            k=K["k"],
+            flat=_ints(-1, 4),
+            w=(4, 5),
+        )
+
+    freed, applied = apply_to(make("free-resolution"), pooled(8, 12))
+    assert applied.notes[-1] == "height and width of 'x' vary", applied.refusals
+    expected = answer(pooled(20, 14), (20, 14))
+    np.testing.assert_allclose(answer(freed, (20, 14)), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_no_image_is_told() -> None:
     sentence = graph("(int64[1,9] x) => (float[1,9,3] y) { y = Gather(w, x) }", w=(7, 3))
     check_refused(make("free-resolution"), sentence, "no input of the network is an image")
