@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass.commands.options import Finite, beside
+from graphpass.commands.options import CUSTOM_OPS, MEMORY_LIMIT, TIMEOUT, Finite, beside
 from graphpass.errors import OutputError, UsageError
 from graphpass.wording import visible
 
@@ -120,6 +120,9 @@ def _preprocessing(command: Any) -> Any:
 )
 @_preprocessing
 @click.option("--no-validate", is_flag=True, help="Leave out the window oracle.")
+@TIMEOUT
+@MEMORY_LIMIT
+@CUSTOM_OPS
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every step and every check.")
 def convolutionalize(
@@ -138,6 +141,9 @@ def convolutionalize(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     no_validate: bool,
+    time_limit_s: float,
+    memory_limit_mib: int | None,
+    custom_ops: tuple[str, ...],
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -175,6 +181,9 @@ def convolutionalize(
         keep_batch=keep_batch,
         check=not no_validate,
         preprocessing=how,
+        time_limit_s=time_limit_s,
+        memory_limit_mib=memory_limit_mib,
+        custom_ops=custom_ops,
     )
     result.save(target)
     if not quiet:

@@ -156,6 +156,19 @@ TIMEOUT = click.option(
     metavar="SECONDS",
     help="For one run of a model, one pass, or reading it.  [default: 300]",
 )
+MEMORY_LIMIT = click.option(
+    "--memory-limit",
+    "memory_limit_mib",
+    type=click.IntRange(min=1, max=1 << 30),
+    metavar="MIB",
+    help="For the process that runs models.  [default: three quarters of the machine's]",
+)
+CUSTOM_OPS = click.option(
+    "--custom-ops",
+    multiple=True,
+    metavar="LIB.so",
+    help="Library with operators of your own, for ONNX Runtime. May be repeated.",
+)
 VALIDATION = options(
     click.option(
         "--provider",
@@ -190,19 +203,8 @@ VALIDATION = options(
         help="Seed of the inputs that are drawn.",
     ),
     TIMEOUT,
-    click.option(
-        "--memory-limit",
-        "memory_limit_mib",
-        type=click.IntRange(min=1, max=1 << 30),
-        metavar="MIB",
-        help="For the process that runs models.  [default: three quarters of the machine's]",
-    ),
-    click.option(
-        "--custom-ops",
-        multiple=True,
-        metavar="LIB.so",
-        help="Library with operators of your own, for ONNX Runtime. May be repeated.",
-    ),
+    MEMORY_LIMIT,
+    CUSTOM_OPS,
     click.option(
         "--allow-external",
         multiple=True,

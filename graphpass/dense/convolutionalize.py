@@ -40,6 +40,7 @@ from graphpass.rewrite.registry import make
 from graphpass.run.blame import blamed
 from graphpass.storage.layout import ExternalData
 from graphpass.storage.writer import WrittenFiles, stage_model
+from graphpass.validate.options import library
 from graphpass.validate.process.runtime import (
     Limits,
     RunError,
@@ -133,6 +134,7 @@ def convolutionalize(
     time_limit_s: float | None = 300.0,
     memory_limit_mib: int | None = None,
     threads: int | None = None,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
 ) -> DenseResult:
     """Turn an image classifier into a network that scores every place of an image of any size.
@@ -152,6 +154,7 @@ def convolutionalize(
         memory_limit_mib: of the process that ONNX Runtime runs in; None: three quarters of the
             memory there is.
         threads: of ONNX Runtime; None: as many as there are processors.
+        custom_ops: libraries with operators of your own, which ONNX Runtime loads.
         progress: is told what is being done and how much is done (0 to 1).
 
     Raises:
@@ -162,6 +165,7 @@ def convolutionalize(
     """
     tell = progress or (lambda text, done: None)
     tell("reading", 0.0)
+    libraries = [library(path) for path in custom_ops]
     original = Model.load(model, time_limit_s=time_limit_s)
     if preprocessing is not None:
         preprocessing.note(original.proto)
@@ -187,7 +191,7 @@ def convolutionalize(
         probe = None
         if check:
             limits = Limits(time_limit_s, memory_limit_mib or share_of_memory_mib())
-            with Runtime(limits, threads) as runtime:
+            with Runtime(limits, threads, libraries) as runtime:
                 probe = _check(original, found, done, report, runtime, logits, tell)
     tell("done", 1.0)
     return DenseResult(done, report, probe)

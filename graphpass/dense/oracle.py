@@ -43,7 +43,7 @@ from graphpass.validate.compare import (
 from graphpass.validate.growth import GrowthError, require_little_growth
 from graphpass.validate.logits import softmax_outputs, with_logits
 from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
-from graphpass.validate.process.runtime import RunError, Runtime, Session
+from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session
 from graphpass.validate.resolutions import Resolutions
 
 _CELLS_AT_ONCE = 32
@@ -78,15 +78,23 @@ class Checked:
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs and the outputs that the checked model gave: the delivered file must give the same."""
+    """Inputs and the outputs that the checked model gave: the delivered file must give the same.
+
+    `limits`, `custom_ops`: of the runtime that the file is run in.
+    """
 
     feed: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    limits: Limits
+    custom_ops: Sequence[Path] = ()
 
     def fails(self, path: Path) -> str | None:
         """Run the model file; return how it differs, None where it gives the same bits."""
         try:
-            with Runtime() as runtime, runtime.load(path) as session:
+            with (
+                Runtime(self.limits, custom_ops=self.custom_ops) as runtime,
+                runtime.load(path) as session,
+            ):
                 found = session.run(dict(self.feed)).outputs
         except RunError as error:
             return str(error)
@@ -212,7 +220,9 @@ class Oracle:
         """Return one image and what the candidate makes of it, to know it again by."""
         batch = self.fixed_batch or 1
         feed = {self.native.image.name: self._draw(self.native.size, batch)}
-        return Probe(feed, {n: np.asarray(v) for n, v in candidate.run(feed).outputs.items()})
+        answers = {n: np.asarray(v) for n, v in candidate.run(feed).outputs.items()}
+        libraries = [Path(library) for library in self.runtime.custom_ops]
+        return Probe(feed, answers, self.runtime.limits, libraries)
 
     def close(self) -> None:
         """Close the sessions."""

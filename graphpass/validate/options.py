@@ -51,11 +51,12 @@ class ValidationOptions:
         arguments["inputs"] = Path(inputs) if isinstance(inputs, (str, os.PathLike)) else inputs
         arguments["providers"] = tuple(dict.fromkeys(given.get("providers", cls.providers)))
         arguments["bind"] = dict(given.get("bind") or {})
-        arguments["custom_ops"] = tuple(map(_library, given.get("custom_ops") or ()))
+        arguments["custom_ops"] = tuple(map(library, given.get("custom_ops") or ()))
         return cls(**arguments)
 
 
-def _library(path: str | os.PathLike[str]) -> Path:
+def library(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a library of custom operators. Raises UsageError if it is not there."""
     found = Path(path).resolve()
     if not found.is_file():
         raise UsageError(f"there is no library of custom operators at '{path}'")

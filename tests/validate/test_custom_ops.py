@@ -61,3 +61,22 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_library_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match=r"no library of custom operators at 'gone\.so'"):
         graphpass.optimize(model(), custom_ops=["gone.so"])
+
+
+def test_a_classifier_with_operators_of_its_own_is_checked(tmp_path: Path) -> None:
+    path, dense = tmp_path / "c.onnx", tmp_path / "d.onnx"
+    head = graph(
+        "(float[1,3,8,8] x) => (float[1,5] y) { c = Conv<pads=[1,1,1,1]>(x, k)"
+        " p = GlobalAveragePool(c) f = Flatten(p) g = Gemm(f, w)"
+        " a, b = ai.onnx.contrib.NegPos(g) y = Sub(b, a) }",
+        domains={"ai.onnx.contrib": 1},
+        k=(4, 3, 3, 3),
+        w=(4, 5),
+    )
+    onnx.save(head, path)
+    arguments = ["convolutionalize", str(path), "-o", str(dense), "--head", "global", "-q"]
+    assert run(arguments) == 4 and not dense.exists()
+    assert run([*arguments, "--custom-ops", LIBRARY, "--memory-limit", "4000"]) == 0
+    assert run([*arguments, "--custom-ops", str(tmp_path / "gone.so")]) == 2
+    dims = onnx.load(dense).graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param for dim in dims[2:]] == ["height", "width"]
