@@ -21,6 +21,7 @@ from .score_map import (
 )
 from .set_opset import SetOpset
 from .set_shape import SetShape
+from .to_fp16 import ToFp16
 from .write_out import WriteOut
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "PoolToWindow",
     "SetOpset",
     "SetShape",
+    "ToFp16",
     "UnflattenHead",
     "WriteOut",
 ]

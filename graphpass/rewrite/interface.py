@@ -16,6 +16,7 @@ class Interface(Flag):
     LOGITS = auto()  # an output that is a Softmax may be what the Softmax read
     OTHER = auto()  # whatever else: names, types, order
     OPSETS = auto()  # the versions of operator sets
+    PRECISION = auto()  # inputs and outputs stay, but what is between may be float16
     PART = auto()  # inputs and outputs may be any tensors of the model: a part of it is left
     ANY = SIZES | FIXED | MAPS | OUTPUTS | LOGITS | OTHER
 

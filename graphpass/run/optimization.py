@@ -319,7 +319,7 @@ def _levels_not_run(pipeline: Pipeline) -> list[NotRun]:
 
 
 def _warnings(pipeline: Pipeline) -> list[str]:
-    found = []
+    found = [f"{entry.name}: {note}" for entry in pipeline.lossy for note in entry.notes]
     if not pipeline.settled:
         found.append(
             f"after {MAX_ROUNDS} rounds the passes still found something to rewrite: run it again"
@@ -351,6 +351,8 @@ def _interface(pipeline: Pipeline) -> list[str]:
     logits = [name for name in softmax_outputs(before) if name not in still]
     found = interface_changes(before, after)
     for entry in pipeline.declared:
+        if entry in pipeline.lossy:
+            continue
         found.extend(f"{entry.name}: {note}" for note in entry.notes[-1:])
     if Interface.LOGITS in pipeline.interface_may_change:
         found += [f"output '{name}' gives the logits of its Softmax" for name in logits]

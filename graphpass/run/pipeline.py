@@ -125,6 +125,12 @@ class Pipeline:
         """What those passes did that declare to change the interface."""
         return [state.report for state in self._states if state.step.changes_interface]
 
+    @property
+    def lossy(self) -> list[PassReport]:
+        """What those passes did that may compute less precisely."""
+        declared = [(Interface.of(s.step.changes_interface), s.report) for s in self._states]
+        return [report for may, report in declared if Interface.PRECISION in may]
+
     def run(self) -> None:
         """Run the passes in order, and again until nothing changes.
 

@@ -51,6 +51,9 @@ def arithmetic_epsilon(model: onnx.ModelProto) -> float:
     return max(found, default=_EPSILON[TensorProto.FLOAT])
 
 
+HALF_EPSILON = _EPSILON[TensorProto.FLOAT16]
+
+
 def base_tolerance(epsilon: float) -> float:
     """Return the tolerance that every output has, relative to its scale.
 

@@ -32,12 +32,17 @@ class Original:
     """Runs the original model, each thing at most once. Raises InputsError."""
 
     def __init__(
-        self, model: onnx.ModelProto, options: ValidationOptions, runtime: Runtime
+        self,
+        model: onnx.ModelProto,
+        options: ValidationOptions,
+        runtime: Runtime,
+        epsilon: float | None = None,
     ) -> None:
+        """`epsilon`: of what candidates compute in, where that is coarser than the original."""
         self.model = model
-        self.epsilon = noise.arithmetic_epsilon(model)
+        self.epsilon = noise.arithmetic_epsilon(model) if epsilon is None else epsilon
         self._options, self._runtime = options, runtime
-        self._search = FeedSearch(model, options)
+        self._search = FeedSearch(model, options, self.epsilon)
         self._points: dict[str, list[Point]] = {}
         self._random: dict[str, set[str]] = {}
 

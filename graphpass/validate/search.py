@@ -57,13 +57,16 @@ class FeedSearch:
     `dropped` collects, one sentence each, the feeds that the model did not take.
     """
 
-    def __init__(self, model: onnx.ModelProto, options: ValidationOptions) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, options: ValidationOptions, epsilon: float | None = None
+    ) -> None:
         self.dropped: list[str] = []
         self._model, self._options = model, options
         self._specs = input_specs(model)
         self._costs: dict[str, float] = {}
         # Half precision overflows where single does not, and what is left then is chance.
-        self._large = 100.0 if arithmetic_epsilon(model) <= _SINGLE_EPSILON else 8.0
+        finest = arithmetic_epsilon(model) if epsilon is None else epsilon
+        self._large = 100.0 if finest <= _SINGLE_EPSILON else 8.0
         self._classes = classify(self._specs)
         self._may_resize = self._may_batch = True
         self._start = time.monotonic()

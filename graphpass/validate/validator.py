@@ -24,9 +24,10 @@ from graphpass.validate.compare import (
     measure_noise,
 )
 from graphpass.validate.distance import identical, leaves
+from graphpass.validate.half import beyond_half, computes_in_half
 from graphpass.validate.latency import Latency, latency_of
 from graphpass.validate.logits import softmax_outputs, with_logits
-from graphpass.validate.noise import base_tolerance, moved_by_ulp
+from graphpass.validate.noise import HALF_EPSILON, base_tolerance, moved_by_ulp
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.original import Original
 from graphpass.validate.process.channel import Value
@@ -69,7 +70,14 @@ class Validator(Closing):
     Raises ReferenceCannotRunError, ProviderUnavailableError, InputsError.
     """
 
-    def __init__(self, reference: onnx.ModelProto, options: ValidationOptions | None = None):
+    def __init__(
+        self,
+        reference: onnx.ModelProto,
+        options: ValidationOptions | None = None,
+        *,
+        epsilon: float | None = None,
+    ) -> None:
+        """`epsilon`: of the type that candidates compute in, where that is a coarser one."""
         self.options = options or ValidationOptions()
         limited = all(provider == "cpu" for provider in self.options.providers)
         limits = Limits(
@@ -77,11 +85,12 @@ class Validator(Closing):
             (self.options.memory_limit_mib or share_of_memory_mib()) if limited else None,
         )
         self._runtime = Runtime(limits, self.options.threads, self.options.custom_ops)
-        self._original = Original(reference, self.options, self._runtime)
+        self._original = Original(reference, self.options, self._runtime, epsilon)
         self._prover: Prover | None = None
         self._ones_may_move = False
         self._logits: dict[tuple[str, ...], Validator] = {}
         self._at_shapes: dict[str, Validator] = {}
+        self._in_half: Validator | None = None
         self._latest = self  # who was asked last: at the sizes that the model has now
         self._first_shapes: Mapping[str, Sequence[int]] | None = None
         self._policy = Policy(
@@ -120,10 +129,16 @@ class Validator(Closing):
         original's single runs, a resolution at other sizes; where an output may be its logits,
         they are the original's own. Where sizes are fixed, the original is declared for them; a
         part gets what the original computes at its inputs, and must give what it does at its
-        outputs.
+        outputs. Where the precision may be another, a candidate in float16 is held against the
+        noise of that, and the original has nothing of what it computes so beyond that range.
         """
         original = self._original.model
         allowed = Interface.of(interface_may_change)
+        if Interface.PRECISION in allowed:
+            allowed &= ~Interface.PRECISION
+            if computes_in_half(candidate):
+                return self._check_in_half(candidate, allowed)
+            interface_may_change = allowed
         if Interface.LOGITS in allowed:
             dropped = tuple(_without_softmax(original, candidate))
             if dropped:
@@ -183,6 +198,20 @@ class Validator(Closing):
                 with_logits(self._original.model, outputs), self.options
             )
         return self._logits[outputs]
+
+    def _check_in_half(self, candidate: onnx.ModelProto, allowed: Interface) -> Verdict:
+        """Compare with the noise of half precision, in whose range all must lie."""
+        if self._in_half is None:
+            model = self._original.model
+            self._in_half = Validator(model, self.options, epsilon=HALF_EPSILON)
+        there = self._latest = self._in_half
+        for provider in self.options.providers:
+            for point in there._original.points(provider):
+                about = there._original.model, candidate, point.feed.values
+                problem = beyond_half(*about, self._runtime, provider)
+                if problem:
+                    return self._verdict("differs", f"{problem} ({point.feed.name})", [])
+        return there.check(candidate, interface_may_change=allowed)
 
     def _check_at(self, candidate: onnx.ModelProto, shapes: Shapes, allowed: Interface) -> Verdict:
         """Compare at the sizes that `candidate` fixes, with the original declared for them."""
@@ -355,7 +384,8 @@ class Validator(Closing):
     def close(self) -> None:
         """End the worker process."""
         self._runtime.close()
-        for other in (*self._logits.values(), *self._at_shapes.values()):
+        half = [] if self._in_half is None else [self._in_half]
+        for other in (*self._logits.values(), *self._at_shapes.values(), *half):
             other.close()
 
     def _compare(
