@@ -34,7 +34,7 @@ def show(console: Console, name: str | None) -> None:
 def _show_pass(console: Console, step: Pass) -> None:
     say(console, step.name, style="bold")
     say(console, inspect.cleandoc(type(step).__doc__ or ""))
-    options = list(_options(step))
+    options = list(options_of(step))
     if options:
         say(console, "\nOptions", style="bold")
         for line in options:
@@ -51,7 +51,8 @@ def _show_pass(console: Console, step: Pass) -> None:
         say(console, f"⇒ {example.header['after']}")
 
 
-def _options(step: Pass) -> Iterator[str]:
+def options_of(step: Pass) -> Iterator[str]:
+    """Yield each option of a pass with its type, default and meaning."""
     for option in dataclasses.fields(step):
         kind = option.type if isinstance(option.type, str) else option.type.__name__
         told = option.metadata.get("help", "")
