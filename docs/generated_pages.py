@@ -30,7 +30,7 @@ def catalogue() -> Iterator[str]:
     """Yield the lines of the page of passes: options, and the law of every rule."""
     yield "# Passes and their laws"
     yield ""
-    yield "What `graphpass passes` and `graphpass passes NAME` print; made from the rules themselves."
+    yield "What `graphpass passes NAME` prints, made from the rules themselves."
     yield ""
     yield "| pipeline | passes |"
     yield "|---|---|"

@@ -1,4 +1,4 @@
-"""The site is built without a warning, asks no server for anything, and its commands do what it says."""
+"""The site builds without a warning, asks no server for anything; its commands do what it says."""
 
 from __future__ import annotations
 
