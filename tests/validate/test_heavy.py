@@ -223,3 +223,19 @@ def test_where_sums_cancel_a_heavy_window_is_looked_at_as_others_are(runtime: Ru
 def test_a_wrong_heavy_window_is_caught(wrong: str, runtime: Runtime) -> None:
     (verdict,) = check_windows([window("y = Gemm(x, W, b)", wrong)], runtime)
     assert (verdict.status, verdict.bound) == ("differs", "elementwise")
+
+
+@pytest.mark.usefixtures("all_is_heavy")
+def test_a_shift_that_cancels_a_mean_on_zeros_is_no_reason_for_a_closer_look(
+    runtime: Runtime,
+) -> None:
+    model = graph(
+        "(float[N,8] x) => (float[?,?] y) {m = MatMul(x, W) a = Add(m, k) y = Sub(a, k)}",
+        W=(8, 5),
+        k=(5,),
+    )
+    after = graph("(float[N,8] x) => (float[?,?] y) {y = MatMul(x, W)}", W=(8, 5), k=(5,))
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    after.graph.initializer[0].CopyFrom(held["W"])
+    (verdict,) = check_windows([Window(model, after, ("x",), "y")], runtime)
+    assert (verdict.status, verdict.bound) == ("ok", "norm")

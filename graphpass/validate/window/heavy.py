@@ -2,8 +2,9 @@
 
 The bound on a sum takes the magnitudes of all weights, a copy of them. Instead the largest output
 of a channel stands for the sizes of its sums, which it never exceeds: what is within that much is
-within the bound of the channel's largest element. Where a window is not, as it may be where sums
-cancel on every input, it is looked at as all others are.
+within the bound of the channel's largest element. On zeros, where a mean and a shift may cancel,
+that on normal inputs does. Where a window is not within it, as it may be where sums cancel on every
+input, it is looked at as all others are.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ def acquits(item: Prepared, runtime: Runtime, draws: Draws) -> bool:
         with runtime.load(model, whole=True) as session:
             feeds = [{item.mark + n: array for n, array in draw.values.items()} for draw in drawn]
             found[side] = [np.asarray(session.run(feed).outputs[name]) for feed in feeds]
+    size = dict(zip(_KINDS, map(_size_of_channels, found["before"]), strict=True))
+    size["zeros"] = np.maximum(size["zeros"], size["normal"])
     for draw, before, after in zip(drawn, found["before"], found["after"], strict=True):
-        judge(item, draw, before, after, _size_of_channels(before))
+        judge(item, draw, before, after, size[draw.kind])
     if item.verdict.ok:
         item.verdict = replace(item.verdict, bound="norm")
         return True
