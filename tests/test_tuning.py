@@ -531,6 +531,17 @@ def test_the_command_line(clock: Clock, tmp_path: Path, capfd: Any) -> None:
     assert "--tune runs the model, which --no-validate forbids" in capfd.readouterr().err
 
 
+def test_the_catalogue_says_when_a_choice_is_made(capfd: Any) -> None:
+    assert run(["passes", SIBLINGS]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "SiblingProducts (only where --tune finds it faster): MatMul(x, V)" in shown
+    assert "FocusAsStride (where it is less work, or --tune finds it faster): Conv" in shown
+    assert "NestedMaxPools: MaxPool" in shown
+    assert run(["passes", "gemm-to-conv"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "DenseOnRows (unless --tune finds it no faster): Gemm" in shown
+
+
 def test_the_configuration_may_ask_for_it(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,9 @@ def _show_pass(console: Console, step: Pass) -> None:
         say(console, "\nLaws", style="bold")
     laws: list[Survey | Rule] = [*step.surveys, *step.rules]
     for rule in laws:
-        say(console, f"  {rule.name}: {rule.law}")
+        choice = None if isinstance(rule, Survey) else rule.choice or step.choice
+        when = "" if choice is None else f" ({choice.told})"
+        say(console, f"  {rule.name}{when}: {rule.law}")
     example = _example(step.name)
     if example is not None:
         say(console, f"\nExample ({example.name})", style="bold")

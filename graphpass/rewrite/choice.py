@@ -29,6 +29,15 @@ class Choice(Enum):
     WHERE_LESS = auto()  # it takes place where it is less, by counting
     AS_ASKED = auto()  # it takes place: who runs its pass wants its form
 
+    @property
+    def told(self) -> str:
+        """When such a rule takes place, for people."""
+        return {
+            Choice.MEASURED: "only where --tune finds it faster",
+            Choice.WHERE_LESS: "where it is less work, or --tune finds it faster",
+            Choice.AS_ASKED: "unless --tune finds it no faster",
+        }[self]
+
 
 @dataclass(frozen=True)
 class Offer:
