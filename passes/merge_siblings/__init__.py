@@ -12,6 +12,7 @@ from .layers import (
     SiblingGemms,
     SiblingProducts,
 )
+from .moved_channels import MovedChannelsIntoReader
 from .pools import NestedMaxPools
 from .shuffles import ShuffleIntoReader, ShuffleIntoWeights
 from .transposed import TransposedConvAsPixels
@@ -25,6 +26,7 @@ class MergeSiblings(Pass):
         NestedMaxPools(),
         ShuffleIntoWeights(),
         ShuffleIntoReader(),
+        MovedChannelsIntoReader(),
         FocusAsStride(),
         SpaceToDepthAsStride(),
         SiblingConvs(),

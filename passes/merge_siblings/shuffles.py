@@ -60,7 +60,7 @@ class ShuffleIntoWeights(Rule):
     ) -> Any:
         if f is not None and not _is_plain(f):
             return None
-        order = _order(parts, turned, shuffled, weight.shape[0])
+        order = order_of_shuffle(parts, turned, shuffled, weight.shape[0])
         if order is None:
             return None
         require(
@@ -106,7 +106,7 @@ class ShuffleIntoReader(Rule):
         if (f is not None and not _is_plain(f)) or weight.dtype not in FLOAT_TYPES:
             return None
         groups = attribute(conv, "group")
-        order = _order(parts, turned, shuffled, weight.shape[1] * groups)
+        order = order_of_shuffle(parts, turned, shuffled, weight.shape[1] * groups)
         if order is None:
             return None
         require(groups == 1, f"{label(conv)} has groups, between which {label(turned)} moves")
@@ -117,7 +117,7 @@ class ShuffleIntoReader(Rule):
         return Op("Conv", between, moved, bias, **conv.attrs)
 
 
-def _order(parts: Node, turned: Node, shuffled: Node, channels: int) -> Array | None:
+def order_of_shuffle(parts: Node, turned: Node, shuffled: Node, channels: int) -> Array | None:
     """Return which channel of x each channel of the result is; None where it is no shuffle.
 
     [N, C, …] becomes [N, g, C/g, …], two of these axes change places, and [N, C, …] again.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphpass.ir.cost import cost_of
 from graphpass.rewrite.choice import ByCost, Everything
 from graphpass.rewrite.registry import make
 from graphpass.testing import (
@@ -403,6 +404,105 @@ def test_a_shuffle_that_a_fork_reads_stays() -> None:
         y="y z",
     )
     check_refused(PASS, before, "feeds 2 nodes")
+
+
+# ------------------------------------------------------------------------- units of shuffles
+
+
+def units(count: int = 3, channels: int = 8, end: str = "", opset: int = 17, **more: Any) -> Any:
+    """Blocks as ShuffleNet v2 has them: half is passed on, half computed, then all shuffled."""
+    half = channels // 2
+    lines, last = ["a0 = Conv(x, F)"], f"a{count}"
+    held: dict[str, Any] = {
+        "F": (channels, channels, 1, 1),
+        "parts": ints(0, 2, half, 5, 4),
+        "whole": ints(0, channels, 5, 4),
+        "sizes": ints(half, half),
+        "E": (6, channels, 1, 1),
+        **more,
+    }
+    split = f"split=[{half},{half}]>(a" if opset < 13 else ">(a"
+    for k in range(count):
+        sizes = "" if opset < 13 else ", sizes"
+        lines.append(f"l{k}, r{k} = Split<axis=1, {split}{k}{sizes})".replace(", >", ">"))
+        lines.append(f"b{k} = Conv(r{k}, W{k}, w{k}) c{k} = Relu(b{k})")
+        lines.append(f"j{k} = Concat<axis=1>(l{k}, c{k})")
+        lines.append(f"p{k} = Reshape(j{k}, parts) t{k} = Transpose<perm=[0,2,1,3,4]>(p{k})")
+        lines.append(f"a{k + 1} = Reshape(t{k}, whole)")
+        held |= {f"W{k}": (half, half, 1, 1), f"w{k}": (half,)}
+    lines.append(end.replace("LAST", last) or f"y = Conv({last}, E)")
+    words = set(" ".join(lines).replace("(", " ").replace(")", " ").replace(",", " ").split())
+    used = {name: value for name, value in held.items() if name in words}
+    outputs = "float[?,?,?,?] y" + (", float[?,?,?,?] z" if " z = " in f" {end}" else "")
+    text = f"(float[N,{channels},5,4] x) => ({outputs}) {{{' '.join(lines)}}}"
+    return graph(text, opset=opset, **used)
+
+
+CLEAN = [PASS, make("clean-up")]
+DEPTHWISE: dict[str, Any] = {"D": (8, 1, 3, 3), "d": (8,), "G": (3, 8, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        units(),
+        units(2, channels=12),
+        units(4, channels=16),
+        units(opset=11),
+        units(
+            2,
+            end="y = Conv(LAST, E) r = Conv<group=8, pads=[1,1,1,1]>(LAST, D, d) z = Conv(r, G)",
+            **DEPTHWISE,
+        ),
+    ],
+    ids=["three", "halves of an even number", "many pieces", "opset 11", "a fork, one depthwise"],
+)
+def test_units_of_shuffles_read_what_was_computed(before: Any) -> None:
+    result = check(CLEAN, before)
+    assert "Transpose" not in operators(result) and "Reshape" not in operators(result)
+    check_replay(CLEAN, before)
+
+
+def test_what_units_write_becomes_less() -> None:
+    before = units(4, channels=16)
+    after = apply_to(CLEAN, before)[0]
+    shapes = {"x": (1, 16, 5, 4)}
+    old, new = (cost_of(model, shapes) for model in (before, after))
+    assert new.multiply_adds == old.multiply_adds and new.uncounted == 0
+    assert new.activation_bytes < 0.7 * old.activation_bytes
+
+
+UNITS_REFUSED = {
+    "another reader": (units(2, end="y = Conv(LAST, E) z = Relu(LAST)"), "reads what"),
+    "a reader in groups": (
+        units(2, end="y = Conv(LAST, E) z = Conv<group=2>(LAST, P)", P=(4, 4, 1, 1)),
+        "in that order",
+    ),
+    "an output": (units(2, end="y = Conv(LAST, E) z = Identity(LAST)"), "in that order"),
+    "a weight that others read": (
+        units(2, end="q = Conv(LAST, E) y = Neg(q) z = Conv(x, E)"),
+        "'E' has other readers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "reason"), UNITS_REFUSED.values(), ids=UNITS_REFUSED.keys())
+def test_units_whose_order_somebody_needs(before: Any, reason: str) -> None:
+    applied = apply_to(PASS, before)[1]
+    assert any(reason in refusal.reason for refusal in applied.refusals), applied.refusals
+    check(PASS, before)
+
+
+def test_a_view_of_all_channels_needs_their_order() -> None:
+    """What looks like the beginning of a shuffle, and is read by a Concat, is none."""
+    before = units(
+        2,
+        end="y = Conv(LAST, E) f = Reshape(LAST, flat) z = Concat<axis=1>(f, f)",
+        flat=ints(0, 4, 10, 4),
+    )
+    applied = apply_to(PASS, before)[1]
+    assert not applied.rewrites
+    assert any("in that order" in refusal.reason for refusal in applied.refusals)
 
 
 # ------------------------------------------------------------------------- without measuring

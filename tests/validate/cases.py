@@ -518,6 +518,19 @@ CASES = (
         k=_ints(0, 2, 3, 5, 4),
         l=_ints(0, 6, 5, 4),
     ),
+    _siblings(
+        "units of shuffles",
+        "(float[N,4,5,4] x) => (float[N,5,5,4] y) {"
+        "a, b = Split<axis=1>(x, h) c = Relu(b) j = Concat<axis=1>(a, c)"
+        "p = Reshape(j, k) t = Transpose<perm=[0,2,1,3,4]>(p) q = Reshape(t, l)"
+        "d, e = Split<axis=1>(q, h) f = Conv(e, V) g = Concat<axis=1>(d, f)"
+        "r = Reshape(g, k) s = Transpose<perm=[0,2,1,3,4]>(r) u = Reshape(s, l) y = Conv(u, W)}",
+        h=_ints(2, 2),
+        k=_ints(0, 2, 2, 5, 4),
+        l=_ints(0, 4, 5, 4),
+        V=_away_from_zero(2, 2, 3, 3)[:, :, :1, :1].copy(),
+        W=_away_from_zero(5, 4, 1, 1),
+    ),
     _clean("Identity", "(float[N,4] x) => (float[N,4] y) {c = Identity(x) y = Tanh(c)}"),
     _clean("Dropout", "(float[N,4] x) => (float[N,4] y) {c = Dropout(x) y = Tanh(c)}"),
     _clean("Cast", "(float[N,4] x) => (float[N,4] y) {c = Cast<to=1>(x) y = Tanh(c)}"),
