@@ -1,7 +1,8 @@
-"""graphpass in the places of other tools: as a pass of onnx-ir, and where onnxsim is called."""
+"""graphpass in the place of other tools: a pass of onnx-ir or Olive; where onnxsim is called."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from graphpass.errors import ModelError, UsageError
 from graphpass.integrations import simplify
 from graphpass.testing import check_equal, graph
 
+OLIVE = Path(__file__).parents[1] / "graphpass/integrations/olive.py"
 NET = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
     i = Identity(x)
     c = Conv(i, W)
@@ -121,3 +123,34 @@ class TestOnnxIr:
         after = onnx.load(tmp_path / "m.onnx")
         assert "BatchNormalization" not in {node.op_type for node in after.graph.node}
         check_equal(before, after)
+
+
+class TestOlive:
+    def run(self, tmp_path: Path, model: onnx.ModelProto, **config: Any) -> Any:
+        olive_model = pytest.importorskip("olive.model")
+        from olive.hardware.accelerator import AcceleratorSpec
+        from olive.package_config import OlivePackageConfig
+
+        example = OLIVE.read_text(encoding="utf-8").split("own:\n\n")[1].split("\n\nand")[0]
+        package = OlivePackageConfig.model_validate(json.loads(example))
+        step = package.import_pass_module("Graphpass")
+        accelerator = AcceleratorSpec("cpu", "CPUExecutionProvider")
+        source = tmp_path / "source.onnx"
+        onnx.save(model, source, save_as_external_data=bool(config.pop("external", False)))
+        settings = step.generate_config(accelerator, config, disable_search=True)
+        handler = olive_model.ONNXModelHandler(model_path=str(source))
+        return step(accelerator, settings).run(handler, str(tmp_path / "out" / "result"))
+
+    @pytest.mark.parametrize("external", [False, True])
+    def test_a_pass_of_olive(
+        self, tmp_path: Path, network: onnx.ModelProto, external: bool
+    ) -> None:
+        handler = self.run(tmp_path, network, external=external)
+        made = handler.load_model()
+        assert [node.op_type for node in made.graph.node] == ["Conv", "Relu"]
+        check_equal(network, made)
+
+    def test_its_options_arrive(self, tmp_path: Path, network: onnx.ModelProto) -> None:
+        handler = self.run(tmp_path, network, pipeline="clean-up", validate_rewrites=False)
+        kept = ["Conv", "BatchNormalization", "Relu"]
+        assert [node.op_type for node in handler.load_model().graph.node] == kept
