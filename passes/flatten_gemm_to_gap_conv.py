@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,11 +43,14 @@ _GLOBAL = {
 _MAP = either(Op("Transpose", any_("y"), bind="transpose", shared=True), any_("y"))
 
 
+@dataclass(frozen=True)
 class ReduceIsGlobalPool(Rule):
     """ReduceMean(y[N, C, H, W], [2, 3]) = GlobalAveragePool(y), flattened where keepdims is 0.
 
     With a Transpose before it, over whatever axes H and W are then; ReduceMax likewise.
     """
+
+    grow: bool = True
 
     choice = Choice.AS_ASKED
     pattern = Op(("ReduceMean", "ReduceMax"), _MAP, optional(any_("axes")), bind="reduce")
@@ -67,7 +70,7 @@ class ReduceIsGlobalPool(Rule):
             return None
         result = Op(_GLOBAL[operator(reduce)], y)
         if attribute(reduce, "keepdims") == 0:
-            return Op("Flatten", result, axis=1)
+            return Op("Flatten", result, axis=1) if self.grow else None
         return result if turned == sorted(turned) else Op("Transpose", result, perm=turned)
 
 
@@ -208,11 +211,19 @@ class FlattenGemmToGapConv(Pass):
     """
 
     name: ClassVar[str] = "flatten-gemm-to-gap-conv"
-    rules: ClassVar[tuple[Rule, ...]] = (
-        MergeMeans(),
-        ReduceIsGlobalPool(),
-        WholeWindowIsGlobalPool(),
-        DenseOnEqualPixels(),
-        DenseOnSums(),
-        *FLATTEN_RULES,
+    grow: bool = field(
+        default=True,
+        metadata={"help": "also of means that drop their axes themselves, for one node more"},
     )
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]
+        """What is looked for node by node."""
+        return (
+            MergeMeans(),
+            ReduceIsGlobalPool(self.grow),
+            WholeWindowIsGlobalPool(),
+            DenseOnEqualPixels(),
+            DenseOnSums(),
+            *FLATTEN_RULES,
+        )

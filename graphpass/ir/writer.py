@@ -28,21 +28,26 @@ StoreTensor = Callable[[Array, str], TensorProto]
 class Writer:
     """Patches the protos of a model with what passes made of its graphs."""
 
-    def __init__(self, store: StoreTensor, *, initializers_are_inputs: bool) -> None:
+    def __init__(
+        self, store: StoreTensor, *, initializers_are_inputs: bool, adopts: bool = True
+    ) -> None:
         """`store` turns an array into a TensorProto.
 
         `initializers_are_inputs`: whether each initializer is listed among the inputs as well
-        (IR versions before 4 demand it).
+        (IR versions before 4 demand it). `adopts`: whether constants that no graph holds become
+        initializers of the one that reads them.
         """
         self.store = store
         self.initializers_are_inputs = initializers_are_inputs
+        self.adopts = adopts
 
     def write(self, graph: Graph) -> None:
         """Bring `graph.proto` and the bodies inside it up to date with `graph`."""
         before = {name for node in graph.proto.node for name in node.output}
         if not graph.is_function:
             before |= {tensor.name for tensor in graph.proto.initializer}
-            self._adopt_constants(graph)
+            if self.adopts:
+                self._adopt_constants(graph)
         self._write_nodes(graph)
         if graph.is_function:
             return

@@ -541,7 +541,10 @@ class _Run:
         before = tuple(label(node) for node in computing(changed, found.nodes))
         around = [tensor for node in found.nodes for tensor in node.inputs]
         again = self.surgeon.commit(found, built)
-        self._index({operator(node) for node in built.nodes})
+        inner = [scope for body in built.bodies for scope in body.scopes()]
+        self.scopes.extend(inner)
+        made = [*built.nodes, *(node for scope in inner for node in scope.nodes)]
+        self._index({operator(node) for node in made})
         self.applied.rewrites.append(
             Rewrite(
                 self.first_number + len(self.applied.rewrites),
@@ -555,6 +558,7 @@ class _Run:
             )
         )
         self._queue_near(again)
+        self._queue(made)
         for tensor in around:
             source = producer(tensor)
             if source is not None:

@@ -35,7 +35,7 @@ def built_by(rule: Rule, found: Match, surgeon: Surgeon) -> Built | None:
         value = value.term
     form = rule.form
     terms = read(value, None if form.of is None and not form.all_outputs else len(found.results))
-    if form.all_outputs and None in terms:
+    if form.all_outputs and any(term is None for term in terms):
         raise RuleError("None among its terms: give the output itself where it stays")
     if all(term is None or term is r for term, r in zip(terms, found.results, strict=True)):
         return None

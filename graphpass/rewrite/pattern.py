@@ -9,7 +9,7 @@ rule is defined (see `form`): what makes no sense is an error there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -108,6 +108,18 @@ class Beyond:
     def __init__(self, term: Any, nodes: Sequence[Any]) -> None:
         self.term = term
         self.nodes = list(nodes)
+
+
+class Body:
+    """A body of a node as an attribute of a term: a copy that reads others than it did.
+
+    `instead`: by id, what it reads in the place of what it read from outside, written as operands
+    of a term.
+    """
+
+    def __init__(self, graph: Any, instead: Mapping[int, Any]) -> None:
+        self.graph = graph
+        self.instead = instead
 
 
 class any_(Pattern):  # noqa: N801 - reads as a word of the pattern language

@@ -23,7 +23,7 @@ from graphpass.wording import nearest
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
-    "runtime": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv"),
+    "runtime": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv{grow=false}"),
     "fast": (
         "clean-up",
         "fold-batchnorm",
@@ -199,7 +199,7 @@ def require_pipeline(name: str) -> None:
 def pipeline(name: str) -> list[Pass]:
     """Return the passes of a named pipeline. Raises `UsageError`."""
     require_pipeline(name)
-    return [make(step) for step in PIPELINES[name]]
+    return parse(",".join(PIPELINES[name]))
 
 
 def passes_of(what: Passes) -> list[Pass]:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphpass.ir.copying import Link, copied
 from graphpass.ir.editing import sorted_nodes
 from graphpass.ir.nodes import Constant, Graph, Node, Shape, Tensor, Variable
 from graphpass.ir.questions import (
@@ -30,6 +31,7 @@ from graphpass.ir.reader import value_type
 from graphpass.ir.weight import Array, Weight
 from graphpass.ir.writer import node_proto
 from graphpass.rewrite.match import Match
+from graphpass.rewrite.pattern import Body
 from graphpass.rewrite.term import Made, Operand, Term
 from graphpass.storage.spool import chunks
 
@@ -45,7 +47,8 @@ class Built:
     """Terms made into nodes, not yet in the graph.
 
     `results`: the tensor that is to be each result of the match, an output of one of `nodes` or
-    one that is there already; None where a result stays as it is computed.
+    one that is there already; None where a result stays as it is computed. `bodies` of the nodes
+    are copies; `links`: what they read from outside, which does not know of them yet.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -53,6 +56,8 @@ class Built:
     contents: dict[Content, Constant] = field(default_factory=dict)  # of operands among them
     results: list[Tensor | None] = field(default_factory=list)
     imports: dict[str, int] = field(default_factory=dict)  # domains to import, by version
+    bodies: list[Graph] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,8 @@ class Surgeon:
         for node in built.nodes:
             for tensor in node.inputs:
                 list.append(tensor.outputs, node)
+        for node, tensor in built.links:
+            list.append(tensor.outputs, node)
         graph.opsets.update(built.imports)
         graph.initializers.extend(built.constants)
         self._made.update(built.contents)
@@ -289,6 +296,8 @@ class Surgeon:
         _let_go(root, result)
         list.__setitem__(maker.outputs, place, result)
         list.append(result.inputs, maker)
+        list.clear(made.inputs)
+        _relink(made, result)  # other new nodes may read it
         if keeps:
             for tensor in further:
                 _let_go(root, tensor)
@@ -569,7 +578,11 @@ class _Building:
                 operands.append(self._surgeon.operand(self._graph, part, operand, self._built))
         while operands and operands[-1].name == "":
             operands.pop()
-        node = Node(term.op, name, dict(term.attributes), domain=term.domain, graph=self._graph)
+        attributes = {
+            key: self._body(value, role, name) if isinstance(value, Body) else value
+            for key, value in term.attributes.items()
+        }
+        node = Node(term.op, name, attributes, domain=term.domain, graph=self._graph)
         # linked on one side only: until it is committed, no tensor may see a new reader
         list.extend(node.inputs, operands)
         for output in outputs:
@@ -580,6 +593,21 @@ class _Building:
         self._built.nodes.append(node)
         self._nodes[id(term)] = node
         return node
+
+    def _body(self, body: Body, role: str, name: str) -> Graph:
+        """Copy a body to where the new node is."""
+        instead: dict[int, Tensor] = {}
+        for key, part in body.instead.items():
+            if isinstance(part, Made):
+                instead[key] = self._inner(part, role, name)
+            elif isinstance(part, gs.Tensor):
+                instead[key] = part
+            else:
+                instead[key] = self._surgeon.operand(self._graph, part, role, self._built)
+        made, links = copied(body.graph, self._graph, instead)
+        self._built.bodies.append(made)
+        self._built.links.extend(links)
+        return made
 
     def _inner(self, part: Made, role: str, name: str) -> Tensor:
         term = part.term

@@ -15,9 +15,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphpass.errors import RuleError
+from graphpass.ir.copying import captured
 from graphpass.ir.nodes import Tensor
 from graphpass.ir.weight import Array, Weight
-from graphpass.rewrite.pattern import Op, Output, Pattern
+from graphpass.rewrite.pattern import Body, Op, Output, Pattern
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +38,14 @@ class Term:
     @property
     def below(self) -> list[Term]:
         """Every term below this one, in reading order, each mention of it."""
-        direct = [part.term for part in self.operands if isinstance(part, Made)]
+        held = (part for body in self.bodies for part in body.instead.values())
+        direct = [part.term for part in (*self.operands, *held) if isinstance(part, Made)]
         return [term for part in direct for term in (part, *part.below)]
+
+    @property
+    def bodies(self) -> list[Body]:
+        """Bodies among its attributes."""
+        return [value for value in self.attributes.values() if isinstance(value, Body)]
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,12 @@ def _operand(value: Any, known: dict[int, Term], where: str) -> Operand:
     raise RuleError(f"{where} is {shown}{instead}")
 
 
+def _body(body: Body, known: dict[int, Term], where: str) -> Body:
+    """Read what a body reads from outside; `instead` may hold more than that."""
+    read = {id(tensor) for tensor in captured(body.graph)} & body.instead.keys()
+    return Body(body.graph, {key: _operand(body.instead[key], known, where) for key in read})
+
+
 def _term(op: Op, known: dict[int, Term]) -> Term:
     if id(op) in known:
         return known[id(op)]
@@ -113,7 +126,13 @@ def _term(op: Op, known: dict[int, Term]) -> Term:
         None if part is None else _operand(part, known, f"input {index} of the term {op.ops[0]}")
         for index, part in enumerate(op.inputs)
     )
-    attributes = {key: value for key, value in op.attributes.items() if value is not None}
+    attributes = {
+        key: _body(value, known, f"body {key} of the term {op.ops[0]}")
+        if isinstance(value, Body)
+        else value
+        for key, value in op.attributes.items()
+        if value is not None
+    }
     made = Term(op.ops[0], op.domain, op.version, operands, attributes, op.outputs)
     known[id(op)] = made
     return made

@@ -15,7 +15,7 @@ from ..shared.transposes import TRANSPOSE_RULES
 from .bounds import BOUND_RULES
 from .broadcast import BROADCAST_RULES
 from .casts import CAST_RULES
-from .constants import FOLD_BUDGET, ConstantToInitializer, FoldConstants
+from .constants import FOLD_BUDGET, ConstantToInitializer, FoldConstants, SplitConstant
 from .control import CONTROL_RULES
 from .counting import COUNTING_RULES
 from .equal import EqualInitializers, EqualNodes
@@ -23,6 +23,8 @@ from .layouts import LAYOUT_RULES
 from .neutral import NEUTRAL_RULES
 from .pads import PAD_RULES
 from .pieces import PIECE_RULES
+from .products import PRODUCT_RULES
+from .scatter import SCATTER_RULES
 from .sequences import SEQUENCE_RULES
 from .zeros import DropZero
 
@@ -35,6 +37,8 @@ _RULES: tuple[Rule, ...] = (
     FixReshape(),
     *PAD_RULES,
     *PIECE_RULES,
+    *SCATTER_RULES,
+    *PRODUCT_RULES,
     *SEQUENCE_RULES,
     *COUNTING_RULES,
     *BOUND_RULES,
@@ -64,7 +68,8 @@ class CleanUp(Pass):
     @property
     def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]
         """What is looked for node by node."""
-        return (ConstantToInitializer(self.fold_budget), *_RULES)
+        budget = self.fold_budget
+        return (ConstantToInitializer(budget), SplitConstant(budget), *_RULES)
 
 
 __all__ = ["CleanUp"]

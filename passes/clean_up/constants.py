@@ -23,6 +23,8 @@ from graphpass import (
     Survey,
     Tensor,
     Weight,
+    attribute,
+    const,
     constant,
     dtype,
     is_output,
@@ -74,6 +76,30 @@ def _as_initializer(node: Node) -> Weight | None:
 
 def _growth(node: Node, value: Weight) -> int:
     return _stored_bytes(value, node.outputs[0].name) - _node_bytes(node)
+
+
+@dataclass(frozen=True)
+class SplitConstant(Rule):
+    """Split(W) = its parts, where W goes with it."""
+
+    budget: int = FOLD_BUDGET
+
+    pattern = Op("Split", const("weight", quiet=True), ..., bind="node", all_outputs=True)
+
+    def rewrite(self, node: Node, weight: Weight) -> Any:
+        shapes = [static_shape(output) for output in node.outputs]
+        if None in shapes or any(map(is_output, node.outputs)) or node.graph.is_function:
+            return None
+        axis = attribute(node, "axis") % max(weight.ndim, 1)
+        lengths = [shape[axis] for shape in shapes if shape is not None]
+        if not weight.ndim or sum(lengths) != weight.shape[axis]:
+            return None
+        freed, _ = _freed([node])
+        growth = sum(_stored_bytes(_of_type(output), output.name) for output in node.outputs)
+        larger = f"folding {label(node)} would make the file {growth - freed} bytes larger"
+        if growth - freed > self.budget:
+            raise RefusedError(larger, LARGER)
+        return np.split(weight.array(), np.cumsum(lengths)[:-1], axis=axis)
 
 
 class _Cost(NamedTuple):
@@ -342,4 +368,4 @@ def _stored_bytes(weight: Weight | None, name: str) -> int:
     return int(weight.nbytes) + 2 * weight.ndim + len(name) + 12
 
 
-__all__ = ["FOLD_BUDGET", "ConstantToInitializer", "FoldConstants"]
+__all__ = ["FOLD_BUDGET", "ConstantToInitializer", "FoldConstants", "SplitConstant"]

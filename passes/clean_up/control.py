@@ -1,15 +1,39 @@
-"""If whose condition is known: the nodes of the branch that runs take its place."""
+"""If whose condition is known, Loop whose trips are few: what they run takes their place."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphpass import Graph, Node, Op, Rule, Tensor, Weight, const, label, require
+from graphpass import (
+    Graph,
+    Node,
+    Op,
+    Rule,
+    Tensor,
+    Weight,
+    any_,
+    const,
+    constant,
+    each,
+    label,
+    operator,
+    opset,
+    optional,
+    producer,
+    rank,
+    require,
+)
+from graphpass.ir.operators import Trait, has
+from graphpass.rewrite.pattern import Body
 
 _MOST_NODES = 4096
+_MOST_UNROLLED = 16  # nodes: more would be a larger graph for nothing
+_AXES_ARE_INPUTS = 13
 
 
 class InlineIf(Rule):
@@ -19,15 +43,104 @@ class InlineIf(Rule):
 
     def rewrite(self, node: Node, condition: Weight) -> Any:
         branch = node.attrs["then_branch" if condition.array().all() else "else_branch"]
-        if not isinstance(branch, Graph) or condition.size != 1:
+        if not isinstance(branch, Graph) or condition.size != 1 or not _is_settled(branch):
             return None
         require(len(branch.nodes) <= _MOST_NODES, f"the branch of {label(node)} is large")
         return inlined(branch, node)
 
 
-def inlined(body: Graph, node: Node) -> list[Any]:
-    """Return the outputs of a body as terms over what it reads from outside."""
-    made: dict[int, Any] = {}
+class UnrollLoop(Rule):
+    """Loop(n, true, …) = its body, n times, where n is small and the body never ends it."""
+
+    pattern = Op(
+        "Loop",
+        const("trips", quiet=True),
+        optional(any_("begins")),
+        each("state"),
+        bind="loop",
+        all_outputs=True,
+    )
+
+    def rewrite(
+        self, loop: Node, trips: Weight, begins: Tensor | None, state: list[Tensor | None]
+    ) -> Any:
+        body = loop.attrs["body"]
+        count = int(trips.array().reshape(-1)[0]) if trips.size == 1 else -1
+        if not isinstance(body, Graph) or count < 0 or not _goes_on(body, begins):
+            return None
+        if not _is_settled(body):
+            return None
+        scans = len(body.outputs) - 1 - len(state)
+        if scans and not count:
+            return None
+        nodes = count * (len(body.nodes) + scans)
+        require(nodes <= _MOST_UNROLLED, f"{label(loop)} would become {nodes} nodes")
+        is_random = any(has(inner, Trait.RANDOM) for inner in body.nodes)
+        require(count == 1 or not is_random, f"{label(loop)} draws random numbers")
+        values: list[Any] = list(state)
+        stacks: list[list[Any]] = [[] for _ in range(scans)]
+        number, goes_on = body.inputs[0], body.inputs[1]
+        for turn in range(count):
+            turn_number = np.full([1] * (rank(number) or 0), turn, np.int64)
+            bound = {id(number): turn_number, id(goes_on): np.array(True)}
+            bound |= {id(t): value for t, value in zip(body.inputs[2:], values, strict=True)}
+            made = inlined(body, loop, bound)[1:]
+            values = made[: len(state)]
+            for stack, value in zip(stacks, made[len(state) :], strict=True):
+                stack.append(unsqueezed(loop, value, 0))
+        return [
+            *values,
+            *(stack[0] if count == 1 else Op("Concat", *stack, axis=0) for stack in stacks),
+        ]
+
+
+def _goes_on(body: Graph, begins: Tensor | None) -> bool:
+    """Whether nothing but the number of trips ends a Loop."""
+    first = None if begins is None else constant(begins)
+    if begins is not None and (first is None or not first.array().all()):
+        return False
+    last = body.outputs[0]
+    source = producer(last)
+    while source is not None and operator(source) == "Identity" and source.graph is body:
+        last = source.inputs[0]
+        source = producer(last)
+    held = constant(last)
+    return last is body.inputs[1] or (held is not None and bool(held.array().all()))
+
+
+def _is_settled(body: Graph) -> bool:
+    """Whether no rewrite of this round is under way inside: the next round sees what came of it."""
+    scopes = body.scopes()
+    there = {id(node) for scope in scopes for node in scope.nodes}
+    inside = set(map(id, scopes))
+    read = [t for scope in scopes for node in scope.nodes for t in node.inputs]
+    sources = map(producer, (*read, *(t for scope in scopes for t in scope.outputs)))
+    return all(node.outputs for scope in scopes for node in scope.nodes) and all(
+        source is None or id(source) in there or id(source.graph) not in inside
+        for source in sources
+    )
+
+
+def _makes_its_outputs(body: Graph) -> bool:
+    """Whether no output of a body is a tensor of outside, whose name it could not follow."""
+    made = {id(tensor) for node in body.nodes for tensor in node.outputs}
+    made.update(id(tensor) for tensor in (*body.inputs, *body.initializers))
+    return all(id(tensor) in made for tensor in body.outputs)
+
+
+def unsqueezed(node: Node, part: Any, axis: int) -> Op:
+    """Return Unsqueeze along one axis as the opset of `node` writes it."""
+    if opset(node) < _AXES_ARE_INPUTS:
+        return Op("Unsqueeze", part, axes=[axis])
+    return Op("Unsqueeze", part, np.array([axis], np.int64))
+
+
+def inlined(body: Graph, node: Node, bound: Mapping[int, Any] | None = None) -> list[Any]:
+    """Return the outputs of a body as terms over what it reads from outside.
+
+    `bound`: what its inputs are, by id.
+    """
+    made: dict[int, Any] = dict(bound or {})
     for tensor in body.initializers:
         weight = tensor.weight
         made[id(tensor)] = Weight(tensor.name, weight.shape, weight.data_type, weight.array)
@@ -41,24 +154,29 @@ def inlined(body: Graph, node: Node) -> list[Any]:
 
     for inner in body.nodes:
         bodies = list(body.subgraphs_of(inner))
-        require(not bodies, f"{label(inner)} in the branch of {label(node)} has bodies of its own")
+        is_plain = all(_makes_its_outputs(scope) for own in bodies for scope in own.scopes())
+        require(is_plain, f"a body of {label(inner)} in {label(node)} has outputs of outside")
         opaque = any(
             isinstance(value, (onnx.AttributeProto, gs.Node.AttributeRef))
             for value in inner.attrs.values()
         )
-        require(not opaque, f"{label(inner)} in the branch of {label(node)} cannot be moved")
+        require(not opaque, f"{label(inner)} in the body of {label(node)} cannot be moved")
+        attributes: dict[str, Any] = {
+            key: Body(value, made) if isinstance(value, Graph) else value
+            for key, value in inner.attrs.items()
+        }
         term = Op(
             inner.op,
             *(operand(tensor) for tensor in inner.inputs),
             domain=inner.domain or "",
             outputs=len(inner.outputs),
-            **inner.attrs,
+            **attributes,
         )
         for index, tensor in enumerate(inner.outputs):
             made[id(tensor)] = term if len(inner.outputs) == 1 else term[index]
     return [operand(tensor) for tensor in body.outputs]
 
 
-CONTROL_RULES = (InlineIf(),)
+CONTROL_RULES = (InlineIf(), UnrollLoop())
 
-__all__ = ["CONTROL_RULES"]
+__all__ = ["CONTROL_RULES", "unsqueezed"]

@@ -5,7 +5,7 @@ reference implementation computes it, and every runtime agrees. Everything else,
 depend on the library (sums, exponentials, interpolation, float16), is computed by ONNX Runtime
 with its optimizations off, in its process: the file then holds what that would have computed when
 run. What ONNX leaves open (a division by zero, a number that its type cannot hold, which of two
-zeros is larger) is not computed at all.
+zeros is larger) is not computed at all, unless a Where drops each such element again.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ _NEVER = frozenset(
     "Optional OptionalGetElement OptionalHasElement QuantizeLinear RandomNormal RandomNormalLike "
     "RandomUniform RandomUniformLike Scan SequenceMap".split()
 )
+# what makes an element of elements in the same place, and of numbers that are up to the runtime
+# no more than another such number
+_IN_PLACE = frozenset("Abs Add Cast Max Min Mul Neg Sub".split())
 _INTEGERS = frozenset(("int32", "int64"))
 _NUMBERS = _INTEGERS | {"float32", "float64"}
 _COMPUTED = _NUMBERS | {"bool", "float16", "int8", "int16", "uint8", "uint16", "uint32", "uint64"}
@@ -122,11 +125,14 @@ def compute(wanted: Iterable[Tensor], is_inside: Callable[[Tensor], bool]) -> di
     wanted = list(wanted)
     chain = _chain(wanted, is_inside)
     known: dict[int, Array] = {}
+    doubts = _Doubts()
     if all(_is_exact(node) for node in chain):
         for node in chain:
-            _step(node, known)
+            _step(node, known, doubts)
     else:
-        _run(chain, wanted, known)
+        _run(chain, wanted, known, doubts)
+    for tensor in wanted:
+        doubts.require_none(tensor)
     for tensor in wanted:
         if id(tensor) not in known:
             known[id(tensor)] = _given(tensor)
@@ -187,9 +193,9 @@ def _is_exact(node: Node) -> bool:
     return op in _EXACT
 
 
-def _step(node: Node, known: dict[int, Array]) -> None:
+def _step(node: Node, known: dict[int, Array], doubts: _Doubts) -> None:
     held = [_value(tensor, known) for tensor in sources(node)]
-    require(_is_defined(node, held), f"the value of {label(node)} is up to the runtime")
+    doubts.follow(node, held)
     value = needed(_evaluated(node, held), f"{label(node)} cannot be computed")
     known[id(node.outputs[0])] = _checked(node.outputs[0], value)
 
@@ -226,6 +232,66 @@ def _evaluated(node: Node, held: list[Array]) -> Array | None:
     return np.asarray(result)
 
 
+class _Doubts:
+    """Which elements are up to the runtime: of integers that no type holds, until a Where."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Array, Node]] = {}  # by tensor: where, and what made them
+
+    def follow(self, node: Node, held: list[Array] | None) -> None:
+        """Note what becomes of them in `node`, whose inputs hold `held` (None: of no matter).
+
+        Raises `RefusedError` where what they lead to is no integer in the same place, and where
+        the result of `node` itself is not defined.
+        """
+        read, output = sources(node), node.outputs[0]
+        doubted = [self._found[id(t)] for t in read if id(t) in self._found]
+        if held is not None and not doubted and operator(node) in ("Cast", "CastLike"):
+            lost = _lost(node, held[0])
+            if lost is not None and lost.any():
+                self._found[id(output)] = lost, node
+                return
+        if held is not None:
+            sound = _is_defined(node, held)
+            require(sound, _up_to_the_runtime(node))
+        if not doubted:
+            return
+        shape = static_shape(output)
+        assert shape is not None
+        places = [self._found.get(id(t), (np.array(False), node))[0] for t in read]
+        if operator(node) == "Where" and held is not None and not places[0].any():
+            found = np.where(held[0], places[1], places[2])
+        else:
+            kind = dtype(output)
+            follows = operator(node) in _IN_PLACE and kind is not None and kind.kind in "iu"
+            require(follows, _up_to_the_runtime(doubted[0][1]))
+            found = np.logical_or.reduce(
+                [np.broadcast_to(place, shape) for place in places if place.any()]
+            )
+        if found.any():
+            self._found[id(output)] = np.broadcast_to(found, shape), doubted[0][1]
+
+    def require_none(self, tensor: Tensor) -> None:
+        """Raise `RefusedError` where one element of `tensor` is up to the runtime."""
+        if id(tensor) in self._found:
+            raise RefusedError(_up_to_the_runtime(self._found[id(tensor)][1]))
+
+
+def _up_to_the_runtime(node: Node) -> str:
+    return f"the value of {label(node)} is up to the runtime"
+
+
+def _lost(node: Node, held: Array) -> Array | None:
+    """Return where a Cast of floats to integers has a number that some runtime does not hold."""
+    target = np.dtype(dtype(node.outputs[0]))
+    if target.kind not in "iu" or held.dtype.kind != "f":
+        return None
+    least, most = (0, 2**7) if target.itemsize == 1 else (-(2.0**15), 2.0**15)
+    if target.itemsize >= 4:
+        least, most = (-(2.0**30) if target.kind == "i" else 0), 2.0**30
+    return np.asarray(~((held >= least) & (held < most)))  # NaN among them
+
+
 def _is_defined(node: Node, held: list[Array]) -> bool:
     """Whether ONNX says what the result is, for these values."""
     op = operator(node)
@@ -243,11 +309,8 @@ def _is_defined(node: Node, held: list[Array]) -> bool:
             # some go by way of float32, which rounds twice, and some leave out what comes between
             with np.errstate(over="ignore"):
                 return bool((held[0].astype(np.float16).astype(held[0].dtype) == held[0]).all())
-        if target.kind in "iu" and held[0].dtype.kind == "f":
-            least, most = (0, 2**7) if target.itemsize == 1 else (-(2.0**15), 2.0**15)
-            if target.itemsize >= 4:
-                least, most = (-(2.0**30) if target.kind == "i" else 0), 2.0**30
-            return bool(((held[0] >= least) & (held[0] < most)).all())  # no NaN either
+        lost = _lost(node, held[0])
+        return lost is None or not lost.any()
     return True
 
 
@@ -257,7 +320,7 @@ def _is_defined(node: Node, held: list[Array]) -> bool:
 _GUARDED = frozenset("Cast CastLike Div Max Min Mod ReduceProd Where".split())
 
 
-def _run(chain: list[Node], wanted: list[Tensor], known: dict[int, Array]) -> None:
+def _run(chain: list[Node], wanted: list[Tensor], known: dict[int, Array], doubts: _Doubts) -> None:
     """Have ONNX Runtime compute a chain, and look at what its guarded operators were given."""
     made = {id(node.outputs[0]) for node in chain}
     guarded = [node for node in chain if operator(node) in _GUARDED]
@@ -271,7 +334,7 @@ def _run(chain: list[Node], wanted: list[Tensor], known: dict[int, Array]) -> No
             # a division of integers by zero would end the process
             divisor = _given(node.inputs[1])
             defined = divisor.dtype.kind not in "iu" or bool(divisor.all())
-            require(defined, f"the value of {label(node)} is up to the runtime")
+            require(defined, _up_to_the_runtime(node))
     model = _model(chain, list(outputs.values()), made)
     try:
         found = evaluate(model)
@@ -279,9 +342,12 @@ def _run(chain: list[Node], wanted: list[Tensor], known: dict[int, Array]) -> No
         reason = f"the constant that {label(chain[-1])} makes cannot be computed: {refusal}"
         raise RefusedError(reason) from refusal
     arrays = {key: np.asarray(found[tensor.name]) for key, tensor in outputs.items()}
-    for node in guarded:
-        held = [arrays[id(t)] if id(t) in arrays else _given(t) for t in sources(node)]
-        require(_is_defined(node, held), f"the value of {label(node)} is up to the runtime")
+    looked_at = set(map(id, guarded))
+    for node in chain:
+        held = None
+        if id(node) in looked_at:
+            held = [arrays[id(t)] if id(t) in arrays else _given(t) for t in sources(node)]
+        doubts.follow(node, held)
     known.update({key: _checked(outputs[key], array) for key, array in arrays.items()})
 
 

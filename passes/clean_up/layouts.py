@@ -6,11 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from graphpass import Node, Op, Rule, Tensor, any_, is_output, operator, opset, producer, readers
+from graphpass import (
+    Node,
+    Op,
+    Rule,
+    Tensor,
+    any_,
+    is_output,
+    label,
+    operator,
+    opset,
+    producer,
+    readers,
+    require,
+)
 from graphpass.ir.shapes import RESHAPES, as_target, reshaped, sizes
 from graphpass.ir.sizes import Size, product
 
-from ..shared.transposes import merged, permutation
+from ..shared.transposes import merged, permutation, run_faster_apart
 
 
 class DropTranspose(Rule):
@@ -24,13 +37,18 @@ class DropTranspose(Rule):
 
 
 class MergeTransposes(Rule):
-    """Transpose(Transpose(x, p), q) = Transpose(x, p[q]), and x where that is the identity."""
+    """Transpose(Transpose(x, p), q) = Transpose(x, p[q]), and x where that is the identity.
+
+    Two that move whole blocks stay apart where their product would move element by element.
+    """
 
     pattern = Op("Transpose", Op("Transpose", any_("x"), bind="inner", shared=True), bind="outer")
 
     def rewrite(self, outer: Node, inner: Node, x: Tensor) -> Any:
         both = merged(inner, outer)
         if both is None:
+            apart = run_faster_apart(inner, outer)
+            require(not apart, f"{label(inner)} and {label(outer)} run faster than one would")
             return None
         return x if both == sorted(both) else Op("Transpose", x, perm=both)
 

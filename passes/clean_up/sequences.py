@@ -23,6 +23,7 @@ from graphpass import (
     static_dim,
 )
 
+from .control import unsqueezed
 from .pieces import split
 
 _MOST_PARTS = 256
@@ -128,10 +129,7 @@ class ConcatOfSequence(Rule):
         axis = attribute(concat, "axis")
         if not attribute(concat, "new_axis"):
             return Op("Concat", *parts, axis=axis)
-        if concat.graph.opsets.get("", 0) < 13:
-            widened = [Op("Unsqueeze", part, axes=[axis]) for part in parts]
-        else:
-            widened = [Op("Unsqueeze", part, np.array([axis], np.int64)) for part in parts]
+        widened = [unsqueezed(concat, part, axis) for part in parts]
         return Op("Concat", *widened, axis=axis)
 
 

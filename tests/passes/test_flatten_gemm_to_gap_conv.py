@@ -566,3 +566,11 @@ def test_drawn_heads(model: onnx.ModelProto) -> None:
     check_valid(model, result)
     check_equal(model, result, exact=True, seeds=(0,))
     assert not {"Gemm", "ReduceMean", "ReduceMax"} & set(operators(result).split())
+
+
+def test_a_mean_that_drops_its_axes_costs_a_node_which_may_be_refused() -> None:
+    text = """(float[N,4,5,6] x) => (float[N,3] y) {
+        m = ReduceMean<axes=[2,3], keepdims=0>(x) y = Gemm(m, w, b) }"""
+    model = graph(text, opset=17, w=(4, 3), b=(3,))
+    check(make("flatten-gemm-to-gap-conv"), model, "GlobalAveragePool Conv Flatten")
+    check(make("flatten-gemm-to-gap-conv", {"grow": "false"}), model, "ReduceMean Gemm")
