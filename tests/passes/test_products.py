@@ -152,7 +152,7 @@ def test_a_split_of_a_constant_is_its_parts(opset: int) -> None:
     sizes = "<axis=1, split=[1,3]>(w)" if opset < 13 else "<axis=1>(w, s)"
     text = f"""(float[N,2,3] x) => (float[N,2,3] y) {{
         a, b = Split{sizes} h = Mul(x, a) y = Add(h, b) }}"""
-    held = {} if opset < 13 else {"s": np.array([1, 3])}
+    held: dict[str, Any] = {} if opset < 13 else {"s": np.array([1, 3])}
     model = graph(text, opset=opset, w=np.arange(8, dtype=np.float32).reshape(2, 4), **held)
     result = check(CLEAN_UP, model, "Mul Add", exact=True)
     assert result.ByteSize() <= model.ByteSize()
