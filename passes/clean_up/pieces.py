@@ -14,6 +14,7 @@ from graphpass import (
     Weight,
     any_,
     attribute,
+    axes_of,
     const,
     constant,
     each,
@@ -100,18 +101,22 @@ class MergeSlices(Rule):
     pattern = Op("Slice", Op("Slice", any_("x"), ..., bind="inner"), ..., bind="outer")
 
     def rewrite(self, outer: Node, inner: Node, x: Tensor) -> Any:
-        first, second = _cuts(inner), _cuts(outer)
-        if first is None or second is None:
+        cuts = _merged(inner, outer)
+        return None if cuts is None else _slice(outer, x, cuts)
+
+
+def _merged(inner: Node, outer: Node) -> dict[int, Cut] | None:
+    """Return what two Slices do together; None where that is computed or no one Slice."""
+    first, second = _cuts(inner), _cuts(outer)
+    if first is None or second is None:
+        return None
+    cuts = dict(first)
+    for axis, cut in second.items():
+        both = _within(cuts[axis], cut) if axis in cuts else cut
+        if both is None:
             return None
-        cuts = dict(first)
-        for axis, cut in second.items():
-            if axis in cuts:
-                both = _within(cuts[axis], cut)
-                if both is None:
-                    return None
-                cut = both
-            cuts[axis] = cut
-        return _slice(outer, x, cuts)
+        cuts[axis] = both
+    return cuts
 
 
 def _within(first: Cut, second: Cut) -> Cut | None:
@@ -119,6 +124,23 @@ def _within(first: Cut, second: Cut) -> Cut | None:
     if first[2] != 1 or second[2] != 1 or min(*first[:2], *second[:2]) < 0:
         return None
     return first[0] + second[0], min(first[1], first[0] + second[1]), 1
+
+
+class SliceOnceEach(Rule):
+    """Slice(s, a), Slice(s, b), … of s = Slice(x, c) = Slice(x, a and c), Slice(x, b and c), …"""
+
+    pattern = siblings(Op("Slice", any_("s"), ..., bind="cuts"), of="s")
+
+    def rewrite(self, s: Tensor, cuts: list[Node]) -> Any:
+        inner = producer(s)
+        if inner is None or operator(inner) != "Slice" or inner.graph is not cuts[0].graph:
+            return None
+        if is_output(s) or len(readers(s)) != len(cuts):
+            return None
+        taken = [_merged(inner, cut) for cut in cuts]
+        if None in taken:
+            return None
+        return Beyond([_slice(inner, inner.inputs[0], cut) for cut in taken if cut], [inner])
 
 
 class GatherIsSlice(Rule):
@@ -152,9 +174,21 @@ class SlicesAreSplit(Rule):
         axes = {axis for found in ranges if found is not None for axis in found}
         for axis in sorted(axes):
             pieces = _end_to_end(ranges, axis, static_dim(x, axis))
-            if pieces is not None:
+            if pieces is None:
+                continue
+            merged = sum(_is_sliced_on(cuts[index]) for index in pieces)
+            if 1 + merged < len(pieces) or not merged:
                 return _split(cuts, x, axis, pieces)
         return None
+
+
+def _is_sliced_on(cut: Node) -> bool:
+    """Whether all that reads a Slice is one other, with which it becomes one."""
+    output = cut.outputs[0]
+    below = readers(output)
+    if is_output(output) or len(below) != 1 or below[0].graph is not cut.graph:
+        return False
+    return operator(below[0]) == "Slice" and _merged(cut, below[0]) is not None
 
 
 def _end_to_end(
@@ -193,6 +227,36 @@ def split(node: Node, x: Tensor | Op, axis: int, lengths: list[int]) -> Op:
     if opset(node) < _SPLIT_AS_INPUT:
         return Op("Split", x, axis=axis, split=lengths, outputs=len(lengths))
     return Op("Split", x, np.array(lengths, np.int64), axis=axis, outputs=len(lengths))
+
+
+class SplitIsGather(Rule):
+    """Squeeze(Split(x)[i], axis) = Gather(x, i) where all parts are squeezed along its axis."""
+
+    pattern = Op("Squeeze", any_("part"), ..., bind="squeeze")
+
+    def rewrite(self, squeeze: Node, part: Tensor) -> Any:
+        source = producer(part)
+        if source is None or operator(source) != "Split" or source.graph is not squeeze.graph:
+            return None
+        x, count = source.inputs[0], rank(source.inputs[0])
+        if count is None or constant(x) is not None:
+            return None
+        axis = attribute(source, "axis") % count
+        if not all(_is_taken_alone(other, axis, count) for other in source.outputs):
+            return None
+        place = next(i for i, other in enumerate(source.outputs) if other is part)
+        return Beyond(Op("Gather", x, np.array(place), axis=axis), [source])
+
+
+def _is_taken_alone(part: Tensor, axis: int, count: int) -> bool:
+    """Whether a part of a Split is one slice, and a Squeeze is all that reads it."""
+    if is_output(part) or static_dim(part, axis) != 1:
+        return False
+    below = readers(part)
+    return all(
+        operator(node) == "Squeeze" and [a % count for a in axes_of(node) or ()] == [axis]
+        for node in below
+    )
 
 
 class DropSplit(Rule):
@@ -283,8 +347,10 @@ def _inner(part: Tensor, concat: Node, axis: int) -> Node | None:
 PIECE_RULES = (
     DropSlice(),
     MergeSlices(),
+    SliceOnceEach(),
     GatherIsSlice(),
     SlicesAreSplit(),
+    SplitIsGather(),
     DropSplit(),
     DropConcat(),
     ConcatOfSplit(),

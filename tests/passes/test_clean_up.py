@@ -425,7 +425,7 @@ def test_a_huge_constant_is_not_even_computed() -> None:
 
 
 def test_a_shared_weight_is_not_stored_twice() -> None:
-    text = """(float[N,64] x) => (float[N,64] y) {
+    text = """(float[N,2,64] x) => (float[N,2,64] y) {
         t = Transpose<perm=[1,0]>(w) a = MatMul(x, w) y = MatMul(a, t)
     }"""
     reason = "folding Transpose of 't' would make the file"

@@ -215,7 +215,44 @@ def test_single_parts_lose_their_axis() -> None:
         q = SplitToSequence<axis=1,keepdims=0>(x) a = SequenceAt(q, i) b = SequenceAt(q, j)
         y = Sub(a, b)
     }"""
-    becomes(text, "Split Squeeze Squeeze Sub", i=INT(0), j=INT(2))
+    becomes(text, "Gather Gather Sub", i=INT(0), j=INT(2))
+
+
+def test_slices_of_a_slice_are_slices_of_the_whole() -> None:
+    text = """(float[2,6,8] x) => (float[2,3,4] y) {
+        a = Slice(x, z, k9, one, two) b = Slice(a, z, k9, two, two) c = Slice(a, one, k9, two, two)
+        y = Sub(b, c)
+    }"""
+    held = {"z": array(0), "k9": array(99), "one": array(1), "two": array(2)}
+    becomes(text, "Slice Slice Sub", **held)
+    seen = text.replace("float[2,3,4] y)", "float[2,3,4] y, float[2,3,8] a)")
+    keeps(seen, "Slice Slice Slice Sub", **held)
+
+
+def test_halves_that_are_sliced_further_are_no_split() -> None:
+    text = """(float[2,6,8] x) => (float[2,3,7] y) {
+        a = Slice(x, z, three, one) b = Slice(x, three, k9, one)
+        c = Slice(a, one, k9, two) d = Slice(b, one, k9, two) y = Sub(c, d)
+    }"""
+    held = {"z": array(0), "k9": array(99), "one": array(1), "two": array(2), "three": array(3)}
+    becomes(text, "Slice Slice Sub", **held)
+
+
+def test_single_slices_are_gathered() -> None:
+    text = """(float[N,3,4] x) => (float[N,4] y) {
+        a, b, c = Split<axis=1>(x, ones) p = Squeeze(a, one) q = Squeeze(b, m2) r = Squeeze(c, one)
+        s = Sub(p, q) y = Mul(s, r)
+    }"""
+    held = {"ones": array(1, 1, 1), "one": array(1), "m2": array(-2)}
+    becomes(text, "Gather Gather Gather Sub Mul", **held)
+    read = text.replace("float[N,4] y)", "float[N,4] y, float[N,1,4] t)").replace(
+        "s = Sub", "t = Neg(c) s = Sub"
+    )
+    keeps(read, "Split Squeeze Squeeze Squeeze Neg Sub Mul", **held)
+    wide = text.replace("[N,3,4]", "[N,4,4]").replace(
+        "r = Squeeze(c, one)", "r = ReduceSum<keepdims=0>(c, one)"
+    )
+    keeps(wide, "Split Squeeze Squeeze ReduceSum Sub Mul", **{**held, "ones": array(1, 1, 2)})
 
 
 # ------------------------------------------------------------------------------------ bounds
@@ -617,22 +654,6 @@ def test_an_if_that_gives_back_what_is_there() -> None:
 def test_an_if_that_the_caller_decides_stays() -> None:
     text = IF.format("c").replace("(float[3] x)", "(float[3] x, bool c)")
     keeps(text, "Exp If Neg Sub", w=np.ones(3, np.float32) * 3, k=array(1, 2))
-
-
-def test_a_branch_with_bodies_of_its_own_is_refused() -> None:
-    text = """(float[3] x, bool d) => (float[3] y) {
-        r = If(c) <
-            then_branch = g () => (float[3] p) {
-                p = If(d) <
-                    then_branch = i () => (float[3] a) {a = Exp(x)},
-                    else_branch = j () => (float[3] b) {b = Neg(x)}
-                >
-            },
-            else_branch = h () => (float[3] q) {q = Relu(x)}
-        >
-        y = Neg(r)
-    }"""
-    check_refused(CLEAN_UP, graph(text, c=np.array(True)), "has bodies of its own")
 
 
 # ---------------------------------------------------------------------------------- constants
