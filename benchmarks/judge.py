@@ -63,6 +63,7 @@ def main() -> None:
     original, candidate = onnx.load(original_path), onnx.load(candidate_path)
     verdict: dict[str, Any] = {
         "operators": operators(candidate),
+        "foreign": sorted(domains(candidate) - domains(original)),
         "interface": interface_difference(original, candidate),
         # A runtime may accept what the standard does not; and many files start out invalid.
         "invalid": checker_error(candidate_path) if not checker_error(original_path) else None,
@@ -83,20 +84,29 @@ def main() -> None:
     print(json.dumps(verdict))
 
 
-def operators(model: onnx.ModelProto) -> dict[str, int]:
-    """How often each operator stands in a model, its subgraphs and its functions included."""
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model, those of its subgraphs and functions included."""
 
-    def nodes(graph: Any) -> Iterator[onnx.NodeProto]:
+    def within(graph: Any) -> Iterator[onnx.NodeProto]:
         for node in graph.node:
             yield node
             for attribute in node.attribute:
                 for body in (attribute.g, *attribute.graphs):
-                    yield from nodes(body)
+                    yield from within(body)
 
-    counts = Counter(node.op_type for node in nodes(model.graph))
-    for function in model.functions:
-        counts.update(node.op_type for node in nodes(function))
-    return dict(counts)
+    for graph in (model.graph, *model.functions):
+        yield from within(graph)
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator stands in a model."""
+    return dict(Counter(node.op_type for node in nodes(model)))
+
+
+def domains(model: onnx.ModelProto) -> set[str]:
+    """The operator sets beside ONNX's own that nodes are of, as those of one runtime are."""
+    made = {function.domain for function in model.functions}
+    return {node.domain for node in nodes(model)} - {"", "ai.onnx", "ai.onnx.ml"} - made
 
 
 def checker_error(path: str) -> str | None:

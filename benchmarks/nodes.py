@@ -3,8 +3,9 @@
     python -m benchmarks.nodes MODEL ... [--tools "A;B"] [--latency-s 1] [--keep FOLDER]
 
 Prints one Markdown row for each file: the nodes of the original and of each tool's result, marked
-where the result is wrong, and which tool left the fewest. Exits with 1 where graphpass is wrong,
-or another tool that is right has fewer.
+where the result is wrong, and where it needs operators of one runtime that the original did not:
+those are no fewer nodes for anybody else. Exits with 1 where graphpass is wrong, or another tool
+that is right, with operators that every runtime has, has fewer.
 """
 
 import argparse
@@ -31,12 +32,15 @@ class Count:
     nodes: int | None
     is_right: bool
     speedup: float | None = None
+    #: Operator sets of one runtime that the result needs and the original does not.
+    foreign: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.nodes is None:
             return "fails"
         speed = f" ×{self.speedup:.2f}" if self.speedup is not None else ""
-        return f"{self.nodes}{'' if self.is_right else ' **wrong**'}{speed}"
+        foreign = f" ({', '.join(self.foreign)})" if self.foreign else ""
+        return f"{self.nodes}{foreign}{'' if self.is_right else ' **wrong**'}{speed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +77,8 @@ def compare(
             counts[tool] = Count(None, False)
             continue
         verdict = judge(model, target, options, options.latency_s)
-        counts[tool] = Count(_nodes(verdict), _is_right(verdict), _speedup(verdict))
+        foreign = tuple(verdict.get("foreign", ()))
+        counts[tool] = Count(_nodes(verdict), _is_right(verdict), _speedup(verdict), foreign)
     return _nodes(original) or 0, counts
 
 
@@ -97,7 +102,11 @@ def _is_beaten(counts: Mapping[str, Count]) -> bool:
     if not all(count.is_right for count in own):
         return True
     best = min((count.nodes for count in own if count.nodes is not None), default=None)
-    others = [c.nodes for c in counts.values() if c.is_right and c.nodes is not None]
+    others = [
+        count.nodes
+        for count in counts.values()
+        if count.is_right and count.nodes is not None and not count.foreign
+    ]
     return best is None or min(others) < best
 
 

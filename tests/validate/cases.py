@@ -814,6 +814,69 @@ _FAMILIES: tuple[Case, ...] = (
         w=np.array([1.5, 2, 2.5], np.float32),
     ),
     _clean(
+        "a Loop of two trips",
+        "(float[N,3] x) => (float[N,3] y) {c = Loop <"
+        "body = g (int64 i, bool on, float[N,3] p) => (bool go, float[N,3] q) {"
+        'go = Identity(on) q = Mul(p, w)}> (k, "", x) y = Tanh(c)}',
+        k=np.array(2),
+        w=np.array([1.5, 2, 2.5], np.float32),
+    ),
+    _clean(
+        "MatMul and Add",
+        "(float[N,4] x) => (float[N,3] y) {c = MatMul(x, w) y = Add(c, b)}",
+        w=_away_from_zero(4, 3),
+        b=np.array([1.5, 2, 2.5], np.float32),
+    ),
+    _clean(
+        "a Transpose into a product",
+        "(float[4,N] x) => (float[N,3] y) {t = Transpose(x) c = MatMul(t, w) y = Add(b, c)}",
+        w=_away_from_zero(4, 3),
+        b=np.array([1.5, 2, 2.5], np.float32),
+    ),
+    _clean(
+        "a product with a Transpose",
+        "(float[N,4] x, float[3,4] w) => (float[N,3] y) {t = Transpose(w) y = MatMul(x, t)}",
+    ),
+    _clean(
+        "Transposes into a Gemm",
+        "(float[4,N] x, float[3,4] w) => (float[N,3] y) {"
+        "s = Transpose(x) t = Transpose(w) y = Gemm(s, t, b)}",
+        b=np.array([1.5, 2, 2.5], np.float32),
+    ),
+    _clean(
+        "a scatter of all rows",
+        "(float[3,4] x, float[3,4] u) => (float[3,4] y) {c = ScatterND(x, k, u) y = Tanh(c)}",
+        k=_ints(0, 1, 2).reshape(3, 1),
+    ),
+    _clean(
+        "a scatter of all elements",
+        "(float[3,4] x, float[3,4] u) => (float[3,4] y) {"
+        "c = ScatterElements<axis=0>(x, k, u) y = Tanh(c)}",
+        k=np.tile(_ints(0, 1, 2).reshape(3, 1), (1, 4)),
+    ),
+    _clean(
+        "a Split of a constant",
+        "(float[N,3] x) => (float[N,3] y) {a, b = Split<axis=0>(w, k) c = Mul(x, a) y = Add(c, b)}",
+        w=_away_from_zero(2, 3),
+        k=_ints(1, 1),
+    ),
+    _clean(
+        "slices of a slice",
+        "(float[N,6,8] x) => (float[N,3,4] y) {s = Slice(x, z, n, one, two)"
+        "a = Slice(s, z, n, two, two) b = Slice(s, one, n, two, two) y = Sub(a, b)}",
+        z=_ints(0),
+        n=_ints(99),
+        one=_ints(1),
+        two=_ints(2),
+    ),
+    _clean(
+        "parts of one slice",
+        "(float[N,2,4] x) => (float[N,4] y) {a, b = Split<axis=1>(x, k)"
+        "c = Squeeze(a, one) d = Squeeze(b, one) y = Sub(c, d)}",
+        k=_ints(1, 1),
+        one=_ints(1),
+    ),
+    _clean(
         "a Transpose that is a Reshape",
         "(float[12,2] x) => (float[2,1,12] y) {c = Reshape(x, k) y = Transpose<perm=[1,0,2]>(c)}",
         k=_ints(1, 2, 12),
