@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
     interrupt.end_on_signals(*interrupt.ENDING_SIGNALS)
+    interrupt.end_on_time()
     streams.closed[:] = sorted({1, 2} & interrupt.with_standard_streams())
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -14,13 +14,23 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphpass.watchdog import Watchdog
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _AGAIN_S = 0.01  # how soon to look whether an import is over
 _INSIST_S = 0.5  # what goes on all the same, since something swallowed the exception, is told again
 
+_MOST_LATE = 0.1  # of a time limit, how much longer a call of a library may take, but at least
+_LEAST_LATE_S = 2.0
+
 _pending: list[int] = []
 _deadline: list[float] = []  # the innermost last
+_hard_deadline: list[float] = []  # by then the process ends, where it may
+_watchdog: list[Watchdog] = []
+_may_end = [False]
 
 
 class SignalledError(SystemExit):
@@ -46,9 +56,19 @@ def end_on_signals(*numbers: signal.Signals) -> None:
     atexit.register(_stop_clock)
 
 
+def end_on_time() -> None:
+    """Let time limits end this process, which is graphpass alone, where no handler can run.
+
+    That is so in a long call of an extension module. It ends with a sentence and exit code 3.
+    """
+    _may_end[0] = True
+
+
 def _stop_clock() -> None:
     """Let no alarm ring in an interpreter that has taken its handlers down: it would be killed."""
     signal.setitimer(signal.ITIMER_REAL, 0)
+    for watchdog in _watchdog:
+        watchdog.set(0)
 
 
 @contextlib.contextmanager
@@ -56,18 +76,21 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     """Raise `TimeLimitError` in the block once it has taken longer.
 
     Only the main thread can be interrupted so, and only while nothing else uses its alarm clock;
-    elsewhere there is no limit. Nor can a single call of an extension module be cut short.
+    elsewhere there is no limit. Nor can a single call of an extension module be cut short, but
+    by the end of the whole process (see `end_on_time`).
     """
     if seconds is None or not _has_the_clock():
         yield
         return
     before = signal.signal(signal.SIGALRM, _on_alarm)
     _deadline.append(min([time.monotonic() + seconds, *_deadline]))
+    _hard_deadline.append(_deadline[-1] + max(seconds * _MOST_LATE, _LEAST_LATE_S))
     _set_clock()
     try:
         yield
     finally:
         _deadline.pop()
+        _hard_deadline.pop()
         _set_clock()
         signal.signal(signal.SIGALRM, before)
 
@@ -76,6 +99,8 @@ def forget() -> None:
     """Be a process of its own, in a child that was forked: its parent's signals are not for it."""
     _pending.clear()
     _deadline.clear()
+    _hard_deadline.clear()
+    _may_end[0] = False
     for number in (*ENDING_SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -97,6 +122,17 @@ def _set_clock() -> None:
         signal.setitimer(signal.ITIMER_REAL, left, _INSIST_S)
     else:
         signal.setitimer(signal.ITIMER_REAL, 0)
+    if _may_end[0]:
+        _set_watchdog()
+
+
+def _set_watchdog() -> None:
+    if _hard_deadline and not _watchdog:
+        from graphpass.watchdog import Watchdog  # starts a thread: what is forked is forked before
+
+        _watchdog.append(Watchdog())
+    for watchdog in _watchdog:
+        watchdog.set(max(_hard_deadline[-1] - time.monotonic(), _AGAIN_S) if _hard_deadline else 0)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

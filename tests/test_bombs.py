@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from graphpass.errors import ModelError, RuntimeUnavailableError
 from graphpass.ir.cost import grown_bytes
 from graphpass.testing import graph, operators
 from graphpass.validate.growth import GrowthError, require_little_growth
+from tests.mutants import SEEDS, function_laughs
 
 SIZE = 7_000_000  # 56 MiB of int64: each value alone is small enough
 
@@ -137,6 +139,34 @@ def test_a_candidate_is_a_stranger_as_well(tmp_path: Path) -> None:
     onnx.save(bomb("Expand", 40), bad)
     assert run(["compare", str(good), str(bad)]) == 4
     assert run(["compare", str(bad), str(good)]) == 4
+
+
+def test_a_page_of_two_models_draws_none_without_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    model = SEEDS[3]()
+    onnx.save(model, good)
+    while len(model.functions) < 30:
+        function_laughs(model, Random(0))
+    onnx.save(model, bad)
+    for pair in ((good, bad), (bad, good)):
+        page = tmp_path / "page.html"
+        assert run(["diff", *map(str, pair), "-o", str(page)]) == 3
+        assert f"{bad}: its functions call each other so often" in capsys.readouterr().err
+        assert not page.exists()
+
+
+def test_what_is_not_valid_is_no_bug_of_any_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.onnx"
+    model = graph("(float[2,3] x) => (float[2,4] y) { y = Gemm(x, w) }", w=(3, 4))
+    del model.graph.node[0].output[:]
+    onnx.save(model, path)
+    for command in (["check", str(path), "--target", "tensorrt"], ["inspect", str(path), "--cost"]):
+        assert run(command) in (0, 1, 3), command
+        assert "bug" not in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------- score maps

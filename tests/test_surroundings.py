@@ -424,3 +424,54 @@ def test_what_ends_in_time_is_not_disturbed() -> None:
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
     with interrupt.time_limit(None):
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+LONG_CALL = """
+import ctypes, signal, sys
+from graphpass import interrupt
+from graphpass.__main__ import main
+from graphpass.ir import model
+
+seconds = float(sys.argv.pop())
+
+def wait(proto):
+    # holds the interpreter, and goes on whatever signal comes, as a call of onnx does
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+model.make_sound = wait
+main()
+"""
+
+
+def test_a_call_that_holds_the_interpreter_ends_by_the_clock(model: Path) -> None:
+    def run_for(seconds: float) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-c", LONG_CALL, "optimize", str(model), "--timeout=1"]
+        return subprocess.run([*command, str(seconds)], capture_output=True, timeout=60)
+
+    done = run_for(60)
+    assert done.returncode == 3 and done.stdout == b""
+    assert done.stderr.startswith(b"graphpass: a single step of a library does not come to an end")
+    assert done.stderr.count(b"\n") == 1
+    assert [path.name for path in model.parent.iterdir()] == ["m.onnx"]
+    done = run_for(1.5)  # a little late is no reason to end like that
+    assert done.returncode == 3 and b"cannot be read within 1 s" in done.stderr
+    assert run_for(0).returncode == 0
+
+
+def test_a_watchdog_is_none_to_a_process_that_was_forked() -> None:
+    script = """
+import os, time
+from graphpass import interrupt
+interrupt.end_on_time()
+with interrupt.time_limit(0.01):
+    pid = os.fork()
+    if not pid:
+        interrupt.forget()
+        time.sleep(3)
+        os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode in (0, 1), done.stderr

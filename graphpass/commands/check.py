@@ -60,13 +60,15 @@ def check(model: Path, target: str, bind: Mapping[str, int], as_json: bool, verb
 def fit_of(model: Path, target: str, bind: Mapping[str, int]) -> Fit:
     """Hold a model against a target. Raises `UsageError` where there is no such target."""
     from graphpass.ir.model import Model
+    from graphpass.run.blame import blamed
     from graphpass.targets.fit import fit
     from graphpass.targets.profile import load
     from graphpass.validate.cost import natural_shapes
 
     profile = load(target)
     loaded = Model.load(model)
-    return fit(loaded, profile, natural_shapes(loaded.proto, bind))
+    with blamed(loaded.proto):
+        return fit(loaded, profile, natural_shapes(loaded.proto, bind))
 
 
 def show(found: Fit, console: Console, *, verbose: bool = False) -> None:

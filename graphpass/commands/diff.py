@@ -23,8 +23,10 @@ def diff(before: Path, after: Path, output: Path) -> int:
 
     Nothing is run: `graphpass compare` says whether they compute the same.
     """
-    from graphpass.errors import OutputError, UsageError
+    from graphpass.errors import ModelError, OutputError, UsageError
+    from graphpass.ir.admission import require_admissible
     from graphpass.report.page.page import diff_page
+    from graphpass.run.blame import blamed
     from graphpass.storage.text import write_text
     from graphpass.storage.wire import read_skeleton
 
@@ -33,5 +35,12 @@ def diff(before: Path, after: Path, output: Path) -> int:
     if not output.parent.is_dir():
         raise OutputError(f"cannot write {output}: there is no folder {output.parent}")
     models = (read_skeleton(before), read_skeleton(after))
-    write_text(output, diff_page(models, (before, after)))
+    for path, model in zip((before, after), models, strict=True):
+        try:
+            require_admissible(model)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+    with blamed(models[0]), blamed(models[1]):
+        page = diff_page(models, (before, after))
+    write_text(output, page)
     return 0

@@ -16,6 +16,7 @@ from graphpass.report.data import PassReport
 from graphpass.report.reproducer import write
 from graphpass.rewrite.driver import Rewrite
 from graphpass.rewrite.rule import Pass
+from graphpass.run.blame import blamed
 from graphpass.run.judge import Judge
 from graphpass.run.pipeline import Pipeline, Progress
 from graphpass.storage.writer import stage_model
@@ -149,7 +150,8 @@ class Bisection:
 
     def _pipeline(self, count: int | None, *, validate: bool = False) -> Pipeline:
         model = self._loaded.copy()
-        with Judge(model.proto, self._options, validate=validate) as judge:
+        judge = Judge(model.proto, self._options, validate=validate)
+        with judge, blamed(judge.original):
             try:
                 judge.prepare()
             except ReferenceCannotRunError as error:
