@@ -40,7 +40,7 @@ def work_for(model: onnx.ModelProto) -> float:
     So that it stays a tenth of what the run takes, which grows with nodes and weights.
     """
     weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
-    return float(_NODE_WORK * len(model.graph.node) + weights // 8)
+    return float(_NODE_WORK * len(model.graph.node) + weights // 32)
 
 
 class Prover:
