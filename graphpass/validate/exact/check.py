@@ -20,7 +20,8 @@ from graphpass.validate.window.prepare import Terms, inputs_of, needs_real_shape
 
 _SITE_WORK = 1 << 17  # elements that could be drawn in the time that a rule takes
 _NODE_WORK = 1 << 12
-ENOUGH_BITS_BESIDE = 20  # where one that is alike but for sizes was looked at more closely
+_LARGE = 1 << 20  # elements of which one draw has to do
+FEWER_BITS = 20  # for these, and where one that is alike but for sizes was looked at more closely
 _MOST_ELEMENTS = 1 << 20  # of all inputs of a window
 _SMALL_BYTES = 1 << 12  # up to here, what integers say tells one window from another
 
@@ -90,8 +91,8 @@ class Prover:
         windows = [window for window in site.windows if window is not None]
         kind = (site.name, *(_key(window, sizes=False) for window in windows))
         alike = self._kinds.get(kind, 0)
+        elements = sum(math.prod(t.dims) for w in windows for t in w.before.graph.initializer)
         if alike >= ENOUGH_BITS:
-            elements = sum(math.prod(t.dims) for w in windows for t in w.before.graph.initializer)
             self._work -= _SITE_WORK + elements
             if self._work < 0 and elements:
                 return ExactVerdict("equal", 0, alike_bits=alike)
@@ -101,7 +102,7 @@ class Prover:
             lambda window: _shapes(window, terms),
             self._fields,
             self._levels.get(site.name, 0),
-            ENOUGH_BITS_BESIDE if alike >= ENOUGH_BITS else ENOUGH_BITS,
+            FEWER_BITS if alike >= ENOUGH_BITS or elements > _LARGE else ENOUGH_BITS,
         )
         if verdict.status != "equal":
             return verdict

@@ -48,12 +48,13 @@ from graphpass.validate.exact.verdict import (
 
 ENOUGH_BITS = 40
 _MOST_DRAWS = 64
-MOST_ELEMENTS = 1 << 22  # of the constants of one site
+MOST_ELEMENTS = 3 << 20  # of the constants of one site
 _MOST_DRAWN = 1 << 24  # elements, for one site
 # a float's numerator is below 2^53 and has two prime factors of 26 bits; one of many exponents
 # more, and so has a difference of several of them
 _FACTORS, _FACTORS_OF_FRACTIONS = 2, 12
 _CLEARLY = 2.0**-20  # relative; rounding in float64 makes less of small integers
+_NO_DOUBLE = frozenset("Conv ConvTranspose AveragePool GlobalAveragePool".split())
 # a difference that dividing by such counts, which no float holds exactly, may have made
 _DIVIDING = frozenset(
     "AveragePool GlobalAveragePool ReduceMean Mean LayerNormalization InstanceNormalization".split()
@@ -241,11 +242,15 @@ class _Attempt:
     def _again(self, first_level: int) -> ExactVerdict:
         """Apply the rule to the window with other constants."""
         model = union([window.before for window in self.windows])
-        if can_be_double(model):
+        before, after = (
+            {node.op_type for pair in self.sides for node in pair[at].graph.node} for at in (0, 1)
+        )
+        # where ONNX Runtime has no kernel of double precision, rules do not make its operator
+        if can_be_double(model) and not (after - before) & _NO_DOUBLE:
             try:
                 return self._at_some_level(model, first_level, widen=True)
             except RefusedError:
-                pass  # ONNX Runtime may have no kernel of double precision for what it makes
+                pass  # another reason may hold for this type alone
         return self._at_some_level(model, first_level, widen=False)
 
     def _at_some_level(
@@ -335,7 +340,7 @@ class _Attempt:
                 if array is None:
                     given[tensor.name] = source.arrays[tensor.name]
                 elif tensor.name in drawn.residues:
-                    whole = np.asarray(array, np.float64)
+                    whole = drawn.arrays[tensor.name]
                     given[tensor.name] = Number(whole, whole, array.dtype)
                 else:
                     degree = int(tensor.name in drawn.arrays)

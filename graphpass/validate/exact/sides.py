@@ -113,11 +113,11 @@ def _told(side: Side, output: str) -> bytes | None:
         if node.op_type == "Identity":
             told[node.output[0]] = told.get(node.input[0], b"")
             continue
-        digest = hashlib.sha256(f"{node.domain}.{node.op_type}.{len(node.output)}".encode())
+        digest = hashlib.blake2b(f"{node.domain}.{node.op_type}.{len(node.output)}".encode())
         for attribute in sorted(a.SerializeToString() for a in node.attribute):
             digest.update(attribute)
         for name in node.input:
-            digest.update(hashlib.sha256(told.get(name, b"") if name else b"-").digest())
+            digest.update(hashlib.blake2b(told.get(name, b"") if name else b"-").digest())
         for index, name in enumerate(node.output):
             told[name] = digest.digest() + index.to_bytes(2, "big")
     return told.get(output)
