@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from graphpass.errors import RuleError, UsageError
 from graphpass.report.data import SCHEMA_PATH, Report, without_times
 from graphpass.report.markdown import markdown
 from graphpass.report.page.page import page
+from graphpass.report.rows import choices
 from graphpass.report.terminal import terminal
 from graphpass.rewrite.registry import TUNED, make
 from graphpass.rewrite.window import Window
@@ -507,6 +509,16 @@ def test_all_forms_of_the_report_tell_of_each_site(clock: Clock) -> None:
     assert '"choices": {"header": ["choice", "site", "before", "after", "kept"]' in held
     assert "0.7 ms" in held
     assert "tuning" not in without_times(result.report.to_dict())
+
+
+def test_a_site_that_looks_otherwise_later_is_shown_once(clock: Clock) -> None:
+    clock.sites = lambda window: latency(1.5)
+    result = tuned(network(1))
+    (site,) = result.report.tuning.sites
+    result.report.tuning.sites.append(replace(site, form="0" * 16))
+    assert len(list(choices(result.report))) == 1
+    result.report.tuning.sites[0] = replace(site, kept=True)
+    assert len(list(choices(result.report))) == 2
 
 
 # ------------------------------------------------------------------------------ the command line

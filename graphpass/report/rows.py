@@ -95,7 +95,7 @@ def choices(report: Report, *, everything: bool = True) -> Iterator[Row]:
 
     Without `everything`, one for those that are alike.
     """
-    sites = report.tuning.sites if report.tuning is not None else []
+    sites = _last_of_each(report.tuning.sites if report.tuning is not None else [])
     groups: dict[tuple[str, ...], list[TunedSite]] = {}
     for index, site in enumerate(sites):
         alike = site.alike if not everything and site.alike else str(index)
@@ -110,6 +110,16 @@ def choices(report: Report, *, everything: bool = True) -> Iterator[Row]:
         if first.latency is None and first.source != "report":
             kept = f"no: {first.reason}"
         yield f"{step}: {rule}", f"{count}'{first.site}'", before, after, kept
+
+
+def _last_of_each(sites: Sequence[TunedSite]) -> list[TunedSite]:
+    """Leave out what was not kept at a site that looked otherwise when it was met again."""
+    last = {(site.step, site.rule, site.site): index for index, site in enumerate(sites)}
+    return [
+        site
+        for index, site in enumerate(sites)
+        if site.kept or last[site.step, site.rule, site.site] == index
+    ]
 
 
 def _tuned(report: Report) -> Iterator[str]:

@@ -20,6 +20,7 @@ PAYS_BELOW_RATIO = 0.98
 class Latency:
     """Medians of interleaved runs at ONNX Runtime's default optimization level, in ms.
 
+    With one thread on the CPU, the thread's own time: what else the machine does counts little.
     `ratio` is after/before, the median over rounds; [`ratio_low`, `ratio_high`] holds the true
     median with about 95 % confidence.
     """
