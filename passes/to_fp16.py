@@ -39,6 +39,14 @@ _OF_THEIR_OWN_TYPE = frozenset(
 )
 
 
+# Numbers so large stand for infinity: masks of attention, on their way into a Softmax. In float16
+# they would become it, and infinity less infinity is NaN.
+_ENDLESS = 1e30
+_BOUNDING = frozenset(
+    "Softmax LogSoftmax Exp Sigmoid HardSigmoid Tanh Erf Clip Min Max Softsign ArgMax".split()
+)
+
+
 @dataclass(frozen=True)
 class ToFp16(Pass):
     """f(x) in float32 ≈ f(x) in float16, node by node: lossy, and checked as such.
@@ -67,6 +75,8 @@ class ToFp16(Pass):
         require(version >= _LEAST_OPSET, f"opset {version} is older than {_LEAST_OPSET}")
         decided = _Decisions(proto, version, self.keep.split(), self.keep_operators.split())
         if not decided.halved:
+            whole = "; ".join(decided.told()[1:])
+            require(not decided.kept, f"no node can compute in float16: {whole}")
             return []
         _Writer(proto, decided).write()
         return decided.told()
@@ -85,6 +95,7 @@ class _Decisions:
         self.halved: dict[int, tuple[set[int], set[int]]] = {}  # by place: inputs and outputs
         self.kept: dict[str, list[str]] = {}
         self.underflows = 0
+        self.endless: set[str] = set()  # what may hold numbers that stand for infinity
         for place, node in enumerate(proto.graph.node):
             if not any(self.is_float(name) for name in (*node.input, *node.output)):
                 continue
@@ -93,6 +104,8 @@ class _Decisions:
             reason, inputs, outputs = self._look_at(node)
             if reason:
                 self.kept.setdefault(reason, []).append(label_of(node))
+                if node.op_type not in _BOUNDING and not self.endless.isdisjoint(node.input):
+                    self.endless.update(node.output)
             elif inputs or outputs:
                 self.halved[place] = (inputs, outputs)
         large = sum(len(tensor.raw_data) for tensor in self.halves.values())
@@ -137,6 +150,8 @@ class _Decisions:
         for index in sorted(places[0]):
             if problem := self._overflow(node.input[index]):
                 return problem, *nothing
+            if node.input[index] in self.endless:
+                return "a mask of numbers beyond 65504 goes into it", *nothing
         return "", places[0], places[1]
 
     def _overflow(self, name: str) -> str:
@@ -148,6 +163,8 @@ class _Decisions:
             half = values.astype(np.float16)
         beyond = np.isinf(half) & np.isfinite(values)
         if beyond.any():
+            if np.abs(values[beyond]).max() > _ENDLESS:
+                self.endless.add(name)
             return f"'{name}' holds {values[beyond][0]:.3g}, beyond 65504"
         self.underflows += int(((half == 0) & (values != 0)).sum())
         self.halves[name] = onnx.numpy_helper.from_array(half, name)

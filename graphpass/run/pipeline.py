@@ -21,6 +21,7 @@ import onnx
 from graphpass.errors import DifferenceError, GraphpassError, RuleError, RuntimeUnavailableError
 from graphpass.ir.model import Model
 from graphpass.report.data import Check, PassReport, Quarantined
+from graphpass.report.summary import counted
 from graphpass.rewrite.choice import Chooser
 from graphpass.rewrite.driver import Applied, Rewrite, SpoiltError, apply, described
 from graphpass.rewrite.interface import Interface
@@ -352,8 +353,9 @@ class Pipeline:
         """Keep what a pass did; without `check` it is checked with that of the passes to come."""
         report = state.report
         report.outcome = "kept"
-        kept, seconds = len(applied.rewrites), report.apply_s + report.check_s
-        _log.info("%s: %d rewrites, %.1f s so far", report.name, kept, seconds)
+        kept = counted(len(applied.rewrites), "rewrite")
+        seconds = report.apply_s + report.check_s
+        _log.info("%s: %s, %.1f s so far", report.name, kept, seconds)
         for rewrite in applied.rewrites:
             after = ", ".join(rewrite.after) or "nothing"
             _log.debug("%s: %s → %s", rewrite.rule, ", ".join(rewrite.before), after)

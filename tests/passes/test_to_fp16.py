@@ -74,7 +74,7 @@ def test_whole_networks_are_near(name: str) -> None:
     [
         ("a = Exp(x) y = Relu(a)", {}, "Exp of 'a' stays in float32: Exp loses too much in"),
         (
-            "a = Add(x, c) y = Relu(a)",
+            "a = Add(x, c) p = Softmax(a) y = Relu(p)",
             {"c": np.float32(-3.4e38)},
             "Add of 'a' stays in float32: 'c' holds -3.4e+38, beyond 65504",
         ),
@@ -98,6 +98,30 @@ def test_operators_that_onnx_does_not_know_stay() -> None:
     after, notes = converted(before)
     assert ops(after) == "Cast Relu Cast Gelu Cast Neg Cast"
     assert "Gelu of 'b' stays in float32: Gelu is no operator of ONNX" in notes
+
+
+def test_masks_stay_in_float32_until_a_softmax_has_taken_them_in() -> None:
+    before = graph(
+        """(float[2,3] x, bool[2,3] b) => (float[2,3] y) {
+            m = Where(b, z, c) s = Mul(x, z) a = Add(s, m) p = Softmax(a) y = Mul(p, x) }""",
+        z=np.float32(1),
+        c=np.float32(-3.4e38),
+    )
+    after, notes = converted(before)
+    assert ops(after) == "Where Cast Mul Cast Add Softmax Cast Mul Cast"
+    assert "Add of 'a' stays in float32: a mask of numbers beyond 65504 goes into it" in notes
+    hidden = np.array([[True, False, True], [False, False, False]])
+    assert far_off(before, after, drawn(2, 3), b=hidden) < 2e-3
+    with Validator(before) as validator:
+        verdict = validator.check(after, interface_may_change=Interface.PRECISION)
+    assert verdict.ok
+
+
+def test_bounds_are_no_masks() -> None:
+    before = graph(
+        "(float[2,3] x) => (float[2,3] y) { a = Max(x, c) y = Neg(a) }", c=np.float32(-3.4e38)
+    )
+    assert ops(converted(before)[0]) == "Max Cast Neg Cast"
 
 
 def test_65519_still_has_a_place() -> None:
@@ -203,6 +227,10 @@ def test_nothing_to_do_and_nothing_that_can_be_done() -> None:
     before = graph("(int64[3] x) => (int64[3] y) { y = Neg(x) }")
     result, applied = apply_to(make("to-fp16"), before)
     assert result == before and not applied.changed
+    kept = graph("(float[3] x) => (float[3] y) { y = Exp(x) }")
+    told = "no node can compute in float16: Exp of 'y' stays in float32: Exp loses too much"
+    with pytest.raises(UsageError, match=told):
+        graphpass.optimize(kept, "to-fp16")
     old = graph("(float[3] x) => (float[3] y) { y = Neg(x) }")
     old.opset_import[0].version = 6
     with pytest.raises(UsageError, match="to-fp16: opset 6 is older than 7"):
