@@ -11,6 +11,7 @@ What a pass author needs is here as well: `Rule`, `Pass`, `Op`, `any_`, `const`,
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,12 @@ if TYPE_CHECKING:
     from graphpass.run.comparison import compare as compare
     from graphpass.run.optimization import optimize as optimize
     from graphpass.run.result import Result as Result
+
+if os.name != "posix":
+    raise ImportError(
+        "graphpass needs Linux: it locks files, forks and sends signals as POSIX systems do. "
+        "On Windows it runs in WSL or a container."
+    )
 
 __version__ = "0.1.0"
 

@@ -79,7 +79,7 @@ class Sources:
     def __init__(self, stamps: dict[str, str]) -> None:
         self._stamps = stamps
         self._descriptors: dict[str, int] = {}
-        self._spliceable = True
+        self._spliceable = hasattr(os, "copy_file_range")  # Linux has it
 
     def __enter__(self) -> Sources:
         return self
