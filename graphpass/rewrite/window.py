@@ -251,7 +251,7 @@ def _fixed_nodes(graph: Graph, root: Node) -> dict[int, Node] | None:
     A CastLike looks at no element of its second input: that may be anything.
     """
     found: dict[int, Node] = {}
-    waiting = list(root.inputs[:1] if operator(root) == "CastLike" else root.inputs)
+    waiting = _looked_at(root)
     while waiting:
         tensor = waiting.pop()
         if tensor.name == "" or constant(tensor) is not None:
@@ -261,11 +261,14 @@ def _fixed_nodes(graph: Graph, root: Node) -> dict[int, Node] | None:
             return None
         if id(source) not in found:
             found[id(source)] = source
-            if operator(source) == "CastLike":
-                waiting.append(source.inputs[0])
-            elif operator(source) not in ("Shape", "Size"):  # which look at no element
-                waiting.extend(source.inputs)
+            waiting.extend(_looked_at(source))
     return found
+
+
+def _looked_at(node: Node) -> list[Tensor]:
+    """Return the inputs of which a node looks at the elements."""
+    count = {"Shape": 0, "Size": 0, "CastLike": 1}.get(operator(node), len(node.inputs))
+    return list(node.inputs[:count])
 
 
 def _is_shape(tensor: Tensor) -> bool:

@@ -303,9 +303,13 @@ class Pipeline:
         if not self.judge.validates:
             return []
         start = time.perf_counter()
-        windows = [window for rewrite in applied.rewrites for window in rewrite.windows]
+        compared = [rewrite for rewrite in applied.rewrites if not rewrite.is_removal]
+        windows = [window for rewrite in compared for window in rewrite.windows]
         verdicts = iter(self.judge.check_windows(windows))
-        proofs = [_worst([next(verdicts) for _ in rewrite.windows]) for rewrite in applied.rewrites]
+        proofs = [
+            _REMOVED if rewrite.is_removal else _worst([next(verdicts) for _ in rewrite.windows])
+            for rewrite in applied.rewrites
+        ]
         rules = {rule.name: rule for rule in state.step.rules}
         sites = [
             Site(rules.get(rewrite.rule), rewrite.rule, rewrite.windows)
@@ -452,6 +456,9 @@ class Pipeline:
 
     def _rewrites_left(self) -> int | None:
         return None if self.max_rewrites is None else self.max_rewrites - self._rewrites_kept()
+
+
+_REMOVED = WindowVerdict("not run", reason="nothing reads it: there is nothing to compare")
 
 
 def _worst(verdicts: Sequence[WindowVerdict]) -> WindowVerdict:

@@ -477,6 +477,43 @@ def test_a_window_that_counts_with_sizes_has_those_of_the_network(runtime: Runti
     assert asked == ["x"]
 
 
+def test_a_shape_of_what_is_computed_is_folded_and_looked_at(runtime: Runtime) -> None:
+    found = windows(
+        graph(
+            "(float[1,3,8,8] x) => (float[192] y) {"
+            "a = Relu(x) b = Sigmoid(a) s = Shape(b) n = ReduceProd<keepdims=1>(s)"
+            " y = Reshape(b, n) }"
+        ),
+        (make("clean-up"),),
+    )
+    assert "FoldConstants" in [rewrite.rule for rewrite in found]
+    assert all(rewrite.window is not None for rewrite in found)
+    told = check_windows([rewrite.window for rewrite in found], runtime)
+    assert {verdict.status for verdict in told} == {"ok"}
+
+
+def test_what_no_made_up_size_fits_is_run_as_in_the_network(runtime: Runtime) -> None:
+    """W has a size that follows from that of the steps; here nothing says so."""
+    model = parse(
+        "g (float[T,N,8] x, float[2,g,f] W, float[2,g,h] R) => (float[T,2,N,h] y) {"
+        'y = GRU<hidden_size = 16, direction = "bidirectional">(x, W, R) }'
+    )
+    window = Window(model, model, ("R", "W", "x"), "y")
+    real = {"x": [5, 2, 8], "W": [2, 48, 8], "R": [2, 48, 16]}
+    (alone,) = check_windows([window], runtime)
+    assert alone.status == "not run" and "GRU" in alone.reason
+    told = check_windows([window], runtime, shapes=partial(_the_same, real))
+    assert told[0].status == "ok"
+
+
+def test_what_is_removed_says_why_nothing_was_compared() -> None:
+    model = graph("(float[3] x) => (float[3] y) {y = Relu(x)}", left=(3,))
+    report = graphpass.optimize(model, "clean-up").report
+    (rewrite,) = report.passes[0].rewrites
+    assert rewrite.proof is not None and not rewrite.proof.was_run
+    assert rewrite.proof.reason == "nothing reads it: there is nothing to compare"
+
+
 def _the_same(known: dict[str, list[int]], names: Collection[str]) -> dict[str, list[int]]:
     return known
 

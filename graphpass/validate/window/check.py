@@ -71,11 +71,37 @@ def check_windows(
     told = {index: item for index, item in prepared.items() if item.verdict.was_run}
     for group in _groups(told):
         _check_group([prepared[index] for index in group], runtime, seed)
+    if shapes is not None:
+        prepared |= _at_real_shapes(prepared, runtime, seed, shapes)
     for index, item in prepared.items():
         verdicts[index] = item.verdict
         if not item.verdict.ok:
             verdicts[index] = replace(item.verdict, shapes=item.shapes)
     return verdicts
+
+
+def _at_real_shapes(
+    prepared: Mapping[int, Prepared],
+    runtime: Runtime,
+    seed: int,
+    shapes: Callable[[Collection[str]], Mapping[str, Sequence[int]]],
+) -> dict[int, Prepared]:
+    """Run what no sizes made up fit at those of a run of the network; return what was run so."""
+    late = {
+        index: item
+        for index, item in prepared.items()
+        if not item.verdict.was_run and not needs_real_shapes(item.window)
+    }
+    names = {name for item in late.values() for name in inputs_of(item.window)}
+    known = shapes(names) if names else {}
+    done = {}
+    for index, item in late.items():
+        other = prepare(item.window, index, replace(item.terms, shapes=known), real=True)
+        if other.verdict.was_run and other.shapes != item.shapes:
+            _check_group([other], runtime, seed)
+            if other.verdict.was_run:
+                done[index] = other
+    return done
 
 
 def _groups(prepared: Mapping[int, Prepared]) -> Iterator[list[int]]:

@@ -104,9 +104,17 @@ class Prepared:
 
 
 def prepare(
-    window: Window, index: int, terms: Terms, sizes: Sequence[tuple[int, int]] | None = None
+    window: Window,
+    index: int,
+    terms: Terms,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    *,
+    real: bool = False,
 ) -> Prepared:
-    """Choose what a window is run with; `sizes`: those that are left to try."""
+    """Choose what a window is run with; `sizes`: those that are left to try.
+
+    `real`: take the shapes of the run of the network, though others could be made up.
+    """
     before, after = window.before.graph, window.after.graph
     operators = [node.op_type for node in (*before.node, *after.node)]
     # a constant along the pixels does not fit a smaller map: then the next attempt is as it is
@@ -117,9 +125,9 @@ def prepare(
     shapes, partition = _shapes(window, spatial, *sizes[0])
     unknown = ""
     is_met = any(name in (terms.shapes or {}) for name in shapes)  # not inside of a body
-    if is_met and needs_real_shapes(window):
-        real, unknown = real_shapes(window, terms)
-        shapes, partition = real or shapes, False
+    if is_met and (real or needs_real_shapes(window)):
+        of_run, unknown = real_shapes(window, terms)
+        shapes, partition = of_run or shapes, False
     elif ranks_unknown := [name for name in shapes if _dims(window, name) is None]:
         unknown = f"the rank of '{ranks_unknown[0]}' is unknown"
     elif first and set(operators) <= _SIZE_BLIND:
