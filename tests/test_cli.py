@@ -333,10 +333,10 @@ def test_4_a_process_that_dies_twice_while_the_result_is_checked(
             os.kill(found.pid, signal.SIGKILL)
         return found
 
-    def loading(runtime: Runtime, source: Any, *arguments: Any) -> Any:
+    def loading(runtime: Runtime, source: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(source, Path):  # the written file
             monkeypatch.setattr(Runtime, "worker", deadly)
-        return load(runtime, source, *arguments)
+        return load(runtime, source, *arguments, **options)
 
     monkeypatch.setattr(Runtime, "load", loading)
     done = graphpass("optimize", model, "--passes", "tidy")
