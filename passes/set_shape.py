@@ -58,7 +58,7 @@ class SetShape(Pass):
             if isinstance(old, int) and old != new
         ]
         if tied:
-            return _freed(graph, tied)
+            return _freed(graph, tied, {id(t): shape for t, shape in wanted})
         settled = _settled(wanted)
         inputs = {id(tensor): _with(tensor.shape, settled) for tensor in _shaped(graph)}
         inputs |= {
@@ -129,7 +129,9 @@ def _with(shape: Sequence[int | str | None], settled: Mapping[str, int | str]) -
     return [settled.get(size, size) if isinstance(size, str) else size for size in shape]
 
 
-def _freed(graph: Graph, tied: Sequence[tuple[Tensor, int]]) -> list[str]:
+def _freed(
+    graph: Graph, tied: Sequence[tuple[Tensor, int]], wanted: Mapping[int, Shape]
+) -> list[str]:
     """Let the batch, or height and width, vary; refuse where it is another size that is tied."""
     for tensor, axis in tied:
         require(
@@ -137,9 +139,11 @@ def _freed(graph: Graph, tied: Sequence[tuple[Tensor, int]]) -> list[str]:
             f"'{tensor.name}' has {tensor.shape[axis]} along axis {axis}, which is neither its"
             " batch nor height or width: it stays",
         )
-    step = FreeBatch() if any(axis == 0 for _, axis in tied) else FreeResolution()
-    notes = step.run(graph)
     tensor, axis = tied[0]
+    sizes = [size if isinstance(size, int) else 0 for size in wanted[id(tensor)]]
+    places = FreeResolution(to=",".join(map(str, sizes)))
+    step = FreeBatch() if any(axis == 0 for _, axis in tied) else places
+    notes = step.run(graph)
     require(bool(notes), f"nothing lets axis {axis} of '{tensor.name}' vary")
     return notes
 

@@ -91,6 +91,8 @@ class Validator(Closing):
         self._logits: dict[tuple[str, ...], Validator] = {}
         self._at_shapes: dict[str, Validator] = {}
         self._in_half: Validator | None = None
+        self._freed: onnx.ModelProto | None = None  # the last that was right at sizes that vary
+        self._freed_count = 0
         self._latest = self  # who was asked last: at the sizes that the model has now
         self._first_shapes: Mapping[str, Sequence[int]] | None = None
         self._policy = Policy(
@@ -172,7 +174,11 @@ class Validator(Closing):
                 return self._verdict("cannot run", reason, comparisons)
             if _has_failed(comparisons):
                 break
-        return self._judge(comparisons)
+        verdict = self._judge(comparisons)
+        if verdict.ok and Interface.SIZES in allowed:
+            self._freed, self._freed_count = onnx.ModelProto(), self._freed_count + 1
+            self._freed.CopyFrom(candidate)
+        return verdict
 
     def _elsewhere(
         self, candidate: onnx.ModelProto, point: Point
@@ -227,6 +233,21 @@ class Validator(Closing):
             alone = {name: ("", *sizes[1:]) for name, sizes in shapes.items()}
             return self._beside(alone).check_rows(candidate, *batch)
         except ReferenceCannotRunError as error:
+            if self._freed is None:
+                return self._verdict("cannot run", f"at the sizes that are set, {error}", [])
+        return self._check_freed(candidate, shapes, allowed)
+
+    def _check_freed(
+        self, candidate: onnx.ModelProto, shapes: Shapes, allowed: Interface
+    ) -> Verdict:
+        """Compare at sizes that the original does not run at, with what was found to be its like.
+
+        That was held against the original where it runs, and against parts of images elsewhere.
+        """
+        self._latest = self._beside(shapes, self._freed)
+        try:
+            return self._latest.check(candidate, interface_may_change=allowed)
+        except ReferenceCannotRunError as error:
             return self._verdict("cannot run", f"at the sizes that are set, {error}", [])
 
     def check_rows(self, candidate: onnx.ModelProto, names: Sequence[str], count: int) -> Verdict:
@@ -247,11 +268,14 @@ class Validator(Closing):
         cheap, seed = original.is_cheap(point), self.options.seed
         return Rows(*about, self._policy, original.epsilon, cheap, seed)
 
-    def _beside(self, shapes: Shapes) -> Validator:
-        """Return a validator whose original is declared for the sizes that a candidate fixes."""
-        key = repr(shapes)
+    def _beside(self, shapes: Shapes, model: onnx.ModelProto | None = None) -> Validator:
+        """Return a validator whose original is declared for the sizes that a candidate fixes.
+
+        `model`: in place of the original.
+        """
+        key = f"{0 if model is None else self._freed_count} {shapes}"
         if key not in self._at_shapes:
-            model = at_shapes(self._original.model, shapes)
+            model = at_shapes(model or self._original.model, shapes)
             self._at_shapes[key] = Validator(model, options_for(model, self.options))
         return self._at_shapes[key]
 
@@ -320,7 +344,8 @@ class Validator(Closing):
             from graphpass.validate.exact.check import Prover, work_for
 
             self._prover = Prover(self.options.seed, work_for(self._original.model))
-        return self._prover.check(sites, self._original.shapes, self._original.bindings)
+        there = self._latest._original
+        return self._prover.check(sites, there.shapes, there.bindings)
 
     def latency(
         self,

@@ -47,11 +47,12 @@ _OTHERS = ((1, 2, 3), (3, 1, 2), (4, 5, 7))  # how many steps larger each dimens
 _LIKELY = (32, 64, 96, 224, 256, 16, 8, 12, 24, 28, 48, 112, 128, 160, 192, 299, 320, 384, 448, 512)
 
 
-def free_places(graph: Graph, axes: str = ANY) -> list[str]:
+def free_places(graph: Graph, axes: str = ANY, wanted: Sequence[int] = ()) -> list[str]:
     """Prove that nothing fixes the size of the one image, change what names it, declare it free.
 
     `axes`: "any", "all", or names of dimensions joined by "+". Returns one line for each change;
-    none where all vary already. Refuses where there is no image. Raises FixedSizeError with the
+    none where all vary already. `wanted`: the sizes that the image is to have, axis by axis, 0 for
+    any. Refuses where there is no image, or it cannot grow to them. Raises FixedSizeError with the
     node that ties the network to its size: with "any", where no dimension can vary at all.
     """
     image = _image(graph)
@@ -64,7 +65,7 @@ def free_places(graph: Graph, axes: str = ANY) -> list[str]:
         layouts = [_layout(graph, image, layouts)]
     for dims in _choices(names, axes):
         try:
-            done = _free(graph, image, layouts, dims)
+            done = _free(graph, image, layouts, dims, wanted)
         except FixedSizeError as error:
             failures.append(error)
             layouts = [_layout(graph, image, layouts)]
@@ -108,12 +109,23 @@ def _choices(names: Sequence[str], axes: str) -> Iterator[tuple[int, ...]]:
 
 
 def _free(
-    graph: Graph, image: Tensor, layouts: Sequence[list[int]], dims: Sequence[int]
+    graph: Graph,
+    image: Tensor,
+    layouts: Sequence[list[int]],
+    dims: Sequence[int],
+    wanted: Sequence[int],
 ) -> list[str]:
     native, spatial, names = _native(graph, image, layouts, dims)
     if native is None:
         return []
     step, others = _others(graph, image, native, spatial)
+    for axis in spatial:
+        old, new = count_of(native.axes[id(image)][axis]), wanted[axis] if wanted else 0
+        require(
+            not new or (new - old) % step == 0,
+            f"'{image.name}' grows from {old} along axis {axis} in steps of {step}: {new} is no"
+            " step",
+        )
     done = _carry_out(graph, native, others)
     fixed = any(isinstance((image.shape or ())[axis], int) for axis in spatial)
     if not fixed and not done:

@@ -46,12 +46,14 @@ class FreeResolution(Pass):
     network to its resolution.
 
     `axes`: "any": as many dimensions as can vary, and those that cannot are told; "all": all or
-    none; or those named, such as "width" or "depth+height".
+    none; or those named, such as "width" or "depth+height". `to`: the shape that the input is to
+    have, as in 1,3,96,160: refused where it grows in steps that do not lead there; 0 is any size.
     """
 
     name: ClassVar[str] = "free-resolution"
     changes_interface: ClassVar[Interface] = Interface.SIZES
     axes: str = ANY
+    to: str = ""
 
     def __post_init__(self) -> None:
         known = list(dict.fromkeys(name for names in DIMENSIONS.values() for name in names))
@@ -61,36 +63,42 @@ class FreeResolution(Pass):
                 f"not {self.axes!r}"
             )
 
+        if not all(size.strip().isdecimal() for size in self.to.split(",") if self.to):
+            raise UsageError(
+                f"to of free-resolution is a shape such as 1,3,96,160: not {self.to!r}"
+            )
+
     def run(self, graph: Graph) -> list[str]:
         """Free the trunk and declare height and width symbolic."""
+        wanted = [int(size) for size in self.to.split(",") if size]
         if graph.parent is not None or graph.is_function:
             return []
         if self.axes not in (ANY, ALL):
-            return free_places(graph, self.axes)
+            return free_places(graph, self.axes, wanted)
         try:
             native = traced(graph)
         except FixedResolutionError as error:
             try:
-                return free_places(graph, self.axes)
+                return free_places(graph, self.axes, wanted)
             except FixedSizeError as other:
                 # whichever came farther knows more
                 raise (error if error.progress >= other.progress else other) from None
         if native is None:
-            return free_places(graph, self.axes)
+            return free_places(graph, self.axes, wanted)
         if not native.heads:
             try:
-                return free_places(graph, ALL)
+                return free_places(graph, ALL, wanted)
             except FixedSizeError:
                 slides = any(has(node, Trait.SLIDING) for node in native.windows)
                 if native.reshapes or not slides or _merges(native):
-                    return free_places(graph, self.axes)
+                    return free_places(graph, self.axes, wanted)
         try:
             return self._free_head(graph, native)
         except RefusedError:
             if self.axes == ALL:
                 raise
             try:
-                return free_places(graph, self.axes)
+                return free_places(graph, self.axes, wanted)
             except FixedSizeError:
                 pass
             raise
