@@ -26,6 +26,7 @@ from graphpass.errors import UsageError
 from graphpass.ir.refusal import POSITIONS
 
 from .clean_up.layouts import DropTranspose, MergeTransposes
+from .shared.attention_by_head import AttentionByHead
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
 from .shared.fewer_axes import FEWER_AXES
 from .shared.flatten import FLATTEN_RULES
@@ -133,11 +134,13 @@ class GemmToConv(Pass):
     "dense": also layers on plain rows (a network without any convolution gets slower by it);
     "all": also layers whose rows are the positions of a sequence or image, which become pixels;
     the Transposes that this takes move down until they meet their inverse, and what attention
-    views in five axes is viewed in four.
+    views in five axes is viewed in four. With `by_head`, attention is computed head by head, each
+    with matrix products of its own.
     """
 
     name: ClassVar[str] = "gemm-to-conv"
     target: str = "dense"
+    by_head: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in _TARGETS:
@@ -159,4 +162,6 @@ class GemmToConv(Pass):
             )
         if everything:
             plain = (DenseOnMergedPositions(), *plain, *FEWER_AXES, *VIEWS_BETWEEN, *_LAYOUT)
+        if self.by_head:
+            plain = (*plain, AttentionByHead())
         return (DenseOnFeatureMap(everything), *plain, *FLATTEN_RULES)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import onnx
 import pytest
 
 from graphpass.cli import run
 from graphpass.errors import UsageError
 from graphpass.ir.model import Model
+from graphpass.storage.toml import parse
 from graphpass.targets.expression import Expression, UnknownValueError
 from graphpass.targets.facts import NAMES, facts_of
 from graphpass.targets.fit import Fit, fit
-from graphpass.targets.profile import load, names, read
+from graphpass.targets.profile import SCHEMA_PATH, load, names, read
 from graphpass.testing import graph
 
 MINE = """
@@ -329,6 +332,37 @@ def test_a_target_of_ones_own(tmp_path: Path) -> None:
         mine.write_text(MINE.replace("{limit}", str(limit)))
         assert run(["check", str(model), "--target", str(mine)]) == code
     assert run(["check", str(model), "--target", "nobody"]) == 2
+
+
+# --------------------------------------------------------------------------------------- schema
+
+
+@pytest.mark.parametrize("name", names())
+def test_built_in_profiles_are_as_the_schema_has_them(name: str) -> None:
+    text = files("graphpass.targets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    jsonschema.validate(parse(text, name), json.loads(SCHEMA_PATH.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('date = "2026"', ""),
+        ("https://example.org", "file:///etc"),
+        ('names = ["Conv"]', 'names = "Conv"'),
+        ('title = "mine"', ""),
+        ('about = "a test"', 'about = "a test"\nlimit = 3'),
+        ('passes = "clean-up"', 'passes = "clean-up"\ndense = "maybe"'),
+        ('source = "manual"', ""),
+    ],
+)
+def test_what_is_no_profile_is_none_by_the_schema(old: str, new: str) -> None:
+    schema = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    whole = MINE.replace("{limit}", "9")
+    jsonschema.validate(parse(whole, "mine"), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(parse(whole.replace(old, new, 1), "mine"), schema)
+    with pytest.raises(UsageError):
+        read(whole.replace(old, new, 1), "mine")
 
 
 # ---------------------------------------------------------------------------------------- docs

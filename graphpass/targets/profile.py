@@ -15,6 +15,7 @@ from graphpass.targets.facts import NAMES
 from graphpass.wording import nearest
 
 Dense = Literal["conv", "gemm", "keep"]
+SCHEMA_PATH = Path(__file__).parents[1] / "target.schema.json"
 _ANY = "*"
 _KNOWN = frozenset(NAMES)
 _TOP = {"title", "about", "dense", "passes", "sources", "operators", "limits"}

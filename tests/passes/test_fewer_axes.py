@@ -257,3 +257,47 @@ def test_a_block_of_attention_has_four_axes_and_convolutions() -> None:
     x = np.random.default_rng(0).normal(size=(1, 5, 12)).astype(np.float32)
     (before,), (found,) = (session(m).run(None, {"x": x}) for m in (model, after))
     np.testing.assert_allclose(found, before, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------- head by head
+
+HEADS = """(float[B,3,5,4] q, float[B,3,4,6] k, float[B,3,6,2] v, float[B,1,5,6] m)
+    => (float[B,3,5,2] y) {
+        s = MatMul(q, k)  d = Div(s, root)  a = Add(m, d)  p = Softmax<axis=-1>(a)
+        y = MatMul(p, v)
+}"""
+BY_HEAD = make("gemm-to-conv", {"target": "all", "by_head": "true"})
+
+
+def test_attention_head_by_head() -> None:
+    model = graph(HEADS, root=np.float32(2))
+    each = "MatMul Div Add Softmax MatMul"
+    after = check(BY_HEAD, model)
+    kinds = [node.op_type for node in after.graph.node]
+    assert sorted(kinds) == sorted(["Split"] * 3 + each.split() * 3 + ["Concat"])
+    check_untouched(ALL, model)
+    check_untouched(BY_HEAD, after)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("float[B,1,5,6] m", "float[B,3,5,6] m", "each head has a mask of its own"),
+        ("float[B,1,5,6] m", "float[B,h,5,6] m", "nobody knows whether it has"),
+        ("axis=-1", "axis=1", "heads meet in the Softmax"),
+        ("Div(s, root)", "Div(root, s)", "the scores divide"),
+        ("d = Div(s, root)", "d = Exp(s)", "something else is between"),
+    ],
+)
+def test_heads_that_are_not_alike_stay_together(old: str, new: str, why: str) -> None:
+    assert old in HEADS
+    check_untouched(BY_HEAD, graph(HEADS.replace(old, new), root=np.float32(2)))
+
+
+def test_scores_that_others_read_stay_whole() -> None:
+    text = HEADS.replace("(float[B,3,5,2] y)", "(float[B,3,5,2] y, float[B,3,5,6] d)")
+    check_untouched(BY_HEAD, graph(text, root=np.float32(2)))
+
+
+def test_before_opset_13_a_softmax_is_over_all_further_axes() -> None:
+    check_untouched(BY_HEAD, graph(HEADS, opset=12, root=np.float32(2)))
