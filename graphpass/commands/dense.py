@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphpass.commands.options import CUSTOM_OPS, MEMORY_LIMIT, TIMEOUT, Finite, beside
+from graphpass.commands.options import (
+    CUSTOM_OPS,
+    MEMORY_LIMIT,
+    TIMEOUT,
+    Finite,
+    FiniteRange,
+    beside,
+)
 from graphpass.errors import OutputError, UsageError
 from graphpass.wording import visible
 
@@ -276,7 +283,7 @@ def _at(offset: tuple[int, int]) -> str:
 )
 @click.option(
     "--overlap",
-    type=Finite(min=0, max=1),
+    type=FiniteRange(min=0, max=1),
     default=0.1,
     help="Of boxes that share more (intersection over union), the strongest.  [default: 0.1]",
 )

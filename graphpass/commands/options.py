@@ -54,8 +54,8 @@ def bindings(
     return bound
 
 
-class Finite(click.FloatRange):
-    """A number within bounds, and neither NaN nor infinite."""
+class Finite(click.types.FloatParamType):
+    """A number that is neither NaN nor infinite."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """See click."""
@@ -63,6 +63,10 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
+
+
+class FiniteRange(Finite, click.FloatRange):
+    """Such a number within bounds."""
 
 
 PASSES = options(
@@ -151,7 +155,7 @@ FREEZE = flag(
 TIMEOUT = click.option(
     "--timeout",
     "time_limit_s",
-    type=Finite(min=0, min_open=True, max=_LONGEST_S),
+    type=FiniteRange(min=0, min_open=True, max=_LONGEST_S),
     default=300.0,
     metavar="SECONDS",
     help="For one run of a model, one pass, or reading it.  [default: 300]",
@@ -192,10 +196,10 @@ VALIDATION = options(
     ),
     click.option(
         "--rtol",
-        type=Finite(min=0),
+        type=FiniteRange(min=0),
         help="Tolerance relative to an output's largest magnitude.",
     ),
-    click.option("--atol", type=Finite(min=0), help="Absolute tolerance."),
+    click.option("--atol", type=FiniteRange(min=0), help="Absolute tolerance."),
     click.option(
         "--seed",
         type=click.IntRange(min=0),

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from graphpass.commands.options import PASSES, VALIDATION, Finite, beside, which
+from graphpass.commands.options import PASSES, VALIDATION, FiniteRange, beside, which
 from graphpass.wording import visible
 
 
@@ -21,7 +21,7 @@ from graphpass.wording import visible
 )
 @click.option(
     "--tolerance",
-    type=Finite(min=0),
+    type=FiniteRange(min=0),
     help="Without --check: how far an output may be off, of its largest magnitude (as --rtol).",
 )
 @click.option(
