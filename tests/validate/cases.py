@@ -841,7 +841,7 @@ _FAMILIES: tuple[Case, ...] = (
         "Transposes into a Gemm",
         "(float[4,N] x, float[3,4] w) => (float[N,3] y) {"
         "s = Transpose(x) t = Transpose(w) y = Gemm(s, t, b)}",
-        b=np.array([1.5, 2, 2.5], np.float32),
+        b=np.array([-1.5, -2, -2.5], np.float32),
     ),
     _clean(
         "a scatter of all rows",
