@@ -100,7 +100,8 @@ def _gather(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
     def change(changes: Changes) -> None:
         target = np.array(shape, np.int64)
         apart = changes.edit.one("Reshape", [changes.edit.current(node.inputs[0]), target])
-        taken = changes.edit.one("Gather", [apart, places[0]], like=node, axis=rows.axis + 1)
+        within = np.asarray(places[0])  # without the axis that the rows have
+        taken = changes.edit.one("Gather", [apart, within], like=node, axis=rows.axis + 1)
         changes.replace(node, taken)
 
     batch.change(change, f"{label(node)} picks within each row")
@@ -170,7 +171,7 @@ def _gather_nd(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | Non
 
     def change(changes: Changes) -> None:
         source = changes.edit.current(node.inputs[0])
-        taken = changes.edit.one("Gather", [source, places[0, ..., 1]], axis=1)
+        taken = changes.edit.one("Gather", [source, np.asarray(places[0, ..., 1])], axis=1)
         changes.replace(node, taken)
 
     batch.change(change, f"{label(node)} picks within each row")

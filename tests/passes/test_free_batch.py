@@ -178,6 +178,12 @@ FREED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {"t": np.array([-1]), "places": np.array([[[0, 143, 7], [-1, 35, 36]]])},
         "Gather of 'y' picks within each row",
     ),
+    "one part of a row": (
+        "v = Reshape(r, t) y = Gather(v, third)",
+        "float[1,36] y",
+        {"t": np.array([4, 36]), "third": np.array([2])},
+        "Gather of 'y' picks within each row",
+    ),
     "elements of the one row": (
         "y = GatherND(r, places)",
         "float[1,2,6,6] y",
