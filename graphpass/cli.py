@@ -90,6 +90,9 @@ def _unforeseen(error: Exception) -> tuple[str, int]:
         return "there is not enough memory for this model", ModelError.exit_code
     if isinstance(error, RecursionError):
         return "the model is nested too deeply", ModelError.exit_code
+    if type(error).__name__ == "EncodeError":  # of protobuf, which need not be imported for it
+        reason = "over 2 GiB without its weights, or there is not enough memory"
+        return f"the model cannot be put into a file: it is {reason}", ModelError.exit_code
     return bug(error), BUG_EXIT_CODE
 
 

@@ -66,6 +66,10 @@ class Worker:
             for problem in (*answer["problems"], *_bad_code(answer))
         ]
 
+    def restart(self) -> None:
+        self.close()
+        self._start()
+
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
@@ -108,6 +112,8 @@ def test_many_mutants_end_as_they_should(worker: Worker) -> None:
     count = int(os.environ.get("GRAPHPASS_MUTANTS", "20000"))
     found = []
     for seed in range(first, first + count):
+        if seed % 250 == 0:
+            worker.restart()  # what ONNX Runtime was given it keeps, and the limit is for one model
         found += worker.run(seed, QUICK, LIMIT_S, compare=True)
         if seed % 20 == 0:
             found += worker.run(seed, FULL, LIMIT_S, compare=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from graphpass import interrupt
 from graphpass.cli import run
@@ -458,6 +459,19 @@ def test_a_call_that_holds_the_interpreter_ends_by_the_clock(model: Path) -> Non
     done = run_for(1.5)  # a little late is no reason to end like that
     assert done.returncode == 3 and b"cannot be read within 1 s" in done.stderr
     assert run_for(0).returncode == 0
+
+
+def test_what_protobuf_cannot_hold_is_one_sentence(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(path: Path) -> None:
+        raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr("graphpass.storage.wire.read_skeleton", too_large)
+    assert run(["diff", str(model), str(model), "-o", str(model.with_name("d.html"))]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("graphpass: the model cannot be put into a file: it is over 2 GiB")
+    assert said.count("\n") == 1
 
 
 def test_a_watchdog_is_none_to_a_process_that_was_forked() -> None:
