@@ -55,6 +55,8 @@ _MOST_DRAWN = 1 << 24  # elements, for one site
 _FACTORS, _FACTORS_OF_FRACTIONS = 2, 12
 _CLEARLY = 2.0**-20  # relative; rounding in float64 makes less of small integers
 _NO_DOUBLE = frozenset("Conv ConvTranspose AveragePool GlobalAveragePool".split())
+# what does not see how large a number beyond its bounds is
+_BOUNDED = frozenset("Clip HardSigmoid HardSwish Max Min".split())
 # a difference that dividing by such counts, which no float holds exactly, may have made
 _DIVIDING = frozenset(
     "AveragePool GlobalAveragePool ReduceMean Mean LayerNormalization InstanceNormalization".split()
@@ -103,6 +105,7 @@ class _Attempt:
         operators = {n.op_type for pair in self.sides for s in pair for n in s.graph.node}
         self.sizes = bool(operators & (PIECES.keys() | {"Sqrt", "Pow", "ReduceL2"}))
         self.divides = bool(operators & _DIVIDING)
+        self.bounded = bool(operators & _BOUNDED)
 
     def verdict(self, first_level: int) -> ExactVerdict:
         elements = sum(before.elements for before, _ in self.sides)
@@ -126,6 +129,10 @@ class _Attempt:
             return self._with_its_constants(f"with other constants the rule refuses: {refusal}")
         except _OtherwiseError as other:
             return self._with_its_constants(str(other))
+
+    def _kind_of(self, draw: int) -> dict[str, bool]:
+        """Return what inputs are fed in a draw, so that elements come onto every piece."""
+        return {"below": self.sizes and draw % 2 == 1, "near_bounds": self.bounded}
 
     def _has_new_floats(self) -> bool:
         """Whether there are floats that are not there before: a rule computed them."""
@@ -162,6 +169,7 @@ class _Attempt:
             return self._all(real=False)
         except DiffersError:
             pass  # on their values it may rest that they are 1, or larger than others
+        self.sizes = True  # they tell a mistake from what is rounded
         try:
             return self._all(real=True)
         except DiffersError as error:
@@ -169,6 +177,9 @@ class _Attempt:
                 return rests_on(error.arbitrary)
             if not all(side.is_finite for pair in self.sides for side in pair):
                 return ExactVerdict("not replayed", reason="its constants are not finite")
+            if self._has_rounded_attributes() and not error.relative > _CLEARLY:
+                reason = "a number among its attributes is rounded, such as 1/6"
+                return ExactVerdict("not replayed", reason=reason)
             return ExactVerdict("differs", reason="in exact arithmetic both sides are not equal")
 
     def _with_its_constants(self, otherwise: str) -> ExactVerdict:
@@ -202,8 +213,8 @@ class _Attempt:
         held = before.contents | after.contents
 
         def draw(number: int, rng: np.random.Generator, numbers: Numbers) -> Point:
-            drawn = Drawn() if real else _drawn_alike(pair, rng)
-            fed, free = inputs.drawn(rng, numbers, below=self.sizes and bool(number % 2))
+            drawn = Drawn() if real else _drawn_alike(pair, rng, near_bounds=self.bounded)
+            fed, free = inputs.drawn(rng, numbers, **self._kind_of(number))
             values = [
                 evaluate(
                     side.graph, given_to(side, fed, drawn.arrays, numbers), numbers, side.opset
@@ -279,7 +290,16 @@ class _Attempt:
         side = Side(model)
         kept = Roles.of(model.graph.node, side.opset).kept & side.contents.keys()
         plain = all(_is_plain(side.arrays[name]) for name in kept)
-        return self.divides or not plain or not can_be_double(model)
+        rounded = self._has_rounded_attributes() or not can_be_double(model)
+        return self.divides or not plain or rounded
+
+    def _has_rounded_attributes(self) -> bool:
+        """Whether an operator has a number of its own that no short float holds."""
+        nodes = [node for pair in self.sides for side in pair for node in side.graph.node]
+        floats = [a for n in nodes for a in n.attribute if a.type == onnx.AttributeProto.FLOAT]
+        # an epsilon is drawn with its variance
+        held = [a.f for a in floats if a.name not in ("epsilon", "momentum")]
+        return any(n.op_type == "HardSwish" for n in nodes) or not _is_plain(np.array(held))
 
     def _at(self, model: onnx.ModelProto, level: Level, widen: bool) -> ExactVerdict:
         source = Side(model)
@@ -315,7 +335,7 @@ class _Attempt:
         opset = source.opset
 
         def draw(number: int, rng: np.random.Generator, numbers: Numbers) -> Point:
-            drawn = redrawn(originals, roles, level, rng)
+            drawn = redrawn(originals, roles, level, rng, near_bounds=self.bounded)
             arrays = {
                 name: np.asarray(drawn.arrays.get(name, held), kinds[name])
                 for name, held in originals.items()
@@ -333,7 +353,7 @@ class _Attempt:
                 raise _OtherwiseError("the rule looks at what lies around its window")
             if not self._is_alike(made.nodes):
                 raise _OtherwiseError("with other constants the rule makes other nodes")
-            fed, free = inputs.drawn(rng, numbers, below=self.sizes and bool(number % 2))
+            fed, free = inputs.drawn(rng, numbers, **self._kind_of(number))
             given = dict(fed)
             for tensor in bare.graph.initializer:
                 array = arrays.get(tensor.name)
@@ -396,7 +416,7 @@ def _signature(node: onnx.NodeProto) -> tuple[str, ...]:
 _IDENTITY = ("", "Identity")
 
 
-def _drawn_alike(pair: tuple[Side, Side], rng: np.random.Generator) -> Drawn:
+def _drawn_alike(pair: tuple[Side, Side], rng: np.random.Generator, *, near_bounds: bool) -> Drawn:
     """Draw the constants of both sides anew, those alike that hold the same."""
     first: dict[bytes, str] = {}
     originals: dict[str, Array] = {}
@@ -417,7 +437,7 @@ def _drawn_alike(pair: tuple[Side, Side], rng: np.random.Generator) -> Drawn:
             kept.kept.add(original)
         if name in kept.divisors:
             kept.divisors.add(original)
-    drawn = redrawn(originals, kept, LEVELS[53][0], rng)
+    drawn = redrawn(originals, kept, LEVELS[53][0], rng, near_bounds=near_bounds)
     for name, original in also.items():
         if original in drawn.arrays:
             drawn.arrays[name] = drawn.arrays[original]

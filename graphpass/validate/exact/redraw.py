@@ -87,9 +87,17 @@ class Roles:
 
 
 def redrawn(
-    originals: Mapping[str, Array], roles: Roles, level: Level, rng: np.random.Generator
+    originals: Mapping[str, Array],
+    roles: Roles,
+    level: Level,
+    rng: np.random.Generator,
+    *,
+    near_bounds: bool = False,
 ) -> Drawn:
-    """Return new constants, in float64, for those whose values may be others."""
+    """Return new constants, in float64, for those whose values may be others.
+
+    `near_bounds`: factors are divided by a power of two, so that they are at most 1.
+    """
     drawn = Drawn()
     scales = {scale: variance for variance, scale in roles.variances.items() if scale in originals}
     known: dict[tuple[tuple[int, ...], bytes], str] = {}
@@ -117,6 +125,10 @@ def redrawn(
             _draw_factors(name, held, level, rng, drawn)
         if content is not None and name in drawn.arrays:
             known[content] = name
+    if near_bounds:
+        for name in [*drawn.residues, *(name for name in scales if name in drawn.arrays)]:
+            drawn.arrays[name] = drawn.arrays[name] * 2.0**-level.bits
+        drawn.residues.clear()
     return drawn
 
 

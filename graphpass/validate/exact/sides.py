@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -136,11 +136,17 @@ class Inputs:
         self._nodes = [node for side in sides for node in side.graph.node]
 
     def drawn(
-        self, rng: np.random.Generator, numbers: Numbers, *, below: bool = False
+        self,
+        rng: np.random.Generator,
+        numbers: Numbers,
+        *,
+        below: bool = False,
+        near_bounds: bool = False,
     ) -> tuple[dict[str, Value], float]:
         """Return a value for each input, and how many each element could have had at least.
 
-        `below`: floats are negative, as the largest of many hardly ever is.
+        `below`: floats are negative, as the largest of many hardly ever is. `near_bounds`: most
+        are about as small as bounds are.
         """
         fed: dict[str, Value] = {}
         choices = np.inf
@@ -152,6 +158,8 @@ class Inputs:
                 whole = rng.integers(-(1 << 25), 0 if below else 1 << 25, shape)
                 whole = np.asarray(whole, np.float64)
                 fed[name] = Number(whole, whole, np.dtype(kind))
+                if near_bounds:
+                    fed[name] = _nearer(fed[name], rng, numbers)
                 count: float = 2.0 ** (25 if below else 26)
             else:
                 fed[name], count = self._integers(name, shape, elem_type, rng)
@@ -173,6 +181,14 @@ class Inputs:
         bits = min(8 * kind.itemsize - (kind.kind == "i"), 24)
         low = -(1 << bits) if kind.kind == "i" else 0
         return np.asarray(rng.integers(low, 1 << bits, shape), kind), float((1 << bits) - low)
+
+
+def _nearer(number: Number, rng: np.random.Generator, numbers: Numbers) -> Number:
+    """Divide numbers by powers of two: what is left of 2^25 is 2^25 or from 1/2 to 2^6."""
+    exponents = rng.choice([0, 19, 21, 23, 25, 26], number.shape)
+    shares = np.ldexp(1.0, -exponents)
+    residue = numbers.field.multiply(number.residue, numbers.field.residues(shares))
+    return replace(number, residue=residue, size=number.size * shares)
 
 
 def _places(nodes: Iterable[onnx.NodeProto]) -> set[str]:
