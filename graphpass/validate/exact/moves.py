@@ -231,6 +231,21 @@ def _scatter_nd(step: Step) -> Value:
     return joined(step, [step.input(0), step.input(2)], put)
 
 
+def _scatter_elements(step: Step) -> Value:
+    if step.attribute("reduction", "none") != "none":
+        raise UnknownError("a ScatterElements that adds up")
+    axis, indices = step.attribute("axis", 0), step.whole(1)
+    places: list[Array] = list(np.indices(indices.shape, sparse=True))
+    places[axis] = np.mod(indices, _shape(step.input(0))[axis])
+
+    def put(both: list[Array]) -> Array:
+        copied: Array = both[0].copy()
+        copied[tuple(places)] = both[1]
+        return copied
+
+    return joined(step, [step.input(0), step.input(2)], put)
+
+
 def _constant_of_shape(step: Step) -> Value:
     held = step.attribute("value")
     from onnx import numpy_helper
@@ -309,6 +324,7 @@ MOVES: dict[str, Callable[[Step], Any]] = {
     "Pad": _pad,
     "Where": _where,
     "ScatterND": _scatter_nd,
+    "ScatterElements": _scatter_elements,
     "ConstantOfShape": _constant_of_shape,
     "Shape": _shape_of,
     "Size": _size,
