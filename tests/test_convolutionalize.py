@@ -286,7 +286,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "constant cut": (
         f"{TRUNK} b = Slice (a, zero, six, two) {POOL}",
         {"zero": np.array([0]), "six": np.array([6]), "two": np.array([2])},
-        "Slice of 'b' cuts height 8 at constant positions",
+        "Slice of 'b' cuts height at constant positions",
     ),
     "attention": (
         f"{TRUNK} b = Softmax <axis=-1> (a) {POOL}",

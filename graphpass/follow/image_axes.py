@@ -33,8 +33,13 @@ class Spatial:
     dim: int
     line: Line
 
+    @property
+    def name(self) -> str:
+        """What people call the dimension."""
+        return ("height", "width")[self.dim]
+
     def __str__(self) -> str:
-        return f"{('height', 'width')[self.dim]} {self.line.size}"
+        return f"{self.name} {self.line.size}"
 
 
 @dataclass(frozen=True, eq=False)

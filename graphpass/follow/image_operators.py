@@ -283,7 +283,7 @@ def _sliced(axis: Any, start: int, end: int, step: int, computed: bool) -> Any:
         return len(positions)
     to_the_end = end < 0 or end >= _OPEN_END or computed
     if step < 1 or start < 0 or (not to_the_end and end < size):
-        raise AxisError(f"cuts {axis} at constant positions")
+        raise AxisError(f"cuts {axis.name} at constant positions")
     first = positions.start if len(positions) else 0
     return Spatial(axis.dim, axis.line.taken(first, step, len(positions)))
 
