@@ -31,6 +31,8 @@ _ELEMENT_TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+#: Weights of this type: an output of another type has been rounded to it on the way.
+_HALF = onnx.TensorProto.FLOAT16
 #: An output may move by this much of its scale, however calm the network: rounding alone does it.
 _BASE_TOLERANCE = {"float16": 4e-3, "float32": 1e-5, "float64": 1e-12}
 #: … and by this many times what one unit in the last place of the inputs does to it.
@@ -202,6 +204,8 @@ def compare(
     except Exception as error:
         return {"runs": False, "reason": f"does not load: {error}"[:200]}
     reordered = _session(original_path, "ORT_ENABLE_EXTENDED", options)
+    held = onnx.load(original_path, load_external_data=False).graph.initializer
+    is_half = any(tensor.data_type == _HALF for tensor in held)
     worst: dict[str, Any] = {"excess": -1.0}
     for feed in feeds:
         expected, again = _outputs(reference, feed), _outputs(reference, feed)
@@ -217,6 +221,8 @@ def compare(
             gap = _error(value, actual.get(name))
             floor = max((_error(value, other[name]) for other in noise if other), default=0.0)
             base = _BASE_TOLERANCE.get(str(getattr(value, "dtype", "")), 0.0)
+            if base and is_half:
+                base = _BASE_TOLERANCE["float16"]
             tolerance = max(base, _FLOOR_FACTOR * floor)
             excess = gap / tolerance if tolerance else (np.inf if gap else 0.0)
             if excess > worst["excess"]:
