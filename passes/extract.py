@@ -114,7 +114,8 @@ def _cut(proto: onnx.ModelProto, part: _Part) -> None:
     """Leave nothing but the part in the model."""
     graph = proto.graph
     types = {v.name: v for v in infer_shapes(proto).graph.value_info}
-    types |= {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+    declared = (*graph.value_info, *graph.input, *graph.output)
+    types |= {v.name: v for v in declared if v.name not in types or _has_shape(v)}
     ends = {name: _typed(types, name) for name in (*part.inputs, *part.outputs)}
     listed = [v for v in graph.input if v.name in part.weights & part.needed]
     produced = {name for index in part.kept for name in graph.node[index].output}
@@ -147,7 +148,18 @@ def _typed(types: dict[str, onnx.ValueInfoProto], name: str) -> onnx.ValueInfoPr
     )
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(value)
+    require(
+        _has_shape(copy),
+        f"how many axes '{name}' has is not known: the model does not say it, and ONNX cannot infer"
+        " it (clean-up may make constants of what hides it: --passes clean-up,extract{…})",
+    )
     return copy
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    """Whether it is known how many axes a tensor has; what is no tensor has none to know."""
+    kind = value.type.WhichOneof("value")
+    return kind != "tensor_type" or bool(value.type.tensor_type.HasField("shape"))
 
 
 def _called(proto: onnx.ModelProto) -> list[onnx.FunctionProto]:

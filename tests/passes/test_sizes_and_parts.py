@@ -317,6 +317,17 @@ def test_a_part_that_is_none_is_one_sentence(options: str, reason: str) -> None:
     assert reason in refused(two(), f"extract{{{options}}}")
 
 
+def test_a_rank_that_nobody_knows_is_said_and_a_declared_one_is_taken() -> None:
+    text = "(float[6] x, int64[r] s) => (float[6] y) { a = Reshape(x, s) y = Reshape(a, t) }"
+    model = graph(text, t=np.array([6]))
+    assert "how many axes 'a' has is not known" in refused(model, "extract{outputs=a}")
+    model.graph.value_info.append(
+        onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [2, 3])
+    )
+    found, _ = done(model, "extract{outputs=a}", validate=False)
+    assert sizes(found)["a"] == [2, 3]
+
+
 def test_a_type_that_nobody_knows_is_said() -> None:
     text = "(float[2] x) => (float[2] y) { a = theirs.Odd(x) y = Neg(a) }"
     model = graph(text, domains={"theirs": 1})
