@@ -30,6 +30,7 @@ HEADER = (
     "| network | sites: kept, tried | kept | multiply-adds, M | nodes | x, tuned | x, fast | s |"
 )
 SLOWEST = 0.98
+_LOADS, _ROUND_S = 5, 0.01
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,26 +88,29 @@ def _millions(cost: Cost) -> str:
 def measured(files: dict[str, Path], rounds: int, threads: int) -> dict[str, float]:
     """Return how much faster than the original the others run: medians of rounds in turns.
 
-    In CPU time of this process: others on the machine count as little as can be.
+    In CPU time of this process: others on the machine count as little as can be. Everything is
+    loaded several times, since where a session's memory lies can make it faster by some percent,
+    and what takes a millisecond is run so often that a round takes ten.
     """
-    runs = {how: _session(path, threads) for how, path in files.items()}
-    times_s: dict[str, list[float]] = {how: [] for how in runs}
-    for _ in range(3):
+    ratios: dict[str, list[float]] = {how: [] for how in files}
+    for number in range(_LOADS):
+        order = list(files)[number % len(files) :] + list(files)[: number % len(files)]
+        runs = {how: _session(files[how], threads) for how in order}
         for run in runs.values():
             run()
-    order = list(runs)
-    for number in range(rounds):
-        for how in order[number % len(order) :] + order[: number % len(order)]:
-            start = time.process_time()
-            for _ in range(3):
-                runs[how]()
-            times_s[how].append(time.process_time() - start)
-    return {
-        how: statistics.median(
-            before / after for before, after in zip(times_s["original"], taken, strict=True)
-        )
-        for how, taken in times_s.items()
-    }
+        repeats = max(3, int(_ROUND_S / max(_seconds(runs[order[0]], 3) / 3, 1e-6)))
+        for _ in range(-(-rounds // _LOADS)):
+            taken = {how: _seconds(run, repeats) for how, run in runs.items()}
+            for how, seconds in taken.items():
+                ratios[how].append(taken["original"] / seconds)
+    return {how: statistics.median(found) for how, found in ratios.items()}
+
+
+def _seconds(run: Callable[[], Any], repeats: int) -> float:
+    start = time.process_time()
+    for _ in range(repeats):
+        run()
+    return time.process_time() - start
 
 
 def _session(path: Path, threads: int) -> Callable[[], Any]:
