@@ -210,3 +210,14 @@ def test_bodies_in_bodies_are_looked_at_once(depth: int) -> None:
     applied = apply(make("clean-up"), Model.load(model))
     assert [rewrite.rule for rewrite in applied.rewrites] == ["UnreadNode"]
     assert time.process_time() - start < 10
+
+
+def test_more_parts_than_memory_holds_are_refused() -> None:
+    model = plain()
+    value = helper.make_tensor_value_info("i", 1, [1])
+    model.graph.input.extend([value] * 499_995)
+    with pytest.raises(ModelError, match="graph input 'i' is there twice"):  # just few enough
+        require_admissible(model)
+    model.graph.input.append(value)
+    with pytest.raises(ModelError, match="it has 500001 nodes, inputs, outputs and initializers"):
+        require_admissible(model)

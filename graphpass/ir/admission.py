@@ -23,6 +23,8 @@ _MOST_OF_A_FEW, _FEW = 16_000, 1 / 400
 _MOST_CALLS_DEEP = 200
 
 _MOST_NUMBERS = 1 << 20  # in an attribute
+# nodes, inputs, outputs and initializers of a graph: each is a few KiB of memory once it is read
+_MOST_PARTS = 500_000
 _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values())
 
 Identity = tuple[str, str, str]
@@ -31,13 +33,19 @@ Identity = tuple[str, str, str]
 def require_admissible(model: onnx.ModelProto) -> None:
     """Raise `ModelError`, naming the culprit, where `model` is one that is refused unread.
 
-    In one graph a name is made once; a function is there once and does not call itself, however
-    indirectly; calls stand for a number of nodes that can be written out; versions are numbers
-    that ONNX has, or may come to have; types are known; only functions have
-    attributes to refer to; no tensor is a segment of another.
+    A graph has no more parts than fit into memory, and in it a name is made once; a function is
+    there once and does not call itself, however indirectly; calls stand for a number of nodes that
+    can be written out; versions are numbers that ONNX has, or may come to have; types are known;
+    only functions have attributes to refer to; no tensor is a segment of another.
     """
     _require_versions(model)
     for graph in all_graphs(model):
+        parts = len(graph.node) + len(graph.input) + len(graph.output) + len(graph.initializer)
+        if parts > _MOST_PARTS:
+            raise ModelError(
+                f"it has {parts} nodes, inputs, outputs and initializers, more than the "
+                f"{_MOST_PARTS} that graphpass takes"
+            )
         made = [value.name for value in graph.input]
         constants = [tensor.name for tensor in graph.initializer]
         constants += [sparse.values.name for sparse in graph.sparse_initializer]

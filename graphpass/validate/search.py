@@ -38,6 +38,7 @@ from graphpass.validate.process.runtime import RunError, Session
 # Models cheaper than this (multiply-adds) are run as often as may tell something.
 _CHEAP_COST = 3e8
 _CHEAP_BYTES = 32 << 20  # of inputs
+_INPUT_BYTES = 1 << 12  # as long as it takes to draw and send these, it takes for any input at all
 _COSTLY_COST = 1e10  # where each run of it is most of what all costs: VGG's have 1.5e10
 # After the first feed (normal, batch of 1): kinds of values with the batch that they come in.
 _FURTHER_FEEDS = (("large", 2), ("uniform", 5), ("zeros", 1))
@@ -340,7 +341,7 @@ def is_blank(values: Mapping[str, Value]) -> bool:
 
 def _bytes(feed: Feed) -> int:
     arrays = [array for array in leaves(feed.values).values() if array is not None]
-    return sum(array.nbytes for array in arrays)
+    return sum(array.nbytes + _INPUT_BYTES for array in arrays)
 
 
 def _passes_on(model: onnx.ModelProto) -> bool:
