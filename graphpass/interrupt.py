@@ -26,6 +26,9 @@ _INSIST_S = 0.5  # what goes on all the same, since something swallowed the exce
 _MOST_LATE = 0.1  # of a time limit, how much longer a call of a library may take, but at least
 _LEAST_LATE_S = 2.0
 
+# of logging, called by the interpreter around a fork: an exception in there is lost
+_AROUND_A_FORK = frozenset(("_acquireLock", "_releaseLock", "_after_at_fork_child_reinit_locks"))
+
 _pending: list[int] = []
 _deadline: list[float] = []  # the innermost last
 _hard_deadline: list[float] = []  # by then the process ends, where it may
@@ -61,6 +64,8 @@ def end_on_time() -> None:
 
     That is so in a long call of an extension module. It ends with a sentence and exit code 3.
     """
+    import graphpass.watchdog  # noqa: F401  # now: no handler may come in the middle of it
+
     _may_end[0] = True
 
 
@@ -82,6 +87,10 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     if seconds is None or not _has_the_clock():
         yield
         return
+    if _may_end[0] and not _watchdog:
+        from graphpass.watchdog import Watchdog  # starts a thread: what is forked is forked before
+
+        _watchdog.append(Watchdog())
     before = signal.signal(signal.SIGALRM, _on_alarm)
     _deadline.append(min([time.monotonic() + seconds, *_deadline]))
     _hard_deadline.append(_deadline[-1] + max(seconds * _MOST_LATE, _LEAST_LATE_S))
@@ -127,10 +136,6 @@ def _set_clock() -> None:
 
 
 def _set_watchdog() -> None:
-    if _hard_deadline and not _watchdog:
-        from graphpass.watchdog import Watchdog  # starts a thread: what is forked is forked before
-
-        _watchdog.append(Watchdog())
     for watchdog in _watchdog:
         watchdog.set(max(_hard_deadline[-1] - time.monotonic(), _AGAIN_S) if _hard_deadline else 0)
 
@@ -164,7 +169,8 @@ def _end(number: int) -> None:
 
 def _is_importing(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") or code.co_name in _AROUND_A_FORK:
             return True
         frame = frame.f_back
     return False
