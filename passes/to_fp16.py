@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from graphpass import Pass, require
 from graphpass.ir.inference import infer_shapes
+from graphpass.ir.operators import Trait, named
 from graphpass.ir.proto_walk import all_nodes, label_of
 from graphpass.rewrite.interface import Interface
 from graphpass.storage.wire import tensor_array
@@ -23,28 +24,15 @@ _LEAST_OPSET = 7  # from here on Casts say their type by number
 _LISTED = 3  # nodes of one reason
 _MOST_BYTES = 1_900_000_000  # of weights, in a message that holds two GiB
 
-# What leaves the range of float16, or sums up too much, although its inputs fit: what PyTorch's
-# autocast computes in float32, as far as ONNX has it (https://docs.pytorch.org/docs/stable/amp.html,
-# "CUDA Ops that can autocast to float32").
-SENSITIVE = (
-    "Exp Log Pow Softmax LogSoftmax Softplus CumSum Reciprocal"
-    " ReduceSum ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp"
-    " LayerNormalization GroupNormalization InstanceNormalization LpNormalization"
-    " NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"
-)
+# What leaves the range of float16, or sums up too much, although its inputs fit.
+_LOSSES = ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+SENSITIVE = " ".join((*named(Trait.WIDENS), *_LOSSES))
 # What says the type of its output itself, or whose integers would be rounded.
-_OF_THEIR_OWN_TYPE = frozenset(
-    "Cast ConstantOfShape EyeLike QuantizeLinear DequantizeLinear DynamicQuantizeLinear"
-    " RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split()
-)
-
-
+_OF_THEIR_OWN_TYPE = frozenset((*named(Trait.OWN_TYPE), "DynamicQuantizeLinear"))
 # Numbers so large stand for infinity: masks of attention, on their way into a Softmax. In float16
 # they would become it, and infinity less infinity is NaN.
 _ENDLESS = 1e30
-_BOUNDING = frozenset(
-    "Softmax LogSoftmax Exp Sigmoid HardSigmoid Tanh Erf Clip Min Max Softsign ArgMax".split()
-)
+_BOUNDING = frozenset(named(Trait.SQUASHES))
 
 
 @dataclass(frozen=True)

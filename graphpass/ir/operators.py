@@ -7,9 +7,10 @@ monotone, one of the functions below says how it is for a node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Flag, auto
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Final
 
 from graphpass.ir.questions import (
@@ -58,6 +59,12 @@ class Trait(Flag):
     MONOTONE = auto()  # no element of the output falls where one of the data rises
     KEEPS_ZERO = auto()  # zeros make zeros
     KEEPS_NAN = auto()  # what is computed from NaN is NaN
+    # what decides how precisely numbers must be held
+    AVERAGES = auto()  # divides by how many there are, which no float may hold exactly
+    CLAMPS = auto()  # beyond a bound all data are the same to it
+    SQUASHES = auto()  # of data beyond a bound, infinite or not, it makes nearly the same
+    WIDENS = auto()  # may leave the range of its data, or sums up too many for half precision
+    OWN_TYPE = auto()  # says the type of its output itself, or computes with integers
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,36 @@ _ROWS: tuple[Operator, ...] = (
     *_row("Gelu FastGelu QuickGelu", _E | _0 | _NAN | _TAME, domain="com.microsoft"),
 )
 
+# what decides how precisely numbers must be held cuts across the kinds above
+_PRECISION = (
+    (
+        Trait.AVERAGES,
+        "Mean ReduceMean AveragePool GlobalAveragePool LayerNormalization InstanceNormalization"
+        " GroupNormalization RMSNormalization MeanVarianceNormalization",
+    ),
+    (Trait.CLAMPS, "Clip HardSigmoid HardSwish Max Min"),
+    (
+        Trait.SQUASHES,
+        "Softmax LogSoftmax Exp Sigmoid HardSigmoid Tanh Erf Clip Min Max Softsign ArgMax",
+    ),
+    # what PyTorch's autocast computes in float32, as far as it is an operator of ONNX
+    # (https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float32")
+    (
+        Trait.WIDENS,
+        "Exp Log Pow Softmax LogSoftmax Softplus CumSum Reciprocal"
+        " ReduceSum ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp"
+        " LayerNormalization GroupNormalization InstanceNormalization LpNormalization",
+    ),
+    (
+        Trait.OWN_TYPE,
+        "Cast ConstantOfShape EyeLike QuantizeLinear DequantizeLinear"
+        " RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial",
+    ),
+)
+
+# what runtimes compute together with the Conv before it, so that it has to stay right behind it
+FUSED_BEHIND_CONV: Final = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+
 # what is known to be known to nobody: sequences, images, text, losses, and what mixes freely
 UNCLASSIFIED: Final = frozenset(
     """AffineGrid BitCast Col2Im ConcatFromSequence DFT Det DynamicQuantizeLinear ImageDecoder
@@ -213,7 +250,13 @@ UNCLASSIFIED: Final = frozenset(
     StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique""".split()
 )
 
-_TABLE: Final = {(row.domain, row.name): row for row in _ROWS}
+
+def _with_precision(row: Operator) -> Operator:
+    more = [trait for trait, names in _PRECISION if not row.domain and row.name in names.split()]
+    return replace(row, traits=reduce(or_, more, row.traits))
+
+
+_TABLE: Final = {(row.domain, row.name): _with_precision(row) for row in _ROWS}
 
 
 def row(op: str, domain: str = "", version: int | None = None) -> Operator | None:
@@ -237,7 +280,7 @@ def named(*choices: Trait, without: Trait | None = None) -> tuple[str, ...]:
     """
     return tuple(
         found.name
-        for found in _ROWS
+        for found in _TABLE.values()
         if not found.domain
         and not (without and found.traits & without)
         and any(choice in found.traits for choice in choices)

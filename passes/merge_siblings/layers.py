@@ -30,14 +30,13 @@ from graphpass import (
     require,
     siblings,
 )
+from graphpass.ir.operators import FUSED_BEHIND_CONV
 from graphpass.ir.windows import windows_of
 
 from ..clean_up.pieces import split
 from ..shared.affine import FLOAT_TYPES, Array
 from ..shared.linear import is_read_elsewhere
 
-# what runtimes compute together with the Conv before it: it has to stay right behind it
-_ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 _CONV = Op(
     "Conv", any_("x"), const("weight", quiet=True), optional(const("bias", quiet=True)), bind="conv"
 )
@@ -69,7 +68,7 @@ class SiblingConvs(Rule):
 class SiblingActivatedConvs(Rule):
     """f(Conv(x, V, b)), f(Conv(x, W, c)), … = Split(f(Conv(x, [V; W; …], [b; c; …])))."""
 
-    pattern = siblings(Op(_ACTIVATIONS, _CONV, bind="f"), of="x")
+    pattern = siblings(Op(FUSED_BEHIND_CONV, _CONV, bind="f"), of="x")
     choice = Choice.MEASURED
 
     def rewrite(
@@ -227,7 +226,7 @@ def _activation(conv: Node) -> Node | None:
     found = readers(conv.outputs[0])
     if len(found) != 1 or is_output(conv.outputs[0]):
         return None
-    return found[0] if operator(found[0]) in _ACTIVATIONS else None
+    return found[0] if operator(found[0]) in FUSED_BEHIND_CONV else None
 
 
 def _added(product: Node) -> Node | None:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from graphpass.errors import GraphpassError, RuleError
+from graphpass.ir.operators import Trait, named
 from graphpass.ir.refusal import RefusedError
 from graphpass.rewrite.making import Trial
 from graphpass.rewrite.rule import Rule
@@ -56,11 +57,9 @@ _FACTORS, _FACTORS_OF_FRACTIONS = 2, 12
 _CLEARLY = 2.0**-20  # relative; rounding in float64 makes less of small integers
 _NO_DOUBLE = frozenset("Conv ConvTranspose AveragePool GlobalAveragePool".split())
 # what does not see how large a number beyond its bounds is
-_BOUNDED = frozenset("Clip HardSigmoid HardSwish Max Min".split())
+_BOUNDED = frozenset(named(Trait.CLAMPS))
 # a difference that dividing by such counts, which no float holds exactly, may have made
-_DIVIDING = frozenset(
-    "AveragePool GlobalAveragePool ReduceMean Mean LayerNormalization InstanceNormalization".split()
-)
+_DIVIDING = frozenset(named(Trait.AVERAGES))
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -44,6 +44,21 @@ LEVELS = {
 }
 EASIEST = Level(4, 2, 0, 0.25)
 
+# the input from which on constants stay as they are: exponents, bounds, sizes, steps
+_KEPT_FROM = {
+    "Pow": 1,
+    "Clip": 1,
+    "Resize": 1,
+    "Pad": 1,
+    "QuantizeLinear": 1,
+    "Max": 0,
+    "Min": 0,
+    "Range": 0,
+    "Mod": 0,
+    "If": 0,
+    "Loop": 0,
+}
+
 
 @dataclass
 class Drawn:
@@ -79,10 +94,8 @@ class Roles:
                 roles.divisors.add(inputs[0])
             elif node.op_type == "BatchNormalization":
                 roles.variances[inputs[4]] = inputs[1]
-            elif node.op_type in ("Pow", "Clip", "Resize", "Pad", "QuantizeLinear"):
-                roles.kept.update(inputs[1:])
-            elif node.op_type in ("Max", "Min", "Range", "Mod", "If", "Loop"):
-                roles.kept.update(inputs)
+            elif node.op_type in _KEPT_FROM:
+                roles.kept.update(inputs[_KEPT_FROM[node.op_type] :])
         return roles
 
 

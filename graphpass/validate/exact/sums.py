@@ -402,9 +402,11 @@ SUMS: dict[str, Callable[[Step], Any]] = {
     "ConvTranspose": _conv_transpose,
     "Einsum": _einsum,
     "BatchNormalization": _batch_normalization,
-    **dict.fromkeys(
-        ("ReduceSum", "ReduceMean", "ReduceProd", "ReduceSumSquare", "ReduceL2"), _reduce
-    ),
+    "ReduceSum": _reduce,
+    "ReduceMean": _reduce,
+    "ReduceProd": _reduce,
+    "ReduceSumSquare": _reduce,
+    "ReduceL2": _reduce,
     "GlobalAveragePool": _global_average,
     "AveragePool": _average_pool,
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
