@@ -249,6 +249,8 @@ def _reduce(numbers: Any, sizes: Callable[..., Size | None]) -> Callable[..., An
         if data.dtype.kind == "f":
             raise _UnknownError  # the sum of floats depends on their order
         if data.dtype != object:
+            if numbers is np.multiply and not is_product_exact(data):
+                raise _UnknownError
             return numbers.reduce(data, axis=over, keepdims=kept, dtype=data.dtype)
         each = np.frompyfunc(lambda a, b: _checked(sizes(_size(a), _size(b))), 2, 1)
         shape = [1 if i in over else n for i, n in enumerate(data.shape)] if over else data.shape
@@ -257,6 +259,11 @@ def _reduce(numbers: Any, sizes: Callable[..., Size | None]) -> Callable[..., An
         return _numeric(np.asarray(data).reshape(shape) if kept else data)
 
     return run
+
+
+def is_product_exact(numbers: Array) -> bool:
+    """Whether the product of integers is the same for runtimes that compute it in float64."""
+    return math.prod(max(1, abs(int(value))) for value in numbers.reshape(-1)) < 2**53
 
 
 def _multiplied(a: Size, b: Size) -> Size | None:
@@ -301,4 +308,4 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "Where": _where,
 }
 
-__all__ = ["MOST_ELEMENTS", "compute", "is_computed", "of_sizes"]
+__all__ = ["MOST_ELEMENTS", "compute", "is_computed", "is_product_exact", "of_sizes"]

@@ -34,6 +34,7 @@ from graphpass import (
     require,
     static_shape,
 )
+from graphpass.ir.integers import is_product_exact
 from graphpass.ir.questions import RefusedError, has_effects
 from graphpass.ir.shapes import value
 from graphpass.ir.writer import node_proto
@@ -80,7 +81,7 @@ def is_static(tensor: Tensor) -> bool:
     found = value(tensor)
     if found is None or found.dtype.kind != "i" or found.shape != static_shape(tensor):
         return False
-    return bool((np.abs(found) <= _LARGEST_SIZE).all())
+    return bool(((found >= -_LARGEST_SIZE) & (found <= _LARGEST_SIZE)).all())
 
 
 def is_computable(node: Node) -> bool:
@@ -297,8 +298,8 @@ def _is_defined(node: Node, held: list[Array]) -> bool:
     op = operator(node)
     if op in ("Div", "Mod") and held[1].dtype.kind in "iu":
         return bool(held[1].all() and not (held[1] == -1).any())
-    if op == "ReduceProd":  # computed in float64 by some
-        return math.prod(max(1, abs(int(value))) for value in held[0].reshape(-1)) < 2**53
+    if op == "ReduceProd":
+        return is_product_exact(held[0])
     if op == "Where" and held[1].dtype.kind == "f":  # computed as a sum by some, which loses -0
         return not any((np.signbit(part) & (part == 0)).any() for part in held[1:])
     if op in ("Max", "Min") and held[0].dtype.kind == "f":

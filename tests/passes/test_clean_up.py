@@ -573,6 +573,16 @@ def test_folding_is_bit_for_bit_what_the_runtime_computes(
     assert folded or name in ("Where", "ReduceProd", "Div") or name.startswith("Cast"), name
 
 
+@pytest.mark.parametrize(
+    "numbers", [[-1, 4, 2**30, -(2**31)], [2**32, 2**32], [3, 2**53], [-(2**53)]]
+)
+def test_products_that_some_compute_in_float64_are_left_to_the_runtime(numbers: list[int]) -> None:
+    check_folding("ReduceProd(a)", {"a": np.array([numbers], np.int64)})
+    held = graph("() => (int64[1,1] y) { y = ReduceProd(a) }", a=np.array([numbers], np.int64))
+    result, _ = apply_to(CLEAN_UP, held)
+    assert operators(result) == "ReduceProd"
+
+
 def check_folding(call: str, arrays: dict[str, Any]) -> bool:
     """Compute `call` in ONNX Runtime and by folding; return whether it was folded at all."""
     used = {name: value for name, value in arrays.items() if name in call.split("(")[1]}
