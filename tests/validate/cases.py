@@ -227,6 +227,20 @@ CASES = (
         z=np.uint8(120),
     ),
     _dense(
+        "a layer of integers of one runtime",
+        "(uint8[N,3,2,2] x) => (uint8[N,4] y) {"
+        "f = Flatten(x) y = com.microsoft.QGemm<transB=1>(f, d, z, w, e, n, b, o, p)}",
+        domains={"com.microsoft": 1},
+        w=np.arange(48, dtype=np.int8).reshape(4, 12) % 7 - 3,
+        d=np.float32(0.5),
+        z=np.uint8(3),
+        e=np.float32(0.25),
+        n=np.int8(0),
+        b=np.arange(4, dtype=np.int32) * 3,
+        o=np.float32(8),
+        p=np.uint8(128),
+    ),
+    _dense(
         "a layer on integers",
         "(uint8[N,24] x) => (int32[N,4] y) {y = MatMulInteger(x, w, z)}",
         w=np.random.default_rng(3).integers(-100, 100, (24, 4)).astype(np.int8),

@@ -382,8 +382,11 @@ def _differ(window: Window, damaged: Window, feed: Mapping[str, Array]) -> bool 
         return not np.array_equal(expected, found)
     if not np.array_equal(np.isfinite(expected), np.isfinite(found)):
         return True
-    scale = float(np.abs(expected).max(initial=0.0))
-    return bool((np.abs(expected - found) > 1e-12 * scale).any())
+    if not np.array_equal(expected[~np.isfinite(expected)], found[~np.isfinite(found)], True):
+        return True
+    numbers = np.isfinite(expected)
+    scale = float(np.abs(expected[numbers]).max(initial=0.0))
+    return bool((np.abs(expected - found)[numbers] > 1e-12 * scale).any())
 
 
 def can_be_evaluated(window: Window) -> bool:
