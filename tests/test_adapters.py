@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,24 @@ class TestOlive:
         handler = self.run(tmp_path, network, pipeline="clean-up", validate_rewrites=False)
         kept = ["Conv", "BatchNormalization", "Relu"]
         assert [node.op_type for node in handler.load_model().graph.node] == kept
+
+
+def test_a_command_of_optimum(tmp_path: Path, network: onnx.ModelProto) -> None:
+    pytest.importorskip("optimum.commands")
+    onnx.save(network, tmp_path / "net.onnx")
+    tell = [sys.executable, "-m", "graphpass.integrations.optimum"]
+    cli = [sys.executable, "-m", "optimum.commands.optimum_cli", "graphpass"]
+
+    def done(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert done(tell).returncode == 0
+    try:
+        told = done([*cli, "net.onnx", "--pipeline", "runtime", "-q", "-o", "small.onnx"])
+        assert told.returncode == 0, told.stderr
+        made = onnx.load(tmp_path / "small.onnx")
+        assert [node.op_type for node in made.graph.node] == ["Conv", "Relu"]
+        assert done([*cli, "gone.onnx"]).returncode == 3
+    finally:
+        assert done([*tell, "--remove"]).returncode == 0
+    assert done([*cli, "net.onnx", "-q"]).returncode == 2
