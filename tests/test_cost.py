@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from benchmarks.networks import resnet50
 from graphpass.cli import commands
-from graphpass.ir.cost import cost_of, node_costs
+from graphpass.ir.cost import cost_of, grown_bytes, node_costs
 from graphpass.report.rows import amount
 from graphpass.run.optimization import optimize
 from graphpass.testing import graph
@@ -89,6 +89,37 @@ def test_bytes_are_those_of_each_type_and_views_write_nothing() -> None:
     assert [node.weight_bytes for node in nodes] == [24, 0, 36, 0]
     cost = cost_of(model, {"x": (4, 6)})
     assert (cost.weight_bytes, cost.activation_bytes) == (60, 48)
+
+
+def test_weights_in_constant_nodes_are_weights() -> None:
+    """PaddlePaddle's exporter writes no initializers."""
+    numbers = ",".join("1" * 18)
+    model = graph(
+        "(float[N,6] x) => (float[N,3] y) {"
+        f"W = Constant<value=float[6,3] {{{numbers}}}>() s = Constant<value_float=2.0>()"
+        "b = Constant<value_floats=[1.0,2.0,3.0]>() h = MatMul(x, W) m = Mul(h, s) y = Add(m, b)}"
+    )
+    costs = {node.operator: node for node in node_costs(model, {"x": (4, 6)})}
+    assert [costs[op].weight_bytes for op in ("MatMul", "Mul", "Add")] == [72, 4, 12]
+    assert costs["Constant"].activation_bytes == 0
+    cost = cost_of(model, {"x": (4, 6)})
+    assert (cost.weight_bytes, cost.activation_bytes) == (88, 3 * 48)
+    assert grown_bytes(model, {"x": (4, 6)}) == (0, 88 + 96)
+
+
+def test_weights_in_bodies_and_functions_are_weights() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[2,3] x, bool c) => (float[2,3] y) {
+            h = local.scaled(x)
+            y = If (c) <then_branch = a () => (float[2,3] t) {
+                w = Constant<value=float[3] {1,2,3}>() t = Mul(h, w)
+            }, else_branch = b () => (float[2,3] e) { e = Neg(h) }>
+        }
+        <domain: "local", opset_import: ["" : 17]>
+        scaled (a) => (r) {s = Constant<value_floats=[1.0,2.0,3.0]>() r = Mul(a, s)}"""
+    )
+    assert cost_of(model, {"x": (2, 3), "c": ()}).weight_bytes == 24
 
 
 def test_what_has_no_shape_is_said_and_not_guessed() -> None:

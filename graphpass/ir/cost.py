@@ -10,12 +10,14 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import onnx
 
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.operators import Trait, row
 from graphpass.ir.proto_walk import all_graphs
+from graphpass.ir.questions import STANDARD_DOMAINS
 from graphpass.storage.reference import byte_count
 
 Shape = Sequence[int]
@@ -41,8 +43,9 @@ class NodeCost:
     of its elements, as ONNX numbers them, 0 where that is unknown.
 
     `multiply_adds`: of sums of products, 0 for what sums none, None where shapes are unknown.
-    `weight_elements`, `weight_bytes`: of the initializers that it reads. `activation_bytes`: of
-    its outputs, as far as their shapes are known; 0 for another view of what is there already.
+    `weight_elements`, `weight_bytes`: of the initializers and Constant nodes that it reads.
+    `activation_bytes`: of its outputs, as far as their shapes are known; 0 for another view of what
+    is there already.
     """
 
     node: str
@@ -72,12 +75,13 @@ class Cost:
 
 def cost_of(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Cost:
     """Count what a run with inputs of these shapes costs. Bodies of loops count once."""
-    nodes = node_costs(model, shapes)
-    weights = [tensor for graph in all_graphs(model) for tensor in graph.initializer]
+    counted = _inferred(model, shapes)
+    nodes = _node_costs(counted)
+    weights = (weight for graph in all_graphs(counted.model) for _, weight in _weights(graph))
     return Cost(
         {name: list(shape) for name, shape in shapes.items()},
         sum(node.multiply_adds or 0 for node in nodes),
-        sum(_bytes(tensor.data_type, tensor.dims) for tensor in weights),
+        sum(_bytes(weight.data_type, weight.dims) for weight in weights),
         sum(node.activation_bytes for node in nodes),
         sum(node.multiply_adds is None for node in nodes),
     )
@@ -88,12 +92,11 @@ def node_costs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[Node
 
     The model is taken as ONNX infers it; calls of functions are counted as what they do.
     """
-    bound, known, types, weights = _inferred(model, shapes)
-    return [
-        _node_cost(node, known, types, weights)
-        for graph in all_graphs(bound)
-        for node in graph.node
-    ]
+    return _node_costs(_inferred(model, shapes))
+
+
+def _node_costs(counted: _Counted) -> list[NodeCost]:
+    return [_node_cost(node, counted) for graph in all_graphs(counted.model) for node in graph.node]
 
 
 def grown_bytes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> tuple[int, int]:
@@ -103,7 +106,7 @@ def grown_bytes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> tuple[in
     ConstantOfShape, Expand or Tile do that, or padding without end.
     """
     bound, known, types, weights = _inferred(model, shapes)
-    own = {name: _bytes(tensor.data_type, tensor.dims) for name, tensor in weights.items()}
+    own = {name: _bytes(weight.data_type, weight.dims) for name, weight in weights.items()}
     for value in bound.graph.input:
         own.update(zip([value.name], _written([value.name], known, types), strict=False))
     held = sum(own.values())
@@ -111,19 +114,34 @@ def grown_bytes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> tuple[in
     grown = 0
     for graph in all_graphs(bound):
         for node in graph.node:
+            if _is_constant(node):
+                continue
             tensors = [a.t for a in node.attribute if a.HasField("t")]
             read = sum(behind.get(name, 0) for name in set(node.input))
             read = min(read + sum(_bytes(t.data_type, t.dims) for t in tensors), held)
             made = sum(_written(node.output, known, types, huge=_HUGE))
-            grown += made if node.op_type != "Constant" and made > _GROWN * max(read, 1) else 0
+            grown += made if made > _GROWN * max(read, 1) else 0
             behind.update(dict.fromkeys(node.output, max(read, 1)))
     return grown, held
 
 
-def _inferred(
-    model: onnx.ModelProto, shapes: Mapping[str, Shape]
-) -> tuple[onnx.ModelProto, dict[str, Shape], dict[str, int], dict[str, onnx.TensorProto]]:
-    """Return the model with these inputs, its calls written out; shapes, types, weights by name."""
+class _Held(NamedTuple):
+    """What a file holds of a weight; of a sparse one, the values that are not 0."""
+
+    data_type: int
+    dims: Shape
+
+
+class _Counted(NamedTuple):
+    """A model with fixed inputs, its calls written out; shapes, types and weights by name."""
+
+    model: onnx.ModelProto
+    known: dict[str, Shape]
+    types: dict[str, int]
+    weights: dict[str, _Held]
+
+
+def _inferred(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> _Counted:
     bound = _bound(model, shapes)
     if bound.functions:
         from onnx import inliner  # rarely needed
@@ -133,7 +151,7 @@ def _inferred(
     inferred = infer_shapes(bound)
     known: dict[str, Shape] = {}
     types: dict[str, int] = {}
-    weights: dict[str, onnx.TensorProto] = {}
+    weights: dict[str, _Held] = {}
     for graph in (*all_graphs(bound), *all_graphs(inferred)):  # what is declared, then what is so
         for value in (*graph.value_info, *graph.output, *graph.input):
             shape = _shape(value)
@@ -141,8 +159,38 @@ def _inferred(
                 known[value.name] = shape
             types[value.name] = value.type.tensor_type.elem_type
         known.update((tensor.name, tuple(tensor.dims)) for tensor in graph.initializer)
-        weights.update((tensor.name, tensor) for tensor in graph.initializer)
-    return bound, known, types, weights
+        weights.update(_weights(graph))
+    return _Counted(bound, known, types, weights)
+
+
+def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, _Held]]:
+    """Yield what the file holds, by name: exporters write weights as Constant nodes too."""
+    for tensor in graph.initializer:
+        yield tensor.name, _Held(tensor.data_type, tensor.dims)
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name, _Held(sparse.values.data_type, sparse.values.dims)
+    for node in graph.node:
+        if _is_constant(node) and node.output and node.attribute:
+            yield node.output[0], _value(node.attribute[0])
+
+
+def _is_constant(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Constant" and node.domain in STANDARD_DOMAINS
+
+
+def _value(attribute: onnx.AttributeProto) -> _Held:
+    """Return what the attribute of a Constant node holds."""
+    if attribute.HasField("t") or attribute.HasField("sparse_tensor"):
+        tensor = attribute.t if attribute.HasField("t") else attribute.sparse_tensor.values
+        return _Held(tensor.data_type, tensor.dims)
+    for data_type, number, numbers in (
+        (onnx.TensorProto.FLOAT, "f", attribute.floats),
+        (onnx.TensorProto.INT64, "i", attribute.ints),
+        (onnx.TensorProto.STRING, "s", attribute.strings),
+    ):
+        if numbers or attribute.HasField(number):
+            return _Held(data_type, [len(numbers)] if numbers else [])
+    return _Held(onnx.TensorProto.UNDEFINED, [0])
 
 
 def shapes_of_outputs(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -179,17 +227,13 @@ def _shape(value: onnx.ValueInfoProto) -> Shape | None:
     return [dim.dim_value for dim in dims]
 
 
-def _node_cost(
-    node: onnx.NodeProto,
-    known: Mapping[str, Shape],
-    types: Mapping[str, int],
-    weights: Mapping[str, onnx.TensorProto],
-) -> NodeCost:
+def _node_cost(node: onnx.NodeProto, counted: _Counted) -> NodeCost:
+    _, known, types, weights = counted
     output = known.get(node.output[0]) if node.output else None
     held = {name: weights[name] for name in node.input if name in weights}.values()
     found = row(node.op_type, node.domain)
     written = 0
-    if found is None or Trait.VIEW not in found.traits:
+    if not _is_constant(node) and (found is None or Trait.VIEW not in found.traits):
         written = sum(_written(node.output, known, types))
     return NodeCost(
         node.name or (node.output[0] if node.output else ""),
