@@ -205,6 +205,50 @@ def test_what_pays_alone_and_not_in_the_whole_is_undone(clock: Clock) -> None:
     assert len(clock.measured) == 2  # not again
 
 
+def merged(model: onnx.ModelProto) -> list[int]:
+    """Return how wide the products are that were merged."""
+    held = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    wide = [held[node.input[1]][1] for node in model.graph.node if node.op_type == "MatMul"]
+    return sorted(size for size in wide if size > 5)
+
+
+def test_of_what_pays_alone_those_are_kept_that_the_whole_is_no_slower_by(clock: Clock) -> None:
+    # the two sites of width 8 cost 5 % each, that of width 9 saves 4 %
+    clock.whole = lambda one, two: (
+        1
+        + sum(
+            sign * (0.05 if size == 8 else -0.04)
+            for sign, model in ((-1, one), (1, two))
+            for size in merged(model)
+        )
+    )
+    result = tuned()
+    assert merged(result.model) == [9]
+    told = result.report.tuning
+    assert told.given_up == "" and told.whole.ratio == pytest.approx(0.96)
+    alone = "it pays alone, but the whole model is no faster by it"
+    assert [(site.kept, site.reason) for site in told.sites] == [
+        (False, alone),
+        (False, alone),
+        (True, ""),
+    ]
+    assert len(clock.measured) == 2  # not again
+
+
+def test_what_was_narrowed_and_is_slower_all_the_same_is_given_up(clock: Clock) -> None:
+    asked: list[int] = []
+
+    def moody(one: onnx.ModelProto, two: onnx.ModelProto) -> float:
+        asked.append(len(merged(two)))
+        return 1.1 if len(asked) in (1, 2, 4) and merged(two) else 0.9
+
+    clock.whole = moody
+    result = tuned()
+    assert merged(result.model) == []
+    assert "takes 1.10 times as long" in result.report.tuning.given_up
+    assert asked[:4] == [3, 1, 2, 1] or asked[:4] == [3, 2, 1, 1]
+
+
 def test_a_pass_that_makes_the_whole_slower_is_left_out(clock: Clock) -> None:
     def without_identity(one: onnx.ModelProto, two: onnx.ModelProto) -> float:
         had, has = ("Identity" in operators(model) for model in (one, two))

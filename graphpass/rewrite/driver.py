@@ -30,7 +30,8 @@ from graphpass.rewrite.pattern import Op, Pattern, either
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.site import site_windows
 from graphpass.rewrite.surgery import Built, Surgeon
-from graphpass.rewrite.survey import Proposal, Refused, Survey, Twin
+from graphpass.rewrite.survey import Proposal, Refused, Several, Survey, Twin
+from graphpass.rewrite.term import read
 from graphpass.rewrite.window import Window, WindowVerdict, capture, capture_constants
 from graphpass.storage.reference import reference_of, tensors
 
@@ -400,8 +401,9 @@ class _Run:
         if isinstance(proposal, Twin) and isinstance(proposal.gone, Constant):
             self._merge_constants(survey, proposal.gone, proposal.kept)
             return
-        node = proposal.gone if isinstance(proposal, Twin) else proposal.node
-        if (survey.name, _site(node)) in self.quarantine or self._is_left_out([node]):
+        node = _node_of(proposal)
+        nodes = proposal.nodes if isinstance(proposal, Several) else [node]
+        if (survey.name, _site(node)) in self.quarantine or self._is_left_out(nodes):
             return
         try:
             if isinstance(proposal, Refused):
@@ -410,6 +412,11 @@ class _Run:
                 pairs = proposal.outputs()
                 found = Match([node], {}, [node, proposal.kept], [], [old for old, _ in pairs])
                 terms = [new for _, new in pairs]
+            elif isinstance(proposal, Several):
+                results = [old for old, _ in proposal.values]
+                roots = list({id(made): made for made in map(producer, results) if made}.values())
+                found = Match(roots, {}, list(proposal.nodes), [], results)
+                terms = read([new for _, new in proposal.values], len(results))
             else:
                 found = Match([node], {}, [node], [], [node.outputs[0]])
                 terms = [proposal.value]
@@ -587,6 +594,18 @@ class _Run:
             if not self.surgeon.is_dead(node):
                 self.queued.add(id(node))
                 self.waiting.append(node)
+
+
+def _node_of(proposal: Proposal) -> Node:
+    """Return the node that a proposal is named after."""
+    if isinstance(proposal, Twin):
+        gone: Node = proposal.gone
+        return gone
+    if isinstance(proposal, Several):
+        first = producer(proposal.values[0][0])
+        assert first is not None
+        return first
+    return proposal.node
 
 
 def _is_no_fault(error: Exception) -> bool:

@@ -666,31 +666,43 @@ def _names_left(found: Match, replaced: set[int]) -> dict[str, list[str]]:
 
 
 def _require_apart(found: Match, built: Built) -> None:
-    """Refuse where what replaces several nodes would need what one of them computes."""
-    roots = {id(root) for root in found.roots}
+    """Refuse where what replaces several nodes would need itself, by way of one of them."""
+    pairs = zip(found.results, built.results, strict=True)
+    becomes = {
+        id(result): made for result, made in pairs if made is not None and made is not result
+    }
     common = [{id(t) for t in _read(found, root)} for root in found.roots]
     safe = set.intersection(*common)
-    waiting = [
-        tensor
-        for node in built.nodes
-        for tensor in node.inputs
-        if id(tensor) not in safe and not isinstance(tensor, gs.Constant)
-    ]
     inside = {id(node) for node in built.nodes}
-    seen: set[int] = set()
+    open_: set[int] = set()  # above which is being looked
+    done: set[int] = set()
+    waiting = list(built.nodes)
     while waiting:
-        source = producer(waiting.pop())
-        if source is None or id(source) in seen or id(source) in inside:
+        node = waiting[-1]
+        if id(node) in open_ or id(node) in done:
+            open_.discard(id(node))
+            done.add(id(node))
+            waiting.pop()
             continue
-        if id(source) in roots:
-            raise RefusedError(f"{label(source)} feeds another one of the nodes it would join")
-        if len(seen) == _MOST_ABOVE:
+        if len(done) == _MOST_ABOVE:
             raise RefusedError(
                 f"more than {_MOST_ABOVE} nodes lie above {label(found.root)} and those beside it"
             )
-        seen.add(id(source))
-        waiting.extend(source.inputs)
-        waiting.extend(t for body in source.graph.subgraphs_of(source) for t in _captured_by(body))
+        open_.add(id(node))
+        for tensor in (*node.inputs, *_captured_by_all(node)):
+            if isinstance(tensor, gs.Constant) or (id(node) in inside and id(tensor) in safe):
+                continue
+            source = producer(becomes.get(id(tensor), tensor))
+            if source is not None and id(source) in open_:
+                root = producer(tensor) or source
+                raise RefusedError(f"{label(root)} feeds another one of the nodes it would join")
+            if source is not None and id(source) not in done:
+                waiting.append(source)
+
+
+def _captured_by_all(node: Node) -> Iterator[Tensor]:
+    for body in node.graph.subgraphs_of(node):
+        yield from _captured_by(body)
 
 
 def _read(found: Match, root: Node) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from graphpass.errors import RuleError
@@ -31,6 +31,16 @@ class Fold(NamedTuple):
     value: Any
 
 
+class Several(NamedTuple):
+    """Tensors that are computed anew together, each with its term, and the nodes that go for it.
+
+    A node comes after its readers.
+    """
+
+    nodes: Sequence[Node]
+    values: Sequence[tuple[Tensor, Any]]
+
+
 class Refused(NamedTuple):
     """A node where the survey's law fits and something stands in the way."""
 
@@ -38,7 +48,7 @@ class Refused(NamedTuple):
     refusal: RefusedError
 
 
-Proposal = Twin | Fold | Refused
+Proposal = Twin | Fold | Several | Refused
 
 
 class Survey:
@@ -74,4 +84,4 @@ class Survey:
         return type(self).__name__
 
 
-__all__ = ["Fold", "Proposal", "Refused", "Survey", "Twin"]
+__all__ = ["Fold", "Proposal", "Refused", "Several", "Survey", "Twin"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 
 import onnx
@@ -22,6 +23,7 @@ Stages = Sequence[tuple[str, onnx.ModelProto]]
 
 # what a pass is left out for, where it is more than the noise
 _SLOWER_RATIO = 1.02
+_NARROWING_S = 120.0  # for finding out which choices make the whole model slower
 
 
 def as_recorded(
@@ -50,9 +52,31 @@ def tuned(attempt: Attempt, steps: Sequence[Pass], report: Report, tuner: Tuner)
         if isinstance(culprit, LeftOut):
             tuner.tuning.left_out.append(culprit)
             steps = [step for step in steps if step.name != culprit.step]
-        else:
+        elif tuner.is_narrowed or not _narrow(pipeline, tuner, steps):
             tuner.give_up(culprit)
         pipeline.model.restore(pipeline.stages[0][1])
+
+
+def _narrow(pipeline: Pipeline, tuner: Tuner, steps: Sequence[Pass]) -> bool:
+    """Keep those choices that the whole model is no slower by, one kind of site after another.
+
+    The most promising first, each on top of those that are kept already. False: none is.
+    """
+    best, kinds = _made(pipeline, steps, Nothing()), tuner.promising()
+    kept: set[str] = set()
+    start = time.perf_counter()
+    for kind in kinds:
+        if best is None or time.perf_counter() - start > _NARROWING_S:
+            break
+        pipeline.progress("measuring the whole model", 1.0)
+        tuner.keep_only(kept | {kind})
+        candidate = _made(pipeline, steps, tuner)
+        found = None if candidate is None else pipeline.judge.latency(best, candidate)
+        if found is not None and found.ratio <= 1 and not found.slower:
+            kept.add(kind)
+            best = candidate
+    tuner.keep_only(kept)
+    return bool(kept)
 
 
 def _what_slows(pipeline: Pipeline, tuner: Tuner, steps: Sequence[Pass]) -> LeftOut | str | None:
@@ -65,7 +89,8 @@ def _what_slows(pipeline: Pipeline, tuner: Tuner, steps: Sequence[Pass]) -> Left
     if len(stages) < 2:
         return None
     original, result = stages[0][1], stages[-1][1]
-    if tuner.has_kept and (plain := _without_choices(pipeline, steps)) is not None:
+    plain = _made(pipeline, steps, Nothing()) if tuner.has_kept else None
+    if plain is not None:
         tuner.tuning.whole = whole = judge.latency(plain, result)
         if whole is not None and whole.slower:
             return (
@@ -80,22 +105,18 @@ def _what_slows(pipeline: Pipeline, tuner: Tuner, steps: Sequence[Pass]) -> Left
     return LeftOut(name, ratio) if name and name not in needed else None
 
 
-def _without_choices(pipeline: Pipeline, steps: Sequence[Pass]) -> onnx.ModelProto | None:
-    """Return what the passes make without any choice, for timing; None where one of them fails."""
-    plain = pipeline.model.copy()
-    plain.restore(pipeline.stages[0][1])
+def _made(pipeline: Pipeline, steps: Sequence[Pass], chooser: Chooser) -> onnx.ModelProto | None:
+    """Return what the passes make with these choices, for timing; None where one of them fails."""
+    made = pipeline.model.copy()
+    made.restore(pipeline.stages[0][1])
+    limit_s = pipeline.judge.options.time_limit_s
     try:
         with pipeline.judge.evaluating():
             for step in steps:
-                apply(
-                    step,
-                    plain,
-                    time_limit_s=pipeline.judge.options.time_limit_s,
-                    chooser=Nothing(),
-                )
+                apply(step, made, time_limit_s=limit_s, chooser=chooser)
     except RuleError:
         return None
-    return plain.proto
+    return made.proto
 
 
 def slowest(judge: Judge, stages: Stages) -> tuple[str, float]:

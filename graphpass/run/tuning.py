@@ -6,7 +6,7 @@ Sites that are alike are measured once. A report of what was decided decides the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Tuner:
         self._failed: dict[str, str] = {}
         self._spent_s = 0.0
         self._given_up = ""
+        self._only: frozenset[str] | None = None
         provider = judge.options.providers[0]
         folder = "" if cache is None else str(cache.folder)
         self.tuning = Tuning(provider, judge.threads, folder)
@@ -58,6 +59,24 @@ class Tuner:
     def give_up(self, reason: str) -> None:
         """Make no choice any more."""
         self._given_up = self.tuning.given_up = reason
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether only some of the choices that pay are made."""
+        return self._only is not None
+
+    def promising(self) -> list[str]:
+        """Return the kinds of sites that are kept, what they save together in falling order."""
+        saved_ms: dict[str, float] = {}
+        for site in self.tuning.sites:
+            if site.kept and site.latency is not None:
+                saving = site.latency.before_ms - site.latency.after_ms
+                saved_ms[site.alike] = saved_ms.get(site.alike, 0.0) + saving
+        return sorted(saved_ms, key=lambda kind: -saved_ms[kind])
+
+    def keep_only(self, kinds: Collection[str]) -> None:
+        """Make those choices alone whose sites are of these kinds, as far as they pay."""
+        self._only = frozenset(kinds)
 
     def tries(self, choice: Choice) -> bool:
         """See `Chooser`."""
@@ -92,11 +111,14 @@ class Tuner:
         return replace(site, reason=f"it was not measured: {reason}")
 
     def _decided(self, site: TunedSite, latency: Latency, source: str) -> TunedSite:
-        pays = latency.pays and not self._given_up
-        reason = "" if pays else "it is not faster here by more than the noise, as was measured"
-        if latency.pays and not pays:
+        reason = ""
+        if not latency.pays:
+            reason = "it is not faster here by more than the noise, as was measured"
+        elif self._given_up:
             reason = self._given_up
-        return replace(site, kept=pays, source=source, reason=reason, latency=latency)
+        elif self._only is not None and site.alike not in self._only:
+            reason = "it pays alone, but the whole model is no faster by it"
+        return replace(site, kept=not reason, source=source, reason=reason, latency=latency)
 
     def _found(
         self, alike: str, window: Window, shapes: Mapping[str, Sequence[int]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -253,3 +254,148 @@ def test_refused_where_indices_are_read() -> None:
         "z = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x)}"
     )
     check_refused(SIBLINGS, graph(text), "has further outputs that are used")
+
+
+# ---------------------------------------------------------------- strides of pointwise Convs
+
+_STAGE: dict[str, Any] = {
+    "A": (6, 8, 1, 1),
+    "B": (6, 8, 3, 3),
+    "D": (8, 1, 3, 3),
+    "P": (4, 6, 1, 1),
+    "Q": (5, 6, 1, 1),
+    "P8": (4, 8, 1, 1),
+    "ch": (6, 1, 1),
+    "px": (1, 6, 6, 6),
+    "a1": (6,),
+}
+
+
+def stage(body: str, x: str = "float[N,8,7,6] x", opset: int = 17, **more: Any) -> Any:
+    held = {**_STAGE, **more}
+    words = set(re.findall(r"\w+", body))
+    dims = ",".join("?" * len(x.split(",")))
+    outputs = ", ".join(f"float[{dims}] {name}" for name in ("y", "z") if f" {name} = " in body)
+    used = {name: value for name, value in held.items() if name in words}
+    return graph(f"({x}) => ({outputs}) {{{body}}}", opset=opset, exact=True, **used)
+
+
+STRIDES = {
+    "the stage of a ResNet": (
+        " c = Conv(x, A, a1) k = Conv(x, A2) s = Add(c, k) r = Relu(s) "
+        " y = Conv<strides=[2,2]>(r, P) z = Conv<strides=[2,2]>(r, Q)",
+        "Conv<strides=[2,2]> Conv<strides=[2,2]> Add Relu Conv<strides=[1,1]> Conv<strides=[1,1]>",
+    ),
+    # what others read is cut
+    "with a shortcut": (
+        " k = Relu(x) b = Conv<pads=[1,1,1,1], strides=[1,1]>(k, B8) s = Add(b, k) r = Relu(s) "
+        " y = Conv<strides=[2,2]>(r, P8) g = GlobalAveragePool(k) z = Conv(g, P8)",
+        "Relu Conv<strides=[2,2],pads=[1,1,1,1]> Slice Add Relu Conv<strides=[1,1]> "
+        "GlobalAveragePool Conv",
+    ),
+    "strides of both, along one axis": (
+        " c = Conv<strides=[2,3], pads=[1,0,0,2]>(x, B) y = Conv<strides=[2,1]>(c, P)",
+        "Conv<strides=[4,3],pads=[1,0,0,2]> Conv<strides=[1,1]>",
+    ),
+    "SAME": (
+        ' c = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, B) '
+        ' y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(c, P)',
+        "Conv<strides=[4,4],pads=[1,0,1,1]> Conv<strides=[1,1]>",
+    ),
+    "a gate of one number for each channel": (
+        " c = Conv(x, A) g = GlobalMaxPool(x) h = Conv(g, A2) i = Relu(h) s = Mul(c, i) "
+        " y = Conv<strides=[2,2]>(s, P)",
+        "Conv<strides=[2,2]> GlobalMaxPool Conv Relu Mul Conv<strides=[1,1]>",
+    ),
+    "an activation of several parts": (
+        " c = Conv(x, A) h = HardSigmoid<alpha=0.25, beta=0.5>(c) s = Mul(c, h) t = Mul(s, ch) "
+        " y = Conv<strides=[3,3]>(t, P)",
+        "Conv<strides=[3,3]> HardSigmoid Mul Mul Conv<strides=[1,1]>",
+    ),
+    "depthwise": (
+        " c = Conv<group=8, pads=[1,1,1,1]>(x, D) r = Relu(c) y = Conv<strides=[2,2]>(r, P8)",
+        "Conv<strides=[2,2],group=8> Relu Conv<strides=[1,1]>",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRIDES)
+def test_strides_ahead(case: str) -> None:
+    body, after = STRIDES[case]
+    before = stage(body, A2=(6, 8, 1, 1), B8=(8, 8, 3, 3))
+    result = check(PASS, before, exact="Average" not in body)
+    if " z = " in body or " g = " in body:  # in another order
+        names = sorted(re.findall(r"[A-Z]\w+", re.sub("<[^>]*>", "", after)))
+        assert sorted(node.op_type for node in result.graph.node) == names
+    else:
+        check_operators(result, after)
+    costs = [cost_of(m, {"x": [1, 8, 7, 6]}) for m in (before, result)]
+    assert costs[1].multiply_adds < costs[0].multiply_adds
+    assert costs[1].activation_bytes < costs[0].activation_bytes
+    if "Average" not in body:
+        check_replay(PASS, before)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_strides_of_all_sizes(size: int, stride: int) -> None:
+    body = (
+        f" c = Conv<strides=[{stride},{stride}], pads=[1,1,0,1]>(x, K2) r = Relu(c) "
+        " y = Conv<strides=[2,2]>(r, P8)"
+    )
+    before = stage(body, f"float[N,8,{size + 1},{size}] x", K2=(8, 8, 2, 2))
+    check(PASS, before, f"Conv<strides=[{2 * stride},{2 * stride}]> Relu Conv", exact=True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        " c = Conv(x, A) y = Conv<strides=[2,2]>(c, P) z = Conv(c, Q)",  # another stride
+        " c = Conv(x, A) y = Conv<strides=[2,2]>(c, P) z = Conv<strides=[2,1]>(c, Q)",
+        " c = Conv(x, A) y = Conv<strides=[2,2]>(c, P) z = Relu(c)",
+        " c = Conv(x, A) y = Conv<strides=[2,2], pads=[1,1,0,0]>(c, P)",  # sees the padding
+        " c = Conv(x, A) y = Conv<strides=[2,2]>(c, B6)",  # sees its neighbours
+        " c = Conv(x, A) r = MaxPool<kernel_shape=[2,2]>(c) y = Conv<strides=[2,2]>(r, P)",
+        " r = Relu(x) y = Conv<strides=[2,2]>(r, P8)",  # nothing is saved
+        " z = Conv(x, A) y = Conv<strides=[2,2]>(z, P)",  # an output
+    ],
+)
+def test_strides_that_stay(body: str) -> None:
+    check_untouched(PASS, stage(body, B6=(4, 6, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("body", "opset", "x", "reason"),
+    [
+        (
+            " c = Conv(x, A) s = Add(c, px) y = Conv<strides=[2,2]>(s, P)",
+            17,
+            "float[N,8,6,6] x",
+            "'px' is a constant for each pixel",
+        ),
+        (
+            " c = Conv(x, A) m = ReduceMax<axes=[2]>(c2) s = Add(c, m) "
+            "y = Conv<strides=[2,2]>(s, P)",
+            17,
+            "float[N,8,6,6] x",
+            "'m' is spread over pixels of 's'",
+        ),
+        (
+            " c = Conv(x, A8) s = Add(c, x) y = Conv<strides=[2,2]>(s, P8)",
+            9,
+            "float[N,8,6,6] x",
+            "a Slice with steps, of 'x', needs opset 10",
+        ),
+        (
+            ' c = Conv<auto_pad="SAME_LOWER">(x, B) y = Conv<strides=[2,2]>(c, P)',
+            17,
+            "float[N,8,h,w] x",
+            "what Conv of 'c' pads depends on the size of 'x'",
+        ),
+    ],
+)
+def test_strides_refused(body: str, opset: int, x: str, reason: str) -> None:
+    if "c2" in body:
+        body = f" c2 = Conv(x, A2) {body}"
+    before = stage(body, x, opset, A2=(6, 8, 1, 1), A8=(8, 8, 1, 1))
+    check_refused(PASS, before, reason)

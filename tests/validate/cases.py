@@ -66,6 +66,12 @@ def _away_from_zero(*shape: int, largest: float = 1.5) -> Any:
     return values.astype(np.float32)
 
 
+def _dead(weight: Any, *filters: int) -> Any:
+    """Return a weight some of whose filters are zeros, as pruning leaves them."""
+    weight[list(filters)] = 0
+    return weight
+
+
 def _merge(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "merge-branches", text, constants=constants)
 
@@ -427,6 +433,21 @@ CASES = (
         },
     ),
     Case(
+        "strides ahead of a residual sum",
+        "move-linear",
+        "(float[N,3,7,6] x, float[N,6,7,6] k) => (float[N,4,4,3] y, float[N,5,4,3] z, "
+        "float[N,6,7,6] o) {"
+        "c = Conv(x, A, a1) s = Add(c, k) r = Relu(s) o = Relu(k) "
+        "y = Conv<strides=[2,2]>(r, P, p1) z = Conv<strides=[2,2]>(r, Q)}",
+        constants={
+            "A": _away_from_zero(6, 3, 1, 1),
+            "a1": (6,),
+            "P": _away_from_zero(4, 6, 1, 1),
+            "p1": (4,),
+            "Q": _away_from_zero(5, 6, 1, 1),
+        },
+    ),
+    Case(
         "filters of zeros, with a bias",
         "drop-channels",
         "(float[N,3,8,7] x) => (float[N,4,4,3] y) {"
@@ -437,6 +458,36 @@ CASES = (
             "b": np.array([1, 0.5, -0.5, -1, 2], np.float32),
             "V": _away_from_zero(4, 5, 3, 3),
             "c": (4,),
+        },
+    ),
+    Case(
+        "filters of zeros in all branches of a residual sum",
+        "drop-channels",
+        "(float[N,3,6,5] x) => (float[N,4,6,5] y, float[N,3,6,5] z) {"
+        "a = Conv(x, A) b = Conv(a, B, b1) c = Conv<pads=[1,1,1,1]>(b, C) s = Add(a, c) "
+        "r = Relu(s) y = Conv(r, D) z = Conv(r, E)}",
+        constants={
+            "A": _dead(_away_from_zero(6, 3, 1, 1), 1, 4),
+            "B": _away_from_zero(5, 6, 1, 1),
+            "b1": (5,),
+            "C": _dead(_away_from_zero(6, 5, 3, 3), 1, 4),
+            "D": _away_from_zero(4, 6, 1, 1),
+            "E": _away_from_zero(3, 6, 1, 1),
+        },
+    ),
+    Case(
+        "dead channels through a depthwise Conv, parts and a Concat",
+        "drop-channels",
+        "(float[N,3,6,5] x) => (float[N,4,4,3] y) {"
+        "a = Conv(x, A) d = Conv<group=6>(a, K, k) p, q = Split<axis=1>(d, half) "
+        "r = Relu(p) c = Concat<axis=1>(q, r) y = Conv(c, D, e)}",
+        constants={
+            "A": _dead(_away_from_zero(6, 3, 1, 1), 1),
+            "K": _dead(_away_from_zero(6, 1, 3, 3), 4),
+            "k": np.array([0.5, 1.5, -1, 2, -0.75, 1], np.float32),
+            "half": _ints(3, 3),
+            "D": _away_from_zero(4, 6, 1, 1),
+            "e": (4,),
         },
     ),
     Case(

@@ -121,7 +121,7 @@ class _Attempt:
         if not self._has_new_floats():
             return self._as_they_are()
         if self.rule is None:
-            return self._with_its_constants("ONNX Runtime computed a constant, and rounded it")
+            return self._with_its_constants("a constant was computed, and rounded")
         try:
             return self._again(first_level)
         except RefusedError as refusal:

@@ -34,6 +34,8 @@ from graphpass import (
 )
 from graphpass.ir.windows import pads_nothing
 
+from .strides import StrideAhead
+
 _POINTWISE = Op("Conv", any_("x"), const("weight"), optional(const("bias")), bind="conv")
 _MODES = ("nearest", "linear")
 
@@ -221,9 +223,10 @@ def _require_plain(resize: Node) -> None:
 
 
 class MoveLinear(Pass):
-    """Move averages and interpolations to the side of a 1x1 Conv where there is less to do."""
+    """Move averages, interpolations and strides to where a 1x1 Conv leaves less to do."""
 
     name = "move-linear"
+    surveys = (StrideAhead(),)
     rules = (
         PoolAheadOfPointwise(),
         MeanAheadOfPointwise(),
