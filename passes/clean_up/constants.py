@@ -163,6 +163,9 @@ class FoldConstants(Survey):
         grown = {id(chain): _grown_bytes(chain) for chain in chains}
         too_much = sum(grown.values()) > _MOST_GROWN_BYTES
         for chain in chains:  # those first that make the file smaller
+            # what read them, if only for its shape, may be gone by now, and they with it
+            chain.nodes = [node for node in chain.nodes if node.outputs]
+            chain.ends = [node for node in chain.ends if node.outputs]
             if too_much and grown[id(chain)]:
                 mib = sum(grown.values()) >> 20
                 many = f"the constants of the graph would take {mib} MiB to compute"

@@ -35,7 +35,8 @@ def windows(model: ModelProto, steps: tuple[Pass, ...]) -> list[Rewrite]:
     for step in steps:
         for rewrite in apply(step, loaded, windows=True, chooser=Everything()).rewrites:
             if rewrite.window is not None:
-                found.append(dataclasses.replace(rewrite, window=_whole(rewrite.window)))
+                first, *further = [None if w is None else _whole(w) for w in rewrite.windows]
+                found.append(dataclasses.replace(rewrite, window=first, further=tuple(further)))
     return found
 
 
