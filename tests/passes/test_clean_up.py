@@ -1160,13 +1160,14 @@ def test_any_graph_computes_what_it_did(data: st.DataObject, opset: int, steps: 
 
 
 def test_what_was_only_read_for_its_shape_takes_along_what_it_read() -> None:
-    """The bounds of the Slice are a chain of their own, gone once its shape is known."""
+    """The indices of the Gather are a chain of their own, gone once its shape is known."""
     becomes(
         "(float[2,4] x) => (float[N] y) {"
-        "u = Unsqueeze(zero, at) e = Unsqueeze(two, at) t = Slice(x, u, e) s = Shape(t) "
-        "c = Cast<to=1>(s) r = ReduceSum<keepdims=0>(x, at) y = Concat<axis=0>(r, c)}",
+        "i = Unsqueeze(zero, at) t = Gather(x, i) s = Shape(t) c = Cast<to=1>(s) "
+        "d = Mul(c, half) e = Add(d, half) f = Neg(e) "
+        "r = ReduceSum<keepdims=0>(x, at) y = Concat<axis=0>(r, f)}",
         "ReduceSum Concat",
         zero=np.array(0, np.int64),
-        two=np.array(2, np.int64),
+        half=np.array(0.5, np.float32),
         at=np.array([0], np.int64),
     )
