@@ -58,12 +58,15 @@ def kind_of(*nodes: Node) -> Node | None:
 
 
 def branch_maps(
-    kind: Node, x: Tensor, branches: Sequence[Branch]
+    kind: Node, x: Tensor, branches: Sequence[Branch], *, without_bias: Node | None = None
 ) -> tuple[LinearMap, LinearMap] | None:
-    """Read two branches over `x`; None where they compute with more than constants."""
+    """Read two branches over `x`; None where they compute with more than constants.
+
+    `without_bias`: an operator that is read as if it added nothing.
+    """
     weights: dict[Node, LinearMap] = {}
     for node in (node for branch in branches for node in branch if operator(node) in WEIGHTY):
-        found = map_of(node, node.inputs[0])
+        found = map_of(node, node.inputs[0], adds=node is not without_bias)
         if found is None:
             return None
         weights[node] = found
@@ -88,15 +91,15 @@ def branch_maps(
     return made[0], made[1]
 
 
-def map_of(node: Node, x: Tensor) -> LinearMap | None:
+def map_of(node: Node, x: Tensor, *, adds: bool = True) -> LinearMap | None:
     """Read a Conv, MatMul or Gemm over `x`; None where its weight is computed.
 
-    Refuses weights that the caller may override or that others read: they would be stored twice.
+    `adds`: with its bias. Refuses weights that the caller may override or that others read: they would be stored twice.
     """
     if node.inputs[0] is not x or len(node.inputs) < 2:
         return None
     weight = _held(node.inputs[1], node)
-    further = [tensor for tensor in node.inputs[2:] if tensor.name]
+    further = [tensor for tensor in node.inputs[2:] if tensor.name and adds]
     biases = [_held(tensor, node) for tensor in further]
     if weight is None or None in biases or weight.ndim < 2 or weight.dtype not in FLOAT_TYPES:
         return None

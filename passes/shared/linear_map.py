@@ -143,8 +143,8 @@ def average(name: str, channels: int, grid: Grid) -> LinearMap:
 # ----------------------------------------------------------------------------------------- sums
 
 
-def added(one: LinearMap, other: LinearMap, signs: tuple[int, int] = (1, 1)) -> LinearMap:
-    """Return the map that is ±one ± other, by `signs`. Refuses where that is no such map."""
+def added(one: LinearMap, other: LinearMap, signs: tuple[float, float] = (1, 1)) -> LinearMap:
+    """Return the map that is ±one ± other, by `signs`, which may be other factors. Refuses where that is no such map."""
     names = f"{one.name} and {other.name}"
     require(
         (one.outputs, one.inputs) == (other.outputs, other.inputs),

@@ -225,6 +225,11 @@ LAYERS = {
     ),
     "a layer and its input": ("a = MatMul(x, Q) y = Add(x, a)", "MatMul"),
     "a bottleneck that is none": ("a = MatMul(x, X) y = MatMul(a, Y)", "MatMul"),
+    "with a bias between": ("a = MatMul(x, X) d = Add(x9, a) y = MatMul(d, Y)", "MatMul Add"),
+    "with a bias after both": (
+        "a = MatMul(x, X) d = Sub(x9, a) e = MatMul(d, Y) y = Add(e, c)",
+        "MatMul Add",
+    ),
 }
 
 
@@ -240,6 +245,7 @@ def test_matrices(body: str, after: str) -> None:
         "k": np.float32(2),
         "Q": (8, 8),
         "X": (8, 9),
+        "x9": (9,),
         "Y": (9, 6),
     }
     model = branches(body, "float[N,5,8] x", held=held)
@@ -260,12 +266,18 @@ def test_matrices(body: str, after: str) -> None:
         ),
         ("a = Gemm(x, X, w) y = Gemm<beta=2.0>(a, Y, b)", "Gemm"),
         ("a = Gemm(x, X) y = MatMul(a, Y)", "Gemm"),
+        # a sum that came in as the C of one of them
+        ("a = Gemm(x, W, b) d = MatMul(x, V) y = Gemm(d, W2, a)", "Gemm"),
+        ("a = Gemm<transB=1>(x, W, b) y = Gemm<alpha=2.0, beta=3.0>(x, V, a)", "Gemm"),
+        ("f = Mul(x, two) y = Gemm(f, W, x)", "Gemm"),
+        ("a = BatchNormalization(x, s, t, m, v) y = Gemm<beta=0.5>(x, V, a)", "Gemm"),
     ],
 )
 def test_gemm(body: str, after: str) -> None:
     held = {
         "W": (4, 4),
         "V": (4, 4),
+        "W2": (4, 4),
         "two": np.float32(2),
         "X": (4, 9),
         "w": (9,),
@@ -515,3 +527,109 @@ def test_drawn_sums_and_compositions(seed: int) -> None:
         except Exception:  # ONNX Runtime's: the two do not fit
             continue
         check(PASS, model)
+
+
+# ---------------------------------------------------------------------- padded with the bias
+
+
+def edges(shape: tuple[int, ...], axis: int, place: int) -> Array:
+    """Return the indices of one row of a map, as slices that are assigned to are exported."""
+    counted = np.indices(shape)[(slice(None), *[slice(None)] * axis, slice(place, place + 1))]
+    return np.moveaxis(counted, 0, -1).astype(np.int64)
+
+
+def padded(
+    *,
+    pads: tuple[int, int, int, int] = (1, 1, 1, 1),
+    sides: str = "tblr",
+    off: float = 0.0,
+    turned: bool = False,
+    conv: str = "Conv(x, V, b)",
+    last: str = "y = Conv(p, W, c)",
+    batch: int = 1,
+) -> onnx.ModelProto:
+    """A map whose edges get the bias, one side after the other."""
+    top, left, bottom, right = pads
+    high, wide = 5 + top + bottom, 4 + left + right
+    shape = (batch, 4, high, wide)
+    bias = np.array([1, -2, 3, 2], np.float32)
+    rows = {
+        "t": [(2, k) for k in range(top)],
+        "b": [(2, high - 1 - k) for k in range(bottom)],
+        "l": [(3, k) for k in range(left)],
+        "r": [(3, wide - 1 - k) for k in range(right)],
+        "i": [(2, 3)],
+    }
+    held: dict[str, Any] = {"b": bias, "pads": np.array([0, 0, *pads[:2], 0, 0, *pads[2:]])}
+    body, name = f"a = {conv} d = Pad(a, pads) ", "d"
+    for number, (axis, place) in enumerate(r for side in sides for r in rows[side]):
+        indices = edges(shape, axis, place)
+        values = np.broadcast_to(bias.reshape(1, 4, 1, 1) + off, indices.shape[:-1])
+        source = name
+        if turned:  # the axis in front, and one index for it
+            source, perm = f"q{number}", [0, 1, 2, 3]
+            perm[0], perm[axis] = axis, 0
+            body += f"{source} = Transpose<perm={perm}>({name}) "
+            indices, values = np.array([[place]]), values.transpose(perm)
+        made = f"s{number}"
+        held |= {f"i{number}": indices, f"u{number}": np.ascontiguousarray(values, np.float32)}
+        body += f"{made} = ScatterND({source}, i{number}, u{number}) "
+        if turned:
+            made = f"t{number}"
+            body += f"{made} = Transpose<perm={perm}>(s{number}) "
+        name = made
+    body += last.replace("(p", f"({name}")
+    return branches(body, f"float[{batch},4,5,4] x", held=held, exact=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"turned": True},
+        {"batch": 2},
+        {"pads": (2, 1, 0, 1), "last": "y = Conv(p, V, c)"},
+        {"last": "y = AveragePool<kernel_shape=[3,3], count_include_pad=1>(p)"},
+        {"conv": "Conv<group=4>(x, P, b)"},
+    ],
+)
+def test_padded_with_the_bias(given: dict[str, Any]) -> None:
+    result = check(PASS, padded(**given), rtol=1e-6)
+    kinds = {node.op_type for node in result.graph.node}
+    assert kinds <= {"Conv", "AveragePool"}
+    assert len(result.graph.node) <= 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sides": "tbl"},  # zeros are left on one side
+        {"sides": "itblr"},  # and a row inside is written
+        {"conv": "Conv<pads=[1,1,1,1]>(x, W, b)"},  # it sees its neighbours
+    ],
+)
+def test_padded_with_something_else(given: dict[str, Any]) -> None:
+    check_untouched(PASS, padded(**given))
+
+
+def test_padded_with_rounding_or_more() -> None:
+    check(PASS, padded(off=2e-7), "Conv", rtol=1e-6)
+    check_refused(PASS, padded(off=1e-4), "is padded with another number than the bias of")
+
+
+def test_padded_and_read_elsewhere() -> None:
+    last = "e = Conv(p, W, c) f = GlobalMaxPool(d) y = Add(e, f)"
+    check_refused(PASS, padded(last=last), "Pad of 'd' feeds 2 nodes")
+
+
+def test_refused_where_the_c_of_a_gemm_is_no_branch() -> None:
+    held = {"W": (4, 4), "V": (4, 4), "O": (4, 1)}
+    for body, reason in (
+        ("a = MatMul(x, O) y = Gemm(x, V, a)", "makes 4 channels of 4, MatMul of 'a' makes 1 of 4"),
+        ("a = MatMul(x, W) y = Gemm<transA=1>(x, V, a)", "Gemm of 'y' transposes its input"),
+    ):
+        x = "float[4,4] x" if "transA" in body else "float[N,4] x"
+        check_refused(PASS, branches(body, x, held=held), reason)
+    # a C over something else stays
+    body = "r = Relu(x) a = MatMul(r, W) y = Gemm(x, V, a)"
+    check_untouched(PASS, branches(body, "float[N,4] x", held=held))

@@ -76,6 +76,23 @@ def _merge(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "merge-branches", text, constants=constants)
 
 
+def _padded_by_bias() -> dict[str, Any]:
+    """Return a 1x1 weight, its bias, and that on each edge of the map [1, 4, 6, 7]."""
+    bias = np.array([1, -2, 0.5, 1.5], np.float32).reshape(1, 4, 1, 1)
+    rows = np.moveaxis(np.indices((1, 4, 6, 7)), 0, -1)
+    return {
+        "W": _away_from_zero(4, 3, 1, 1),
+        "b": bias.reshape(-1),
+        "pads": _ints(0, 0, 1, 1, 0, 0, 1, 1),
+        "top": np.ascontiguousarray(rows[:, :, :1]),
+        "low": np.ascontiguousarray(rows[:, :, 5:]),
+        "t": np.ascontiguousarray(np.broadcast_to(bias, (1, 4, 1, 7))),
+        "first": np.array([[0]], np.int64),
+        "end": np.array([[6]], np.int64),
+        "l": np.ascontiguousarray(np.broadcast_to(bias, (1, 4, 6, 1))),
+    }
+
+
 def _siblings(name: str, text: str, **constants: Any) -> Case:
     return Case(name, "merge-siblings", text, constants=constants)
 
@@ -394,6 +411,28 @@ CASES = (
         V=(4, 4, 1, 1),
         W=(4, 4, 3, 3),
         b=(4,),
+    ),
+    Case(
+        "a sum that came in as the C of a Gemm",
+        "merge-branches",
+        "(float[N,6] x) => (float[N,5] y) {"
+        "a = Gemm(x, W, b) d = MatMul(x, A) y = Gemm<alpha=2.0>(d, B, a)}",
+        constants={"W": _away_from_zero(6, 5), "b": (5,), "A": _away_from_zero(6, 2), "B": (2, 5)},
+    ),
+    Case(
+        "two layers and the bias between",
+        "merge-branches",
+        "(float[N,3,6] x) => (float[N,3,4] y) {a = MatMul(x, A) d = Add(a, b) y = MatMul(d, B)}",
+        constants={"A": _away_from_zero(6, 9), "b": (9,), "B": _away_from_zero(9, 4)},
+    ),
+    Case(
+        "a map padded with its bias",
+        "merge-branches",
+        "(float[1,3,4,5] x) => (float[1,4,4,5] y) {"
+        "a = Conv(x, W, b) d = Pad(a, pads) e = ScatterND(d, top, t) f = ScatterND(e, low, t) "
+        "g = Transpose<perm=[3,1,2,0]>(f) h = ScatterND(g, first, l) i = ScatterND(h, end, l) "
+        "j = Transpose<perm=[3,1,2,0]>(i) y = AveragePool<kernel_shape=[3,3]>(j)}",
+        constants=_padded_by_bias(),
     ),
     Case(
         "the transition of a DenseNet",

@@ -19,6 +19,7 @@ from graphpass import (
     Rule,
     Tensor,
     any_,
+    attribute,
     either,
     label,
     operator,
@@ -28,9 +29,10 @@ from graphpass import (
     static_shape,
 )
 
-from .fold_batchnorm import FoldBatchNorm
-from .shared.branches import AFFINE, WEIGHTY, Branch, branch_maps, kind_of, map_of, operator_of
-from .shared.linear_map import LinearMap, added, composed
+from ..fold_batchnorm import FoldBatchNorm
+from ..shared.branches import AFFINE, WEIGHTY, Branch, branch_maps, kind_of, map_of, operator_of
+from ..shared.linear_map import LinearMap, added, composed
+from .padded_by_bias import PaddedByBias
 
 _SUM = ("Add", "Sub")
 _LINEAR = (*WEIGHTY, "AveragePool", *AFFINE)
@@ -151,6 +153,39 @@ class SumIsAdd(Rule):
         return term
 
 
+class GemmOnBranch(Rule):
+    """Gemm(l(x), W, r(x)) = (l∘W + β·r)(x): a sum of branches of which one came in as the C."""
+
+    pattern = either(
+        *(
+            Op("Gemm", inner, any_("weight"), _branch("right", depth), bind="left")
+            for inner in (any_("x"), _step("left_first", any_("x")))
+            for depth in (1, 2, 0)
+        )
+    )
+
+    def rewrite(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        left: Node,
+        left_first: Node | None,
+        left_first_term: Tensor | None,
+        right: Node | None,
+        right_first: Node | None,
+        right_term: Tensor | None,
+        right_first_term: Tensor | None,
+    ) -> Any:
+        one, other = _branches((left_first, left), (right_first, right))
+        beta = float(attribute(left, "beta"))
+        maps = branch_maps(left, x, (one, other), without_bias=left)
+        if maps is None:
+            return None
+        merged = added(*maps, (1, beta))
+        _require_no_more(merged, merged.multiplications)
+        return operator_of(merged, left, x)
+
+
 def _over(tensor: Tensor) -> set[Tensor]:
     """Return what `tensor` may be a linear branch over, nearest first; of no weight, itself."""
     found, node = {tensor}, producer(tensor)
@@ -215,13 +250,31 @@ class OneBehindTheOther(Rule):
         Op("Conv", Op("Conv", any_("x"), ..., bind="first"), ..., bind="last"),
         Op(
             ("MatMul", "Gemm"),
-            Op(("MatMul", "Gemm"), any_("x"), ..., bind="first"),
+            either(
+                Op(("MatMul", "Gemm"), any_("x"), ..., bind="first"),
+                Op(
+                    ("Add", "Sub"),
+                    Op("MatMul", any_("x"), ..., bind="first"),
+                    any_("term"),
+                    bind="between",
+                    commutative=True,
+                ),
+            ),
             ...,
             bind="last",
         ),
     )
 
-    def rewrite(self, last: Node, first: Node, x: Tensor) -> Any:
+    def rewrite(
+        self, last: Node, first: Node, between: Node | None, x: Tensor, term: Tensor | None
+    ) -> Any:
+        if between is not None:  # the bias of the inner one
+            kind = kind_of(last, first) or last
+            maps = branch_maps(kind, x, ((first, between, last), ()))
+            if maps is None:
+                return None
+            _require_no_more(maps[0], maps[0].multiplications)
+            return operator_of(maps[0], kind, x)
         outer, inner = map_of(last, first.outputs[0]), map_of(first, x)
         if outer is None or inner is None:
             return None
@@ -241,4 +294,12 @@ class MergeBranches(Pass):
     """Merge linear branches over one input, and linear layers in a row, into one operator each."""
 
     name = "merge-branches"
-    rules = (*FoldBatchNorm.rules, SumIsAdd(), SumOfBranches(), SumWithinSum(), OneBehindTheOther())
+    rules = (
+        *FoldBatchNorm.rules,
+        SumIsAdd(),
+        SumOfBranches(),
+        SumWithinSum(),
+        GemmOnBranch(),
+        OneBehindTheOther(),
+        PaddedByBias(),
+    )
