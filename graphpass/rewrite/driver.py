@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.site import site_windows
 from graphpass.rewrite.surgery import Built, Surgeon
 from graphpass.rewrite.survey import Proposal, Refused, Several, Survey, Twin
-from graphpass.rewrite.term import read
+from graphpass.rewrite.term import Operand, read
 from graphpass.rewrite.window import Window, WindowVerdict, capture, capture_constants
 from graphpass.storage.reference import reference_of, tensors
 
@@ -411,7 +411,7 @@ class _Run:
             if isinstance(proposal, Twin):
                 pairs = proposal.outputs()
                 found = Match([node], {}, [node, proposal.kept], [], [old for old, _ in pairs])
-                terms = [new for _, new in pairs]
+                terms: Sequence[Operand | None] = [new for _, new in pairs]
             elif isinstance(proposal, Several):
                 results = [old for old, _ in proposal.values]
                 roots = list({id(made): made for made in map(producer, results) if made}.values())

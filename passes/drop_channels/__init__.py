@@ -12,6 +12,7 @@ from graphpass import Graph, Pass, Survey, label
 from graphpass.ir.refusal import RefusedError
 from graphpass.rewrite.survey import Proposal, Refused
 
+from .operators import part_of
 from .regions import regions
 from .tied import Wiring
 
@@ -28,7 +29,7 @@ class DropChannels(Survey):
 
     def find(self, scope: Graph, spare_bytes: int) -> Iterator[Proposal]:
         """See `Survey`."""
-        wiring = Wiring(scope)
+        wiring = Wiring(scope, part_of)
         kept = [
             (node, f"{count} channels of {label(node)} are constant, but {reason}")
             for node, count, reason in wiring.kept_constants()

@@ -357,6 +357,7 @@ def _broadcast(node: Node, wiring: Wiring) -> Part:
 
     def narrowed(inputs: list[Any], kept: Kept) -> Op:
         stays = kept(node.outputs[0])
+        assert stays is not None
         for index, (tensor, held) in enumerate(zip(node.inputs, operands, strict=True)):
             weight = constant(tensor)
             own = 1 - axes + axes_count(tensor)
@@ -470,7 +471,13 @@ def _slice(node: Node, wiring: Wiring) -> Part:
         names = ("axes", "starts", "ends", "steps")
         lists = dict(zip(names, map(list, zip(*cut, strict=True)), strict=True))
         if opset(node) < 10:
-            return Op("Slice", inputs[0], **{name: lists[name] for name in names[:3]})
+            return Op(
+                "Slice",
+                inputs[0],
+                axes=lists["axes"],
+                starts=lists["starts"],
+                ends=lists["ends"],
+            )
         order = ("starts", "ends", "axes", "steps")
         return Op("Slice", inputs[0], *(np.array(lists[name], np.int64) for name in order))
 

@@ -60,9 +60,8 @@ class _Found:
 class Wiring:
     """The wires of a scope."""
 
-    def __init__(self, scope: Graph) -> None:
-        from .operators import part_of  # which knows what operators do to a wiring
-
+    def __init__(self, scope: Graph, part_of: Callable[[Node, Wiring], Part | None]) -> None:
+        """`part_of` notes what a node does to channels; None where that is not known."""
         self.scope = scope
         self.parts: list[Part] = []
         self._held: dict[int, Held] = {}

@@ -1,6 +1,6 @@
 """A map of features that is padded with the bias which made it, by writing that onto its edges.
 
-So a branch 1x1 Conv, k x k Conv is trained to be one Conv afterwards (DBB; ECB of super-resolution).
+So branches of a 1x1 Conv and a larger one are trained to be one Conv afterwards (DBB; ECB).
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def branch_maps(
 def map_of(node: Node, x: Tensor, *, adds: bool = True) -> LinearMap | None:
     """Read a Conv, MatMul or Gemm over `x`; None where its weight is computed.
 
-    `adds`: with its bias. Refuses weights that the caller may override or that others read: they would be stored twice.
+    `adds`: with its bias. Refuses weights that the caller may override or that others read: they
+    would be stored twice.
     """
     if node.inputs[0] is not x or len(node.inputs) < 2:
         return None

@@ -144,7 +144,10 @@ def average(name: str, channels: int, grid: Grid) -> LinearMap:
 
 
 def added(one: LinearMap, other: LinearMap, signs: tuple[float, float] = (1, 1)) -> LinearMap:
-    """Return the map that is ±one ± other, by `signs`, which may be other factors. Refuses where that is no such map."""
+    """Return the map that is ±one ± other, by `signs`, which may be other factors.
+
+    Refuses where that is no such map.
+    """
     names = f"{one.name} and {other.name}"
     require(
         (one.outputs, one.inputs) == (other.outputs, other.inputs),

@@ -216,7 +216,8 @@ _STREAM = {
 
 def stream(body: str, **more: Array) -> Any:
     words = set(re.findall(r"\w+", body))
-    used = {name: value for name, value in {**_STREAM, **more}.items() if name in words}
+    held: dict[str, Any] = {**_STREAM, **more}
+    used = {name: value for name, value in held.items() if name in words}
     return graph(f"(float[N,3,8,7] x) => (float[?,?,?,?] y) {{{body}}}", **used)
 
 
@@ -412,9 +413,7 @@ def test_float16_and_an_overflowing_bias() -> None:
         "bA": np.array([1, 60000, 1, 1, 1, 1], np.float32),
     }
     body = "a = Conv(x, A, bA) y = Conv(a, L)"
-    halved = {k: v.astype(np.float16) for k, v in {**_STREAM, **half}.items() if k in "A bA L"}
-    before = graph(
-        f"(float16[N,3,8,7] x) => (float16[?,?,?,?] y) {{{body}}}",
-        **{k: v for k, v in halved.items() if k in ("A", "bA", "L")},
-    )
+    held: dict[str, Any] = {name: {**_STREAM, **half}[name] for name in ("A", "bA", "L")}
+    halved = {name: value.astype(np.float16) for name, value in held.items()}
+    before = graph(f"(float16[N,3,8,7] x) => (float16[?,?,?,?] y) {{{body}}}", **halved)
     check_refused(PASS, before, "would overflow float16")

@@ -534,7 +534,8 @@ def test_drawn_sums_and_compositions(seed: int) -> None:
 
 def edges(shape: tuple[int, ...], axis: int, place: int) -> Array:
     """Return the indices of one row of a map, as slices that are assigned to are exported."""
-    counted = np.indices(shape)[(slice(None), *[slice(None)] * axis, slice(place, place + 1))]
+    row = np.array([place])
+    counted = np.indices(shape).take(row, axis + 1)
     return np.moveaxis(counted, 0, -1).astype(np.int64)
 
 
