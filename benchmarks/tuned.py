@@ -1,6 +1,7 @@
 """What `optimize --tune` keeps, and how much faster the result runs than the original.
 
     python -m benchmarks.tuned [--networks "bert;unet"] [--rounds 40] [--threads 1] [FILE.onnx …]
+    python -m benchmarks.tuned --no-tune --peer onnxsim --networks "resnet50 v1"
 
 Prints a Markdown table to stdout; see README.md beside this file. Networks need torch, torchvision
 and transformers; files need nothing. Exits with 1 where a result is slower than 0.98x.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,13 +24,14 @@ import numpy as np
 import onnxruntime as ort
 
 import graphpass
+from benchmarks.arguments import add_python, python_for
+from benchmarks.contestants import CONTESTANTS, command
 from benchmarks.tuned_networks import NETWORKS, exported
 from graphpass.ir.cost import Cost
 from graphpass.report.data import Report
 
-HEADER = (
-    "| network | sites: kept, tried | kept | multiply-adds, M | nodes | x, tuned | x, fast | s |"
-)
+TITLES = ("network", "multiply-adds, M", "weights, MB", "nodes", "x, fast")
+TUNED_TITLES = ("sites: kept, tried", "kept", "x, tuned", "s")
 SLOWEST = 0.98
 _LOADS, _ROUND_S = 5, 0.01
 
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     threads, rounds = options.threads, options.rounds
     print(f"ONNX Runtime {ort.__version__}, CPU, {threads} threads, medians of {rounds} rounds\n")
-    print(f"{HEADER}\n|{' --- |' * (HEADER.count('|') - 1)}", flush=True)
+    titles = [*TITLES, *(TUNED_TITLES if options.tune else ()), *(f"x, {p}" for p in options.peer)]
+    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}", flush=True)
     slow = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.cache or Path(scratch)
@@ -46,38 +50,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = name in NETWORKS
             path = exported(name, folder) if known else Path(name)
             files = {"original": path}
+            reports: dict[str, Report] = {}
             start = time.perf_counter()
-            for how in ("tuned", "fast"):
+            for how in ("tuned", "fast") if options.tune else ("fast",):
                 files[how] = Path(scratch) / f"{how}.onnx"
                 passes = None if how == "tuned" else "fast"
                 with graphpass.optimize(
                     path, passes, tune=how == "tuned", tune_cache=False, threads=threads
                 ) as result:
                     result.save(files[how])
+                    reports[how] = result.report
                 if how == "tuned":
-                    report, seconds = result.report, time.perf_counter() - start
+                    seconds = time.perf_counter() - start
+            for peer in options.peer:
+                files |= _by_peer(peer, dict(options.python), path, Path(scratch))
             ratios = measured(files, rounds, threads)
-            slow |= ratios["tuned"] < SLOWEST
-            print(_row(name if known else path.stem, report, ratios, seconds), flush=True)
+            slow |= ratios.get("tuned", 1) < SLOWEST
+            cells = [name if known else path.stem, *_less(reports["fast"]), f"{ratios['fast']:.2f}"]
+            if options.tune:
+                cells += [*_choices(reports["tuned"]), f"{ratios['tuned']:.2f}", f"{seconds:.0f}"]
+            cells += [f"{ratios[peer]:.2f}" if peer in ratios else "–" for peer in options.peer]
+            print(f"| {' | '.join(cells)} |", flush=True)
     return int(slow)
 
 
-def _row(name: str, report: Report, ratios: dict[str, float], seconds: float) -> str:
-    sites = report.tuning.sites if report.tuning is not None else []
-    kept = Counter(site.rule for site in sites if site.kept)
+def _by_peer(peer: str, pythons: dict[str, str], path: Path, folder: Path) -> dict[str, Path]:
+    """Return the file that another optimizer makes; nothing where it fails."""
+    target = folder / f"{peer}.onnx"
+    target.unlink(missing_ok=True)
+    made = command(peer, python_for(CONTESTANTS[peer], pythons), path, target)
+    done = subprocess.run(made, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode or not target.exists():
+        print(f"{peer} failed: {done.stderr.decode()[-200:]}", file=sys.stderr)
+        return {}
+    return {peer: target}
+
+
+def _less(report: Report) -> list[str]:
+    """Say what is less: multiply-adds, weights, nodes."""
     before, after = report.input.cost, report.output.cost
     assert before is not None and after is not None
-    cells = (
-        name,
-        f"{sum(kept.values())}, {len(sites)}",
-        ", ".join(f"{count} {rule}" for rule, count in kept.items()),
+    return [
         " → ".join(_millions(cost) for cost in (before, after)),
+        " → ".join(f"{cost.weight_bytes / 1e6:.1f}" for cost in (before, after)),
         f"{report.input.nodes} → {report.output.nodes}",
-        f"{ratios['tuned']:.2f}",
-        f"{ratios['fast']:.2f}",
-        f"{seconds:.0f}",
-    )
-    return f"| {' | '.join(cells)} |"
+    ]
+
+
+def _choices(report: Report) -> list[str]:
+    """Say which choices were kept."""
+    sites = report.tuning.sites if report.tuning is not None else []
+    kept = Counter(site.rule for site in sites if site.kept)
+    listed = ", ".join(f"{count} {rule}" for rule, count in kept.items())
+    return [f"{sum(kept.values())}, {len(sites)}", listed]
 
 
 def _millions(cost: Cost) -> str:
@@ -139,6 +164,11 @@ def _parser() -> argparse.ArgumentParser:
         default=list(NETWORKS),
         metavar="A;B",
     )
+    parser.add_argument(
+        "--no-tune", dest="tune", action="store_false", help="measure the pipeline fast alone"
+    )
+    parser.add_argument("--peer", action="append", default=[], choices=list(CONTESTANTS))
+    add_python(parser)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, help="keep what is exported in this folder")

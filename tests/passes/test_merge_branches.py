@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
+import graphpass
 from graphpass.rewrite.registry import make
 from graphpass.testing import (
     check,
@@ -634,3 +636,39 @@ def test_refused_where_the_c_of_a_gemm_is_no_branch() -> None:
     # a C over something else stays
     body = "r = Relu(x) a = MatMul(r, W) y = Gemm(x, V, a)"
     check_untouched(PASS, branches(body, "float[N,4] x", held=held))
+
+
+# --------------------------------------------------------------------------- the whole model
+
+
+def test_at_the_end_of_a_long_chain_the_whole_model_is_within_its_noise() -> None:
+    rng = np.random.default_rng(0)
+    turns = {f"W{k}": np.linalg.qr(rng.normal(size=(8, 8)))[0] for k in range(60)}
+    held: dict[str, Any] = {name: turn.astype(np.float32) for name, turn in turns.items()}
+    names = ["x", *(f"a{k}" for k in range(59)), "y"]
+    pairs = itertools.pairwise(names)
+    body = " ".join(f"{b} = MatMul({a}, W{k})" for k, (a, b) in enumerate(pairs))
+    model = graph(f"(float[N,8] x) => (float[N,8] y) {{{body}}}", **held)
+    with graphpass.optimize(model, "merge-branches", latency=False) as result:
+        (told,) = result.report.passes
+        assert len(result.model.graph.node) == 1
+        assert (len(told.rewrites), told.quarantined) == (59, [])
+        assert told.check is not None and told.check.status == "within tolerance"
+        worst = max(told.check.comparisons, key=lambda entry: entry.error / entry.tolerance)
+        assert worst.error < 2e-6  # of 59 merges; one may round by 6e-8
+
+
+def test_weights_that_cancel_are_undone_and_named_where_the_whole_is_out_of_tolerance() -> None:
+    """Each window is within its bound, which knows how large the weights are."""
+    rng = np.random.default_rng(0)
+    large = (1e5 * rng.normal(size=(4, 4, 3, 3))).astype(np.float32)
+    body = "a = Conv(x, V) b = Conv(x, W) y = Add(a, b)"
+    rest = (rng.normal(size=large.shape) - large).astype(np.float32)
+    model = graph(f"(float[N,4,6,6] x) => (float[N,4,4,4] y) {{{body}}}", V=large, W=rest)
+    with graphpass.optimize(model, "merge-branches", latency=False, rtol=1e-4) as result:
+        (told,) = result.report.passes
+        assert [node.op_type for node in result.model.graph.node] == ["Conv", "Conv", "Add"]
+        (out,) = told.quarantined
+        assert (out.rewrite.rule, out.rewrite.site) == ("SumOfBranches", "y")
+        assert out.rewrite.proof is not None and out.rewrite.proof.ok
+        assert "'y' differs by" in out.reason
