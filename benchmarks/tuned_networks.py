@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,7 @@ def _diverse(torch: Any) -> Network:
     class Block(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self, inputs: int, outputs: int) -> None:
             super().__init__()
-            conv, norm = nn.Conv2d, nn.BatchNorm2d
+            conv, norm = partial(nn.Conv2d, bias=False), nn.BatchNorm2d
             self.branches = nn.ModuleList(
                 [
                     nn.Sequential(conv(inputs, outputs, 3, padding=1), norm(outputs)),

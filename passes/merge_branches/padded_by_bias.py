@@ -27,15 +27,17 @@ from graphpass import (
     require,
     static_shape,
 )
-from graphpass.ir.refusal import IS_OUTPUT
+from graphpass.ir.refusal import IS_OUTPUT, RefusedError
 from graphpass.ir.windows import windows_of
 
+from ..clean_up.evaluate import compute, is_computable
 from ..clean_up.pads import padding
 from ..shared.affine import FLOAT_TYPES, Array, Floats, limits
 from ..shared.channels import vector
 
 _MOST_ELEMENTS = 1 << 22  # of the map that is looked at
 _MOST_WRITTEN = 16  # Scatters and Transposes one after the other
+_MOST_COMPUTING = 64  # nodes that compute where a Scatter writes
 _ULPS = 8
 
 
@@ -60,7 +62,8 @@ class PaddedByBias(Rule):
         on_edges = _on_edges(pads, shape)
         if on_edges is None or math.prod(shape) > _MOST_ELEMENTS:
             return None
-        held = _after(steps, shape)
+        made: list[Node] = []  # which compute what is written, and where
+        held = _after(steps, shape, made)
         if held is None or held.shape != shape or not (np.isnan(held) == ~on_edges).all():
             return None  # something else is written
         weight = constant(conv.inputs[1])
@@ -83,17 +86,15 @@ class PaddedByBias(Rule):
         attributes = {k: v for k, v in conv.attrs.items() if k != "auto_pad"}
         attributes["pads"] = [side for pair in zip(*pads[2:], strict=True) for side in pair]
         wider = Op("Conv", *[t if t.name else None for t in conv.inputs], **attributes)
-        return Beyond(wider, [*written[1:], conv])
+        return Beyond(wider, [*written[1:], conv, *dict.fromkeys(reversed(made))])
 
 
 def _written(last: Node) -> list[Node] | None:
-    """Return the Scatters of constants, and Transposes, from `last` up to a Pad."""
+    """Return the Scatters and Transposes from `last` up to a Pad."""
     found = [last]
     while operator(found[-1]) != "Pad":
         node = found[-1]
         if operator(node) == "ScatterND":
-            if any(constant(tensor) is None for tensor in node.inputs[1:]):
-                return None
             if attribute(node, "reduction") not in (None, "none"):
                 return None
         elif operator(node) != "Transpose":
@@ -114,18 +115,40 @@ def _on_edges(pads: list[tuple[int, int]], shape: tuple[int, ...]) -> Any:
     return ~inside
 
 
-def _after(steps: list[Node], shape: tuple[int, ...]) -> Floats | None:
-    """Return what is written onto a map by `steps`, the last one first; NaN elsewhere."""
+def _after(steps: list[Node], shape: tuple[int, ...], made: list[Node]) -> Floats | None:
+    """Return what is written onto a map by `steps`, the last one first; NaN elsewhere.
+
+    `made`: gets the nodes that compute it, a node after those that it reads.
+    """
     held: Floats = np.full(shape, np.nan)
     for node in reversed(steps):
         if operator(node) == "Transpose":
             held = held.transpose(attribute(node, "perm"))
             continue
-        indices, updates = (constant(tensor) for tensor in node.inputs[1:3])
-        assert indices is not None and updates is not None
-        places: Array = indices.array()
-        if updates.dtype not in FLOAT_TYPES or updates.size > _MOST_ELEMENTS:
+        places, updates = (_known(tensor, made) for tensor in node.inputs[1:3])
+        if places is None or updates is None or updates.dtype not in FLOAT_TYPES:
             return None
         held = held.copy()
         held[tuple(np.moveaxis(places, -1, 0))] = updates.astype(np.float64)
     return held
+
+
+def _known(tensor: Tensor, made: list[Node]) -> Array | None:
+    """Return what a tensor holds that is computed of constants alone; None where it is not."""
+    chain: dict[int, Node] = {}
+    waiting = [tensor]
+    while waiting:
+        read = waiting.pop()
+        if not read.name or constant(read) is not None:
+            continue
+        node = producer(read)
+        if node is None or not is_computable(node) or len(chain) > _MOST_COMPUTING:
+            return None
+        if id(read) not in chain:
+            chain[id(read)] = node
+            waiting.extend(node.inputs)
+    made.extend(reversed(chain.values()))
+    try:
+        return compute([tensor], lambda read: id(read) in chain)[id(tensor)]
+    except RefusedError:
+        return None
