@@ -181,7 +181,7 @@ def _fpn(torch: Any, size_px: int = 256) -> Network:
     make = import_module("torchvision.models.detection.backbone_utils").resnet_fpn_backbone
     pyramid = make(backbone_name="resnet18", weights=None, trainable_layers=5)
 
-    class Maps(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Maps(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.pyramid = pyramid
@@ -210,7 +210,7 @@ def _pruned(torch: Any) -> Network:
         randomize(network, torch)
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
             stream = dead(stage[0].conv3, 0.25)
-            silence(*stage[0].downsample, stream)
+            silence(stage[0].downsample[0], stage[0].downsample[1], stream)
             for block in stage:
                 silence(block.conv3, block.bn3, stream)
                 for conv, norm in ((block.conv1, block.bn1), (block.conv2, block.bn2)):
