@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from ..shared.affine_nodes import rebuilt
 from ..shared.affine_ops import change_of
 from ..shared.channels import Channels, vector
 from ..shared.linear import gemm_bias, is_read_elsewhere, output_axis
+from ..shared.linear_map import blocks
 from ..shared.maps import axes_count
 from .tied import Bools, Held, Ints, Kept, Narrowed, Part, Wiring, joined
 
@@ -134,8 +136,7 @@ def _matrix(node: Node, wiring: Wiring, weight: Weight, bias: Weight | None, shi
     axis = 0 if turned else 1
     read = wiring.of(node.inputs[0])
     require(read.wires.size == weight.shape[1 - axis], f"{label(node)} does not fit what it reads")
-    counts = weight.array() != 0
-    dead, unread = ~counts.any(axis=1 - axis), ~counts.any(axis=axis)
+    dead, unread = _zeros(weight) if turned else _zeros(weight)[::-1]
     adds = operator(node) == "Gemm"
     # a MatMul has no bias to take a constant in
     _pin_what_is_read(node, wiring, read, unread, free=adds)
@@ -175,11 +176,15 @@ def _given(node: Node, index: int) -> Weight | None:
 
 
 def _zeros(weight: Weight, part: slice = slice(None)) -> tuple[Bools, Bools]:
-    """Return which filters are 0, and which channels all of them have a 0 for."""
-    counts = (weight.rows(part) != 0).reshape(-1, weight.shape[1], *weight.shape[2:])
-    taps = tuple(range(2, counts.ndim))
-    counts = counts.any(axis=taps)
-    return ~counts.any(axis=1), ~counts.any(axis=0)
+    """Return which rows are 0, and which channels all of them have a 0 for; a block at a time."""
+    start, stop, _ = part.indices(weight.shape[0])
+    dead, unread = [np.zeros(0, np.bool_)], np.ones(weight.shape[1], np.bool_)
+    for block in blocks(stop - start, math.prod(weight.shape[1:]) * (stop - start)):
+        held = weight.rows(slice(start + block.start, start + block.stop)) != 0
+        counts = held.reshape(len(held), len(unread), -1).any(axis=2)
+        dead.append(~counts.any(axis=1))
+        unread &= ~counts.any(axis=0)
+    return np.concatenate(dead), unread
 
 
 def _parts(outputs: int, group: int) -> list[slice]:

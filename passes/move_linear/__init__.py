@@ -34,6 +34,7 @@ from graphpass import (
 )
 from graphpass.ir.windows import pads_nothing
 
+from .embeddings import GatherOfProducts
 from .strides import StrideAhead
 
 _POINTWISE = Op("Conv", any_("x"), const("weight"), optional(const("bias")), bind="conv")
@@ -223,7 +224,7 @@ def _require_plain(resize: Node) -> None:
 
 
 class MoveLinear(Pass):
-    """Move averages, interpolations and strides to where a 1x1 Conv leaves less to do."""
+    """Move averages, interpolations, strides and embeddings to where a layer has less to do."""
 
     name = "move-linear"
     surveys = (StrideAhead(),)
@@ -232,4 +233,5 @@ class MoveLinear(Pass):
         MeanAheadOfPointwise(),
         PointwiseAheadOfResize(),
         ResizeAheadOfPointwise(),
+        GatherOfProducts(),
     )

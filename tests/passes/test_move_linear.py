@@ -399,3 +399,63 @@ def test_strides_refused(body: str, opset: int, x: str, reason: str) -> None:
         body = f" c2 = Conv(x, A2) {body}"
     before = stage(body, x, opset, A2=(6, 8, 1, 1), A8=(8, 8, 1, 1))
     check_refused(PASS, before, reason)
+
+
+# --------------------------------------------------------------------------------- embeddings
+
+
+def embedded(body: str = "g = Gather(E, i) y = MatMul(g, W)", **more: Any) -> Any:
+    held: dict[str, Any] = {"E": (9, 6), "W": (6, 4), **more}
+    text = f"(int64[N,3] i) => (float[N,3,M] y) {{{body}}}"
+    return graph(text, exact=True, **held)
+
+
+@pytest.mark.parametrize("depth", [4, 6])
+def test_a_layer_behind_an_embedding_is_part_of_it(depth: int) -> None:
+    model = embedded(W=(6, depth))
+    tokens = np.array([[0, 8, -1], [3, 3, -9]])
+    result = check(PASS, model, "Gather", exact=True, inputs={"i": tokens})
+    (table,) = result.graph.initializer
+    assert list(table.dims) == [9, depth]
+    check(PASS, embedded(W=(6, depth), E=(9, 6)), "Gather", inputs={"i": tokens})
+
+
+@pytest.mark.parametrize(
+    ("body", "more", "reason"),
+    [
+        (
+            "g = Gather(E, i) y = MatMul(g, W)",
+            {"E": (30, 6), "W": (6, 14)},
+            "'E' times 'W' would hold 420 numbers instead of 264",
+        ),
+        (
+            "g = Gather(E, i) h = Gather(E, i) k = ReduceSum(h) p = MatMul(g, W) y = Add(p, k)",
+            {},
+            "'E' has other readers",
+        ),
+        (
+            "g = Gather(E, i) p = MatMul(g, W) r = Relu(p) s = MatMul(r, T) y = MatMul(s, W)",
+            {"T": (4, 6)},
+            "'W' has other readers",
+        ),
+    ],
+)
+def test_embeddings_refused(body: str, more: dict[str, Any], reason: str) -> None:
+    check_refused(PASS, embedded(body, **more), reason)
+
+
+@pytest.mark.parametrize(
+    ("body", "more"),
+    [
+        ("g = Gather<axis=1>(E, i) t = Transpose<perm=[1,2,0]>(g) y = MatMul(t, W9)", {}),
+        ("g = Gather(E, i) y = MatMul(g, B)", {"B": (1, 6, 4)}),
+        ("g = Gather(E, i) r = Relu(g) y = MatMul(r, W)", {}),
+    ],
+)
+def test_embeddings_of_another_structure(body: str, more: dict[str, Any]) -> None:
+    check_untouched(PASS, embedded(body, W9=(9, 4), **more))
+
+
+def test_an_embedding_that_would_overflow() -> None:
+    large = np.full((9, 6), 3e38, np.float32)
+    check_refused(PASS, embedded(E=large, W=np.ones((6, 4), np.float32)), "would overflow float32")

@@ -472,6 +472,12 @@ CASES = (
         },
     ),
     Case(
+        "a layer behind an embedding",
+        "move-linear",
+        "(int64[N,3] i) => (float[N,3,4] y) {g = Gather(E, i) y = MatMul(g, W)}",
+        constants={"E": _away_from_zero(9, 6), "W": _away_from_zero(6, 4)},
+    ),
+    Case(
         "strides ahead of a residual sum",
         "move-linear",
         "(float[N,3,7,6] x, float[N,6,7,6] k) => (float[N,4,4,3] y, float[N,5,4,3] z, "
