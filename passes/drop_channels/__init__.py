@@ -12,6 +12,7 @@ from graphpass import Graph, Pass, Survey, label
 from graphpass.ir.refusal import RefusedError
 from graphpass.rewrite.survey import Proposal, Refused
 
+from .branches import DropConstantBranch
 from .operators import part_of
 from .regions import regions
 from .tied import Wiring
@@ -50,7 +51,7 @@ class DropUnusedChannels(Pass):
     """Leave out channels that are constant, as pruning leaves them, or that nobody reads."""
 
     name = "drop-channels"
-    rules = ()
+    rules = (DropConstantBranch(),)
     surveys = (DropChannels(),)
 
 

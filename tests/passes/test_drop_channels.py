@@ -417,3 +417,29 @@ def test_float16_and_an_overflowing_bias() -> None:
     halved = {name: value.astype(np.float16) for name, value in held.items()}
     before = graph(f"(float16[N,3,8,7] x) => (float16[?,?,?,?] y) {{{body}}}", **halved)
     check_refused(PASS, before, "would overflow float16")
+
+
+# ------------------------------------------------------------------------------ whole branches
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        ("r = Relu(x) a = Conv(r, Z) s = Add(x, a) y = Relu(s)", "Relu"),
+        ("r = Relu(x) a = Conv(r, Z, z) s = Add(a, x) y = Relu(s)", "Relu"),
+        ("r = Relu(x) a = Conv(r, Z, b3) s = Add(x, a) y = Relu(s)", "Add Relu"),
+    ],
+)
+def test_a_branch_of_nothing_goes(body: str, after: str) -> None:
+    held = {
+        "Z": np.zeros((3, 3, 1, 1), np.float32),
+        "z": np.zeros(3, np.float32),
+        "b3": np.array([1, -2, 3], np.float32),
+    }
+    check(PASS, stream(body, **held), after, exact=True)
+
+
+def test_a_branch_of_nothing_that_makes_a_map_stays() -> None:
+    body = "r = GlobalMaxPool(x) a = Conv(x, Z) y = Add(r, a)"
+    held = {"Z": np.zeros((3, 3, 1, 1), np.float32)}
+    check_refused(PASS, stream(body, **held), "'r' may be smaller than the output of Conv of 'a'")

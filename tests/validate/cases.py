@@ -521,6 +521,16 @@ CASES = (
         },
     ),
     Case(
+        "a branch of zeros with a bias",
+        "drop-channels",
+        "(float[N,3,6,5] x) => (float[N,3,6,5] y) {"
+        "r = Relu(x) a = Conv(r, Z, b) s = Add(x, a) y = Relu(s)}",
+        constants={
+            "Z": np.zeros((3, 3, 1, 1), np.float32),
+            "b": np.array([1, -2, 0.75], np.float32),
+        },
+    ),
+    Case(
         "dead channels through a depthwise Conv, parts and a Concat",
         "drop-channels",
         "(float[N,3,6,5] x) => (float[N,4,4,3] y) {"
