@@ -10,10 +10,12 @@ import onnx
 
 from graphpass.ir.operators import Trait, traits
 from graphpass.ir.questions import STANDARD_DOMAINS
+from graphpass.ir.taken_rank import settle_ranks
 from graphpass.storage.reference import is_external
 
 _LONG_VECTOR = 1 << 20  # elements; no shape or list of axes has as many
 _LONG_IN_ALL = 1 << 22
+_MOST_ROUNDS = 4  # one rank may decide another
 _USUAL_RANK = 8  # what a Shape gives, roughly
 _WHOLE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
@@ -29,7 +31,12 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
         if data_prop and _has_long_vectors(proto.graph):
             continue
         try:
-            return onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)
+            inferred = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)
+            for _ in range(_MOST_ROUNDS):
+                if not settle_ranks(inferred):
+                    break
+                inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=data_prop)
+            return inferred
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, MemoryError):
             continue
     return proto

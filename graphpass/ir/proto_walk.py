@@ -11,11 +11,11 @@ def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """Yield the main graph and every graph inside an attribute."""
     stack = [model.graph]
     for function in model.functions:
-        stack.extend(_subgraphs(function.node))
+        stack.extend(subgraphs(function.node))
     while stack:
         graph = stack.pop()
         yield graph
-        stack.extend(_subgraphs(graph.node))
+        stack.extend(subgraphs(graph.node))
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -33,7 +33,8 @@ def label_of(node: onnx.NodeProto) -> str:
     return f"{node.op_type} of '{node.output[0]}'" if node.output else node.op_type
 
 
-def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+def subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies that `nodes` have as attributes."""
     for node in nodes:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
