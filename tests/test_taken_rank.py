@@ -111,9 +111,9 @@ def test_in_bodies_as_well() -> None:
 def test_many_ifs_are_looked_at_in_linear_time() -> None:
     count = 300
     ifs = " ".join(
-        f"t{i} = {branches()} y{i} = Relu(t{i})".replace("(c)", f"(c{i})").replace(
-            "g1", f"g{2 * i + 1}"
-        ).replace("g2", f"g{2 * i + 2}")
+        f"t{i} = {branches()} y{i} = Relu(t{i})".replace("(c)", f"(c{i})")
+        .replace("g1", f"g{2 * i + 1}")
+        .replace("g2", f"g{2 * i + 2}")
         for i in range(1, count)
     )
     conditions = ", ".join(f"bool c{i}" for i in range(1, count))
