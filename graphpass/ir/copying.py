@@ -41,7 +41,7 @@ def _copied(body: Graph, parent: Graph, known: dict[int, Tensor], links: list[Li
     assert isinstance(body.proto, onnx.GraphProto)
     proto = onnx.GraphProto()
     proto.CopyFrom(body.proto)
-    copy = Graph(proto, body.opsets, parent, body.overridden)
+    copy = Graph(proto, body.opsets, parent, body.own_functions)
     copy.lists_initializers = body.lists_initializers
     for held in body.initializers:
         known[id(held)] = Constant(held.name, held.weight)

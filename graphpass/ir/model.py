@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -134,15 +135,16 @@ class Model:
         proto = self._proto
         if not proto.HasField("graph"):
             raise ModelError("the model holds no graph")
-        overridden = frozenset(
-            pair
-            for function in proto.functions
-            for pair in _spellings(function.domain, function.name)
-        )
+        own: dict[tuple[str, str], Function] = {}
+        self._functions = [read_function(body, own) for body in proto.functions]
+        calls = Counter((node.domain, node.op_type) for node in all_nodes(proto) if self._functions)
+        for function in self._functions:
+            pairs = _spellings(function.domain, function.name)
+            own.update(dict.fromkeys(pairs, function))
+            function.calls = sum(calls[pair] for pair in pairs)
         old_ir = proto.ir_version < _CONSTANT_INITIALIZERS_BELOW
         inferred = infer_shapes(proto)
-        graph = read_graph(proto.graph, inferred.graph, self.opsets, overridden, old_ir)
-        self._functions = [read_function(body, overridden) for body in proto.functions]
+        graph = read_graph(proto.graph, inferred.graph, self.opsets, own, old_ir)
         _protect_training(proto, graph)
         return graph
 
@@ -235,6 +237,7 @@ class Model:
             writer.write(graph)
             for function in self._functions:
                 writer.write(function)
+            self._drop_uncalled()
         for scope in (graph, *self._functions):
             owner = scope.proto if scope.is_function else self._proto
             _import(owner, scope.opsets)
@@ -242,6 +245,27 @@ class Model:
             _import(self._proto, scope.opsets)
         for scope in self.scopes():
             scope.is_touched = False
+
+    def _drop_uncalled(self) -> None:
+        """Remove the functions that were called, and are no longer."""
+        if not any(function.calls for function in self._functions) or self._proto.training_info:
+            return
+        if any(function.proto.overload for function in self._functions):
+            return  # which of them a node calls, its name does not say
+        waiting = self._built().scopes()
+        kept = [function for function in self._functions if not function.calls]
+        waiting += [scope for function in kept for scope in function.scopes()]
+        while waiting:
+            scope = waiting.pop()
+            for node in scope.nodes:
+                called = scope.own_functions.get((node.domain or "", node.op))
+                if called is not None and not any(called is function for function in kept):
+                    kept.append(called)
+                    waiting.extend(called.scopes())
+        there = {id(function) for function in kept}
+        for place in reversed(range(len(self._functions))):
+            if id(self._functions[place]) not in there:
+                del self._proto.functions[place], self._functions[place]
 
     def _write_interface(self, edited: Edited) -> None:
         """Write the inputs and outputs that the graph has now; infer shapes in between anew."""

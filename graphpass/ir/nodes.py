@@ -9,7 +9,8 @@ that they came from.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,7 @@ class Node(gs.Node):  # type: ignore[misc]
     """An operator. Attributes are parsed when they are first looked at.
 
     `serial` grows from node to node as they are made, so that one is quickly found among readers.
+    `like`: of a new node, the one whose place it takes, whose doc_string and metadata it gets.
     """
 
     serial = 0  # of nodes that graphsurgeon made
@@ -129,6 +131,7 @@ class Node(gs.Node):  # type: ignore[misc]
         fields["domain"] = domain
         fields["graph"] = graph
         fields["proto"] = proto
+        fields["like"] = None
         fields["_parse"] = parse
         fields["_attrs"] = (attrs or {}) if parse is None else None
         fields["parsed"] = None
@@ -182,7 +185,7 @@ class Graph(gs.Graph):  # type: ignore[misc]
     opsets: dict[str, int]
     initializers: list[Constant]
     lists_initializers = False  # each must be an input as well: before IR version 4
-    overridden: frozenset[tuple[str, str]]
+    own_functions: Mapping[tuple[str, str], Function]
     parent: Graph | None
     is_touched = False  # whether it was changed since it was last written
     proto: onnx.GraphProto | onnx.FunctionProto
@@ -192,14 +195,14 @@ class Graph(gs.Graph):  # type: ignore[misc]
         proto: onnx.GraphProto | onnx.FunctionProto,
         opsets: dict[str, int],
         parent: Graph | None = None,
-        overridden: frozenset[tuple[str, str]] = frozenset(),
+        own_functions: Mapping[tuple[str, str], Function] = MappingProxyType({}),
     ) -> None:
-        """`overridden`: (domain, operator) pairs that functions of the model define anew."""
+        """`own_functions`: those of the model, by domain and operator."""
         super().__init__(name=proto.name, doc_string=proto.doc_string, opset=opsets.get("", 0))
         self.proto = proto
         self.opsets = opsets
         self.parent = parent
-        self.overridden = overridden
+        self.own_functions = own_functions
         self.initializers = []
         self.overridable: dict[str, Tensor] = {}  # initializers that are inputs as well, by name
         self.stale: set[str] = set()  # tensors whose declared type is wrong by now
@@ -248,15 +251,21 @@ class Graph(gs.Graph):  # type: ignore[misc]
 
 
 class Function(Graph, gs.Function):  # type: ignore[misc]
-    """The body of a model-local function; its constants are Constant nodes."""
+    """The body of a model-local function; its constants are Constant nodes.
+
+    `calls`: how many nodes of the model call it, those of other functions among them.
+    """
+
+    proto: onnx.FunctionProto
+    calls = 0
 
     def __init__(
         self,
         proto: onnx.FunctionProto,
         opsets: dict[str, int],
-        overridden: frozenset[tuple[str, str]],
+        own_functions: Mapping[tuple[str, str], Function],
     ) -> None:
-        Graph.__init__(self, proto, opsets, None, overridden)
+        Graph.__init__(self, proto, opsets, None, own_functions)
         self.domain = proto.domain
         self.attrs = dict.fromkeys(proto.attribute)
         self.attrs.update(

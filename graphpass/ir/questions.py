@@ -62,7 +62,7 @@ def operator(node: Node) -> str:
     if domain not in STANDARD_DOMAINS:
         return f"{domain}::{node.op}"
     graph = node.graph
-    if graph is not None and graph.overridden and (domain, node.op) in graph.overridden:
+    if graph is not None and graph.own_functions and (domain, node.op) in graph.own_functions:
         return f"function::{node.op}"
     return str(node.op)
 

@@ -27,7 +27,7 @@ def read_graph(
     proto: onnx.GraphProto,
     inferred: onnx.GraphProto,
     opsets: dict[str, int],
-    overridden: frozenset[tuple[str, str]],
+    own_functions: Mapping[tuple[str, str], Function],
     initializers_are_constant: bool,
 ) -> Graph:
     """Build the graph over `proto`.
@@ -35,15 +35,17 @@ def read_graph(
     `inferred` is the same graph after shape inference. `initializers_are_constant`: whether an
     initializer that is also an input is a constant all the same (IR versions before 4).
     """
-    reader = _Reader(opsets, overridden, initializers_are_constant)
+    reader = _Reader(opsets, own_functions, initializers_are_constant)
     return reader.graph(proto, inferred, None, {})
 
 
-def read_function(proto: onnx.FunctionProto, overridden: frozenset[tuple[str, str]]) -> Function:
+def read_function(
+    proto: onnx.FunctionProto, own_functions: Mapping[tuple[str, str], Function]
+) -> Function:
     """Build the graph over a function's body; nothing is known of its shapes."""
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    reader = _Reader(opsets, overridden, True)
-    function = Function(proto, opsets, overridden)
+    reader = _Reader(opsets, own_functions, True)
+    function = Function(proto, opsets, own_functions)
     names: dict[str, Tensor] = {name: Variable(name) for name in proto.input}
     function.inputs = list(names.values())
     reader.nodes(function, proto.node, proto.node, names)
@@ -57,11 +59,11 @@ class _Reader:
     def __init__(
         self,
         opsets: dict[str, int],
-        overridden: frozenset[tuple[str, str]],
+        own_functions: Mapping[tuple[str, str], Function],
         initializers_are_constant: bool,
     ) -> None:
         self.opsets = opsets
-        self.overridden = overridden
+        self.own_functions = own_functions
         self.initializers_are_constant = initializers_are_constant
 
     def graph(
@@ -71,7 +73,7 @@ class _Reader:
         parent: Graph | None,
         outer: Mapping[str, Tensor],
     ) -> Graph:
-        graph = Graph(proto, self.opsets, parent, self.overridden)
+        graph = Graph(proto, self.opsets, parent, self.own_functions)
         graph.lists_initializers = self.initializers_are_constant
         types = _types(inferred, proto)
         names: dict[str, Tensor] = _Scope(outer)

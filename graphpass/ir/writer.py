@@ -96,6 +96,9 @@ class Writer:
                 proto.domain = node.domain
             for key, value in node.attrs.items():
                 proto.attribute.append(self._attribute(node, key, value))
+            if node.like is not None and node.like.proto is not None:
+                proto.doc_string = node.like.proto.doc_string
+                proto.metadata_props.extend(node.like.proto.metadata_props)
             return proto
         if proto.op_type != node.op:
             proto.op_type = node.op

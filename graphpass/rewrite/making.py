@@ -65,7 +65,7 @@ class Trial:
         self.model = model
         opsets = {entry.domain: entry.version for entry in model.opset_import}
         inferred = infer_shapes(model)
-        self._graph = read_graph(model.graph, inferred.graph, opsets, frozenset(), False)
+        self._graph = read_graph(model.graph, inferred.graph, opsets, {}, False)
         self._names = {t.name for n in self._graph.nodes for t in (*n.inputs, *n.outputs)}
         self._wanted = {value.name for value in model.graph.output}
         self._ir_version = model.ir_version

@@ -39,8 +39,8 @@ class Op(Pattern):
     node, which then stays for them; `all_outputs`, at the root: `rewrite` returns one term for
     each output; `...` as the last input stands for any further inputs.
     In a term: an attribute that is None is left out; `outputs`: how many there are, which
-    `op[0]`, `op[1]`, … and `*op` are; `domain` may be a pair with the version to import. The
-    same object twice is the same node.
+    `op[0]`, `op[1]`, … and `*op` are; `domain` may be a pair with the version to import; `like`:
+    a node whose doc_string and metadata it gets. The same object twice is the same node.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Op(Pattern):
         shared: bool = False,
         all_outputs: bool = False,
         outputs: int = 1,
+        like: Any = None,
         **attributes: Any,
     ) -> None:
         self.ops = () if isinstance(op, EllipsisType) else (op,) if isinstance(op, str) else op
@@ -65,6 +66,7 @@ class Op(Pattern):
         self.shared = shared
         self.all_outputs = all_outputs
         self.outputs = outputs
+        self.like = like
         self.attributes = attributes
 
     @property

@@ -583,6 +583,7 @@ class _Building:
             for key, value in term.attributes.items()
         }
         node = Node(term.op, name, attributes, domain=term.domain, graph=self._graph)
+        node.like = term.like
         # linked on one side only: until it is committed, no tensor may see a new reader
         list.extend(node.inputs, operands)
         for output in outputs:

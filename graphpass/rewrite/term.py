@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from graphpass.errors import RuleError
 from graphpass.ir.copying import captured
-from graphpass.ir.nodes import Tensor
+from graphpass.ir.nodes import Node, Tensor
 from graphpass.ir.weight import Array, Weight
 from graphpass.rewrite.pattern import Body, Op, Output, Pattern
 
@@ -34,6 +34,7 @@ class Term:
     operands: tuple[Operand | None, ...]
     attributes: dict[str, Any]
     outputs: int
+    like: Node | None = None
 
     @property
     def below(self) -> list[Term]:
@@ -133,6 +134,6 @@ def _term(op: Op, known: dict[int, Term]) -> Term:
         for key, value in op.attributes.items()
         if value is not None
     }
-    made = Term(op.ops[0], op.domain, op.version, operands, attributes, op.outputs)
+    made = Term(op.ops[0], op.domain, op.version, operands, attributes, op.outputs, op.like)
     known[id(op)] = made
     return made

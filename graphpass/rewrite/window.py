@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 
@@ -161,7 +162,16 @@ def cut(
     model = onnx.ModelProto(ir_version=10, graph=proto)
     for domain, version in opsets.items():
         model.opset_import.add(domain=domain, version=version)
-    return model
+    return _written_out(model, graph)
+
+
+def _written_out(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
+    """Return a model without calls of functions: ONNX's own inliner writes them out."""
+    if not any((node.domain, node.op_type) in graph.own_functions for node in model.graph.node):
+        return model
+    protos = {id(function): function.proto for function in graph.own_functions.values()}
+    model.functions.extend(protos.values())
+    return onnx.inliner.inline_local_functions(model)
 
 
 def _add_source(proto: onnx.GraphProto, tensor: Tensor) -> bool:

@@ -19,6 +19,7 @@ from .constants import FOLD_BUDGET, ConstantToInitializer, FoldConstants, SplitC
 from .control import CONTROL_RULES
 from .counting import COUNTING_RULES
 from .equal import EqualInitializers, EqualNodes
+from .functions import InlineFunctions
 from .layouts import LAYOUT_RULES
 from .neutral import NEUTRAL_RULES
 from .pads import PAD_RULES
@@ -63,7 +64,12 @@ class CleanUp(Pass):
     @property
     def surveys(self) -> tuple[Survey, ...]:  # type: ignore[override]
         """What is looked for in whole scopes."""
-        return (FoldConstants(self.fold_budget), EqualInitializers(), EqualNodes())
+        return (
+            InlineFunctions(),
+            FoldConstants(self.fold_budget),
+            EqualInitializers(),
+            EqualNodes(),
+        )
 
     @property
     def rules(self) -> tuple[Rule, ...]:  # type: ignore[override]

@@ -43,7 +43,7 @@ class InlineIf(Rule):
 
     def rewrite(self, node: Node, condition: Weight) -> Any:
         branch = node.attrs["then_branch" if condition.array().all() else "else_branch"]
-        if not isinstance(branch, Graph) or condition.size != 1 or not _is_settled(branch):
+        if not isinstance(branch, Graph) or condition.size != 1 or not is_settled(branch):
             return None
         require(len(branch.nodes) <= _MOST_NODES, f"the branch of {label(node)} is large")
         return inlined(branch, node)
@@ -68,7 +68,7 @@ class UnrollLoop(Rule):
         count = int(trips.array().reshape(-1)[0]) if trips.size == 1 else -1
         if not isinstance(body, Graph) or count < 0 or not _goes_on(body, begins):
             return None
-        if not _is_settled(body):
+        if not is_settled(body):
             return None
         scans = len(body.outputs) - 1 - len(state)
         if scans and not count:
@@ -108,7 +108,7 @@ def _goes_on(body: Graph, begins: Tensor | None) -> bool:
     return last is body.inputs[1] or (held is not None and bool(held.array().all()))
 
 
-def _is_settled(body: Graph) -> bool:
+def is_settled(body: Graph) -> bool:
     """Whether no rewrite of this round is under way inside: the next round sees what came of it."""
     scopes = body.scopes()
     there = {id(node) for scope in scopes for node in scope.nodes}
@@ -135,10 +135,15 @@ def unsqueezed(node: Node, part: Any, axis: int) -> Op:
     return Op("Unsqueeze", part, np.array([axis], np.int64))
 
 
-def inlined(body: Graph, node: Node, bound: Mapping[int, Any] | None = None) -> list[Any]:
+def inlined(
+    body: Graph,
+    node: Node,
+    bound: Mapping[int, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> list[Any]:
     """Return the outputs of a body as terms over what it reads from outside.
 
-    `bound`: what its inputs are, by id.
+    `bound`: what its inputs are, by id. `parameters`: what its attributes may refer to, by name.
     """
     made: dict[int, Any] = dict(bound or {})
     for tensor in body.initializers:
@@ -157,7 +162,8 @@ def inlined(body: Graph, node: Node, bound: Mapping[int, Any] | None = None) -> 
         is_plain = all(_makes_its_outputs(scope) for own in bodies for scope in own.scopes())
         require(is_plain, f"a body of {label(inner)} in {label(node)} has outputs of outside")
         opaque = any(
-            isinstance(value, (onnx.AttributeProto, gs.Node.AttributeRef))
+            isinstance(value, onnx.AttributeProto)
+            or (isinstance(value, gs.Node.AttributeRef) and parameters is None)
             for value in inner.attrs.values()
         )
         require(not opaque, f"{label(inner)} in the body of {label(node)} cannot be moved")
@@ -165,11 +171,15 @@ def inlined(body: Graph, node: Node, bound: Mapping[int, Any] | None = None) -> 
             key: Body(value, made) if isinstance(value, Graph) else value
             for key, value in inner.attrs.items()
         }
+        for key, value in inner.attrs.items():
+            if isinstance(value, gs.Node.AttributeRef) and parameters is not None:
+                attributes[key] = parameters.get(value.name)
         term = Op(
             inner.op,
             *(operand(tensor) for tensor in inner.inputs),
             domain=inner.domain or "",
             outputs=len(inner.outputs),
+            like=inner,
             **attributes,
         )
         for index, tensor in enumerate(inner.outputs):
@@ -179,4 +189,4 @@ def inlined(body: Graph, node: Node, bound: Mapping[int, Any] | None = None) -> 
 
 CONTROL_RULES = (InlineIf(), UnrollLoop())
 
-__all__ = ["CONTROL_RULES", "unsqueezed"]
+__all__ = ["CONTROL_RULES", "inlined", "is_settled", "unsqueezed"]
