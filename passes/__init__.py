@@ -3,9 +3,11 @@
 from .clean_up import CleanUp
 from .conv_to_gemm import ConvToGemm
 from .drop_channels import DropUnusedChannels
+from .expand_functions import ExpandFunctions
 from .extract import Extract
 from .flatten_gemm_to_gap_conv import FlattenGemmToGapConv
 from .fold_batchnorm import FoldBatchNorm
+from .fuse_functions import FuseFunctions
 from .gemm_to_conv import GemmToConv
 from .merge_branches import MergeBranches
 from .merge_siblings import MergeSiblings
@@ -30,11 +32,13 @@ __all__ = [
     "ConvToGemm",
     "DropSoftmax",
     "DropUnusedChannels",
+    "ExpandFunctions",
     "Extract",
     "FlattenGemmToGapConv",
     "FoldBatchNorm",
     "FreeBatch",
     "FreeResolution",
+    "FuseFunctions",
     "GemmToConv",
     "MergeBranches",
     "MergeSiblings",

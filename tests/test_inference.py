@@ -71,3 +71,13 @@ def test_sizes_pass_through_onnx_runtimes_operators_on_integers() -> None:
     last = text.replace("AveragePool(k", "AveragePool<channels_last=1>(k")
     model = graph(last, domains={"com.microsoft": 1}, W=np.zeros((5, 6), np.int8), b=(5,))
     assert "g" not in {value.name for value in infer_shapes(model).graph.value_info}
+
+
+def test_operators_of_ai_onnx_ml_make_floats_where_they_always_do() -> None:
+    text = """(float[N,3] x) => (int64[N] y, float[N,2] z) {
+        y, p = ai.onnx.ml.SVMClassifier(x) z = Cast<to = 1>(p)
+    }"""
+    model = graph(text, domains={"ai.onnx.ml": 3})
+    (found,) = [v for v in infer_shapes(model).graph.value_info if v.name == "p"]
+    assert found.type.tensor_type.elem_type == TensorProto.FLOAT
+    assert not found.type.tensor_type.HasField("shape")

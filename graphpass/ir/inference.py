@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+from onnx import TensorProto
+from onnx.helper import make_tensor_value_info
 
 from graphpass.ir.operators import Trait, traits
 from graphpass.ir.questions import STANDARD_DOMAINS
@@ -16,8 +19,9 @@ from graphpass.storage.reference import is_external
 _LONG_VECTOR = 1 << 20  # elements; no shape or list of axes has as many
 _LONG_IN_ALL = 1 << 22
 _MOST_ROUNDS = 4  # one rank may decide another
+_ML = "ai.onnx.ml"
 _USUAL_RANK = 8  # what a Shape gives, roughly
-_WHOLE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+_WHOLE = (TensorProto.INT32, TensorProto.INT64)
 
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -26,6 +30,7 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     bare.CopyFrom(proto)
     del bare.graph.value_info[:]
     bare.graph.value_info.extend(_declared_only(proto))
+    bare.graph.value_info.extend(_always(proto))
     _stand_in(bare)
     for data_prop in (True, False):
         if data_prop and _has_long_vectors(proto.graph):
@@ -55,6 +60,22 @@ def _declared_only(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in proto.graph.value_info if value.name in made]
 
 
+def _always(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the types of what operators of ai.onnx.ml make, where each has one in any model."""
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    own = {(function.domain, function.name) for function in proto.functions}
+    found = []
+    for node in proto.graph.node:
+        if node.domain != _ML or (_ML, node.op_type) in own:
+            continue
+        with contextlib.suppress(onnx.defs.SchemaError):
+            schema = onnx.defs.get_schema(node.op_type, versions.get(_ML, 1), _ML)
+            pairs = zip(schema.outputs, node.output, strict=False)
+            named = [name for output, name in pairs if name and output.type_str == "tensor(float)"]
+            found += [make_tensor_value_info(name, TensorProto.FLOAT, None) for name in named]
+    return found
+
+
 # ONNX Runtime's operators on integers: what has the same sizes, and which inputs it reads
 _OF_INTEGERS: Mapping[str, tuple[str, Sequence[int] | slice]] = {
     "QLinearAdd": ("Add", (0, 3)),
@@ -77,14 +98,14 @@ def _stand_in(proto: onnx.ModelProto) -> None:
         if node.domain == "com.microsoft" and node.op_type in _OF_INTEGERS:
             _stand_in_for_integers(node)
             continue
-        makes_floats = node.domain == "ai.onnx.ml" and node.op_type in ("Normalizer", "Scaler")
+        makes_floats = node.domain == _ML and node.op_type in ("Normalizer", "Scaler")
         keeps = makes_floats or Trait.ELEMENTWISE in traits(node.op_type, node.domain)
         if node.domain in STANDARD_DOMAINS or not keeps or (node.domain, node.op_type) in defined:
             continue
         node.domain, node.op_type = "", "Cast" if makes_floats else "Identity"
         del node.attribute[:], node.input[1:], node.output[1:]
         if makes_floats:
-            node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+            node.attribute.append(onnx.helper.make_attribute("to", TensorProto.FLOAT))
 
 
 def _stand_in_for_integers(node: onnx.NodeProto) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_graphsurgeon as gs
 
 from graphpass import (
     Graph,
@@ -29,7 +26,8 @@ from graphpass import (
     require,
 )
 from graphpass.ir.operators import Trait, has
-from graphpass.rewrite.pattern import Body
+
+from ..shared.inlined import inlined, is_settled
 
 _MOST_NODES = 4096
 _MOST_UNROLLED = 16  # nodes: more would be a larger graph for nothing
@@ -108,26 +106,6 @@ def _goes_on(body: Graph, begins: Tensor | None) -> bool:
     return last is body.inputs[1] or (held is not None and bool(held.array().all()))
 
 
-def is_settled(body: Graph) -> bool:
-    """Whether no rewrite of this round is under way inside: the next round sees what came of it."""
-    scopes = body.scopes()
-    there = {id(node) for scope in scopes for node in scope.nodes}
-    inside = set(map(id, scopes))
-    read = [t for scope in scopes for node in scope.nodes for t in node.inputs]
-    sources = map(producer, (*read, *(t for scope in scopes for t in scope.outputs)))
-    return all(node.outputs for scope in scopes for node in scope.nodes) and all(
-        source is None or id(source) in there or id(source.graph) not in inside
-        for source in sources
-    )
-
-
-def _makes_its_outputs(body: Graph) -> bool:
-    """Whether no output of a body is a tensor of outside, whose name it could not follow."""
-    made = {id(tensor) for node in body.nodes for tensor in node.outputs}
-    made.update(id(tensor) for tensor in (*body.inputs, *body.initializers))
-    return all(id(tensor) in made for tensor in body.outputs)
-
-
 def unsqueezed(node: Node, part: Any, axis: int) -> Op:
     """Return Unsqueeze along one axis as the opset of `node` writes it."""
     if opset(node) < _AXES_ARE_INPUTS:
@@ -135,58 +113,6 @@ def unsqueezed(node: Node, part: Any, axis: int) -> Op:
     return Op("Unsqueeze", part, np.array([axis], np.int64))
 
 
-def inlined(
-    body: Graph,
-    node: Node,
-    bound: Mapping[int, Any] | None = None,
-    parameters: Mapping[str, Any] | None = None,
-) -> list[Any]:
-    """Return the outputs of a body as terms over what it reads from outside.
-
-    `bound`: what its inputs are, by id. `parameters`: what its attributes may refer to, by name.
-    """
-    made: dict[int, Any] = dict(bound or {})
-    for tensor in body.initializers:
-        weight = tensor.weight
-        made[id(tensor)] = Weight(tensor.name, weight.shape, weight.data_type, weight.array)
-        if weight.tensor is not None:
-            made[id(tensor)] = Weight.of(weight.tensor)
-
-    def operand(tensor: Tensor) -> Any:
-        if tensor.name == "":
-            return None
-        return made.get(id(tensor), tensor)
-
-    for inner in body.nodes:
-        bodies = list(body.subgraphs_of(inner))
-        is_plain = all(_makes_its_outputs(scope) for own in bodies for scope in own.scopes())
-        require(is_plain, f"a body of {label(inner)} in {label(node)} has outputs of outside")
-        opaque = any(
-            isinstance(value, onnx.AttributeProto)
-            or (isinstance(value, gs.Node.AttributeRef) and parameters is None)
-            for value in inner.attrs.values()
-        )
-        require(not opaque, f"{label(inner)} in the body of {label(node)} cannot be moved")
-        attributes: dict[str, Any] = {
-            key: Body(value, made) if isinstance(value, Graph) else value
-            for key, value in inner.attrs.items()
-        }
-        for key, value in inner.attrs.items():
-            if isinstance(value, gs.Node.AttributeRef) and parameters is not None:
-                attributes[key] = parameters.get(value.name)
-        term = Op(
-            inner.op,
-            *(operand(tensor) for tensor in inner.inputs),
-            domain=inner.domain or "",
-            outputs=len(inner.outputs),
-            like=inner,
-            **attributes,
-        )
-        for index, tensor in enumerate(inner.outputs):
-            made[id(tensor)] = term if len(inner.outputs) == 1 else term[index]
-    return [operand(tensor) for tensor in body.outputs]
-
-
 CONTROL_RULES = (InlineIf(), UnrollLoop())
 
-__all__ = ["CONTROL_RULES", "inlined", "is_settled", "unsqueezed"]
+__all__ = ["CONTROL_RULES", "unsqueezed"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from graphpass import (
     Node,
     Op,
@@ -17,6 +19,7 @@ from graphpass import (
     constant,
     opset,
     rank,
+    static_dim,
 )
 from graphpass.ir.shapes import slices, values
 
@@ -165,6 +168,26 @@ class KeepDims(Rule):
         )
 
 
+class ReduceOfOne(Rule):
+    """Reduce(x) over axes of size 1 = x, or Squeeze(x): of one element, max, sum, product, mean.
+
+    Also of NaN, infinity and −0: a sum begins with its first element, in ONNX Runtime as well.
+    """
+
+    pattern = _reduction(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"))
+
+    def rewrite(self, reduction: Node, x: Tensor) -> Any:
+        count = rank(x)
+        axes = None if count is None else _reduced(reduction, count)
+        if not axes or any(static_dim(x, axis) != 1 for axis in axes):
+            return None
+        if attribute(reduction, "keepdims"):
+            return x
+        if opset(reduction) < _AXES_ARE_INPUTS:
+            return Op("Squeeze", x, axes=axes)
+        return Op("Squeeze", x, np.array(axes, np.int64))
+
+
 def _reduced(reduction: Node, count: int) -> list[int] | None:
     if reduction.op.startswith("Arg"):
         return [attribute(reduction, "axis") % count]
@@ -183,6 +206,7 @@ COUNTING_RULES = (
     DropMask(),
     DropWhere(),
     KeepDims(),
+    ReduceOfOne(),
 )
 
 __all__ = ["COUNTING_RULES"]

@@ -13,7 +13,7 @@ from graphpass.ir.nodes import Function
 from graphpass.ir.questions import RefusedError
 from graphpass.rewrite.survey import Refused, Several
 
-from .control import inlined, is_settled
+from ..shared.inlined import inlined, is_settled
 
 _MOST_NODES = 4096
 # a runtime may have such an operator of its own, which it computes at once

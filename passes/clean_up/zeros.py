@@ -97,6 +97,9 @@ def _loses(reader: Node, value: Tensor) -> bool:
         return True
     if op == "Cast":
         return attribute(reader, "to") not in (1, 10, 11, 16)  # integers and booleans
+    if op in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        kind = dtype(reader.outputs[0])
+        return reader.inputs[0] is value and kind is not None and kind.kind in "iu"
     if op in ("Add", "Sub") and len(reader.inputs) == 2:
         other = reader.inputs[0 if reader.inputs[1] is value else 1]
         return (op == "Add" or other is reader.inputs[0]) and _has_no_negative_zero(other)

@@ -421,6 +421,15 @@ COUNTING = {
         "ReduceSum Unsqueeze",
         "float[N,K,1]",
     ),
+    "a product of one": ("m = ReduceProd<axes=[1]>(unit) y = Neg(m)", "Neg", "float[N,1,K]"),
+    "the largest of one, without its axis": (
+        "m = ReduceMax<axes=[1],keepdims=0>(unit) y = Neg(m)",
+        "Squeeze Neg",
+        "float[N,K]",
+    ),
+    "a sum of one": ("m = ReduceSum(unit, one) y = Neg(m)", "Neg", "float[N,1,K]"),
+    "a length of one": ("y = ReduceL2<axes=[1]>(unit)", "ReduceL2", "float[N,1,K]"),
+    "a sum over more": ("y = ReduceSum(unit, both)", "ReduceSum", "float[N,1,1]"),
     "the largest": (
         "m = ArgMax<axis=1,keepdims=0>(x) y = Unsqueeze(m, one)",
         "ArgMax<axis=1,keepdims=1>",
@@ -456,7 +465,8 @@ def test_counting(name: str) -> None:
     }
     words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
     used = {key: value for key, value in held.items() if key in words}
-    becomes(f"(float[N,M,K] x) => ({made} y) {{{body}}}", after, **used)
+    more = ", float[N,1,K] unit" if "unit" in words else ""
+    becomes(f"(float[N,M,K] x{more}) => ({made} y) {{{body}}}", after, **used)
 
 
 # ------------------------------------------------------------------------ layouts, broadcasting
@@ -556,6 +566,14 @@ def test_a_state_of_zeros_is_no_state(op: str, gates: int) -> None:
 
 ZEROS = {
     "ahead of a Softmax": ("a = Add(x, z) y = Softmax(a)", "Softmax"),
+    "ahead of integers": (
+        "a = Add(x, z) q = QuantizeLinear(a, s, o) y = Cast<to=1>(q)",
+        "QuantizeLinear Cast",
+    ),
+    "ahead of integers of a scale that is computed": (
+        "a = Add(x, z) r = Relu(a) q, s1, o1 = DynamicQuantizeLinear(r) y = Cast<to=1>(q)",
+        "Relu DynamicQuantizeLinear Cast",
+    ),
     "through views": (
         "a = Add(z, x) b = Transpose<perm=[1,0]>(a) y = Sigmoid(b)",
         "Transpose Sigmoid",
@@ -575,6 +593,8 @@ def test_a_zero_that_nothing_can_tell(name: str) -> None:
         "m": np.full(3, -0.0, np.float32),
         "c": np.array([1, 0, -2], np.float32),
         "w": np.eye(3, dtype=np.float32),
+        "s": np.float32(0.5),
+        "o": np.uint8(7),
     }
     words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
     used = {key: value for key, value in held.items() if key in words}

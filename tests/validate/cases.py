@@ -878,6 +878,10 @@ _FAMILIES: tuple[Case, ...] = (
         k=np.float32(2),
     ),
     _clean(
+        "a mean of one",
+        "(float[N,1,4] x) => (float[N,4] y) {c = ReduceMean<axes=[1],keepdims=0>(x) y = Tanh(c)}",
+    ),
+    _clean(
         "axes that are kept",
         "(float[N,3,4] x) => (float[N,3,1] y) {"
         "c = ReduceMean<axes=[2],keepdims=0>(x) y = Unsqueeze(c, k)}",
@@ -1011,9 +1015,69 @@ _FAMILIES: tuple[Case, ...] = (
 )
 
 
+_NUMBERS = {
+    "half": 0.5, "one": 1, "two": 2, "three": 3, "six": 6, "zero": 0, "root2": 2**0.5,
+    "cubic": 0.044715, "scale": (2 / np.pi) ** 0.5, "eps": 1e-5, "alpha": 1.7, "third": 1 / 3,
+}  # fmt: skip
+
+
+def _function(name: str, body: str, passes: str = "fuse-functions", **constants: Any) -> Case:
+    words = body.replace("(", " ").replace(")", " ").replace(",", " ").split()
+    numbers = {key: np.float32(v) for key, v in _NUMBERS.items() if key in words}
+    text = f"(float[N,4,8] x) => (float[N,4,8] y) {{{body}}}"
+    return Case(name, passes, text, 24, {**numbers, **constants})
+
+
+_OVER_DEVIATION = (
+    "q = Mul(d, d) v = ReduceMean<keepdims=1>(q, last) e = Add(v, eps) r = Sqrt(e) n = Div(d, r)"
+)
+_LAST = _ints(-1)
+
+_FUNCTIONS = (
+    _function(
+        "Gelu", "d = Div(x, root2) e = Erf(d) g = Add(e, one) m = Mul(x, g) y = Mul(m, half)"
+    ),
+    _function(
+        "Gelu of tanh",
+        "p = Pow(x, three) c = Mul(p, cubic) i = Add(x, c) k = Mul(i, scale) h = Tanh(k)"
+        " g = Add(h, one) m = Mul(x, g) y = Mul(m, half)",
+    ),
+    _function(
+        "HardSwish", "a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)"
+    ),
+    _function("Mish", "s = Softplus(x) t = Tanh(s) y = Mul(x, t)"),
+    _function("Swish", "a = Mul(x, alpha) s = Sigmoid(a) y = Mul(x, s)"),
+    _function(
+        "LayerNormalization",
+        f"m = ReduceMean<keepdims=1>(x, last) d = Sub(x, m) {_OVER_DEVIATION} k = Mul(n, w)"
+        " y = Add(k, b)",
+        last=_LAST,
+        w=(8,),
+        b=(8,),
+    ),
+    _function(
+        "RMSNormalization",
+        f"d = Relu(x) {_OVER_DEVIATION} y = Mul(n, w)",
+        last=_LAST,
+        w=(8,),
+    ),
+    Case(
+        "Attention",
+        "fuse-functions",
+        "(float[N,2,3,4] q, float[N,2,5,4] k, float[N,2,5,6] v, float[N,1,3,5] m) =>"
+        " (float[N,2,3,6] y) {t = Transpose<perm=[0,1,3,2]>(k) a = MatMul(q, t) s = Mul(a, third)"
+        " b = Add(s, m) p = Softmax(b) y = MatMul(p, v)}",
+        23,
+        {"third": np.float32(1 / 3)},
+    ),
+    _function("Swish written out", "y = Swish<alpha=1.5>(x)", "expand-functions"),
+    _function("Gelu written out", "y = Gelu(x)", "expand-functions"),
+)
+
+
 def cases() -> Iterator[tuple[str, onnx.ModelProto, tuple[Pass, ...]]]:
     """Yield all models: those above, and the fixtures of passes that have some."""
-    for case in (*CASES, *_FAMILIES):
+    for case in (*CASES, *_FAMILIES, *_FUNCTIONS):
         yield case.name, case.model(), case.steps()
     for found in fixture.find(None):
         if "refused" in found.header or "untouched" in found.header:

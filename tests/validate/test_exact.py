@@ -247,6 +247,14 @@ NOT_PROVEN = {
     "UnrollLoop": "there is no exact arithmetic for Loop",
     "QuantizedGemm": "there is no exact arithmetic for QGemm",
     "WriteOutGelu": "it rests on what Erf, Gelu computes",
+    "FuseGelu": "it rests on what Erf, Gelu computes",
+    "FuseGeluOfTanh": "it rests on what Gelu, Tanh computes",
+    "FuseMish": "it rests on what Mish, Softplus, Tanh computes",
+    "FuseSwish": "it rests on what Sigmoid, Swish computes",
+    "FuseRMSNormalization": "there is no exact arithmetic for RMSNormalization",
+    "ScaleOfNormalization": "there is no exact arithmetic for RMSNormalization",
+    "FuseAttention": "there is no exact arithmetic for Attention",
+    "ExpandFunction": "it rests on what",
 }
 
 
