@@ -18,15 +18,18 @@ from graphpass import (
     const,
     constant,
     opset,
+    producer,
     rank,
     static_dim,
 )
+from graphpass.ir.operators import Trait, has
 from graphpass.ir.shapes import slices, values
 
 from .neutral import keeps_shape
 
 _SHAPE_HAS_ENDS = 15
 _AXES_ARE_INPUTS = 13
+_MOST_ABOVE = 8  # operators between a condition and what it is of
 
 
 class GatherOfOne(Rule):
@@ -136,6 +139,31 @@ class DropWhere(Rule):
         return kept if fits else None
 
 
+class WhereNot(Rule):
+    """Where(Not(c), x, y) = Where(c, y, x)."""
+
+    pattern = Op("Where", Op("Not", any_("condition")), any_("x"), any_("y"))
+
+    def rewrite(self, condition: Tensor, x: Tensor, y: Tensor) -> Any:
+        return Op("Where", condition, y, x)
+
+
+class WhereOfSame(Rule):
+    """Where(c, x, x) = x for a condition c that is computed of x, element by element."""
+
+    pattern = Op("Where", any_("condition"), any_("x"), any_("x"))
+
+    def rewrite(self, condition: Tensor, x: Tensor) -> Any:
+        for _ in range(_MOST_ABOVE):
+            source = producer(condition)
+            if condition is x:
+                return x
+            if source is None or not has(source, Trait.ELEMENTWISE):
+                return None
+            condition = source.inputs[0]
+        return None
+
+
 def _reduction(op: str | tuple[str, ...]) -> Op:
     return Op(op, any_("x"), ..., bind="reduction")
 
@@ -205,6 +233,8 @@ COUNTING_RULES = (
     ShapeIsNeverMinusOne(),
     DropMask(),
     DropWhere(),
+    WhereNot(),
+    WhereOfSame(),
     KeepDims(),
     ReduceOfOne(),
 )

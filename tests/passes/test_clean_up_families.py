@@ -441,6 +441,17 @@ COUNTING = {
         "Greater And Not",
         "bool[N,M,K]",
     ),
+    "the other choice": (
+        "b = Greater(x, f0) n = Not(b) y = Where(n, x, f0)",
+        "Greater Where",
+        "float[N,M,K]",
+    ),
+    "no choice": ("b = IsNaN(x) n = Not(b) d = Where(n, x, x) y = Neg(d)", "Neg", "float[N,M,K]"),
+    "no choice, but for the shape": (
+        "b = IsNaN(x) y = Where(b, unit, unit)",
+        "IsNaN Where",
+        "float[N,M,K]",
+    ),
     "a choice made": ("a = Where(t, x, f0) y = Neg(a)", "Neg", "float[N,M,K]"),
 }
 

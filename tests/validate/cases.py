@@ -878,6 +878,15 @@ _FAMILIES: tuple[Case, ...] = (
         k=np.float32(2),
     ),
     _clean(
+        "the other choice",
+        "(float[N,3] x, float[N,3] k) => (float[N,3] y) {"
+        "b = IsNaN(x) n = Not(b) c = Where(n, x, k) y = Tanh(c)}",
+    ),
+    _clean(
+        "no choice",
+        "(float[N,3] x) => (float[N,3] y) {b = IsNaN(x) c = Where(b, x, x) y = Tanh(c)}",
+    ),
+    _clean(
         "a mean of one",
         "(float[N,1,4] x) => (float[N,4] y) {c = ReduceMean<axes=[1],keepdims=0>(x) y = Tanh(c)}",
     ),
