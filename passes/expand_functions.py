@@ -21,6 +21,7 @@ from graphpass import (
     each,
     label,
     needed,
+    operator,
     opset,
     require,
 )
@@ -54,11 +55,10 @@ class ExpandFunction(Rule):
 
     def rewrite(self, node: Node, given: list[Tensor | None]) -> Any:
         found = schema(node)
-        if node.op not in self.names or node.domain not in ("", "ai.onnx") or found is None:
+        if operator(node) not in self.names or found is None:
             return None
-        is_defined = found.has_function or found.has_context_dependent_function
         sentence = f"ONNX has no body for {label(node)} in opset {opset(node)}"
-        require(is_defined, sentence, _UNDEFINED)
+        require(_has_body(found), sentence, _UNDEFINED)
         body = _body(node, found)
         is_same = [inner.op for inner in body.nodes] == [node.op]
         require(not is_same, f"{sentence}, for these types", _UNDEFINED)
@@ -101,20 +101,16 @@ def _body(node: Node, found: onnx.defs.OpSchema) -> Graph:
     return read_graph(model.graph, infer_shapes(model).graph, node.graph.opsets, {}, False)
 
 
+def _has_body(schema: onnx.defs.OpSchema) -> bool:
+    found: Any = schema  # its stub lacks both
+    return bool(found.has_function or found.has_context_dependent_function)
+
+
 @cache
 def _defined() -> tuple[str, ...]:
     """Return the operators for which ONNX has a body in some opset."""
     every = onnx.defs.get_all_schemas_with_history()
-    return tuple(
-        sorted(
-            {
-                found.name
-                for found in every
-                if found.domain == ""
-                and (found.has_function or found.has_context_dependent_function)
-            }
-        )
-    )
+    return tuple(sorted({one.name for one in every if not one.domain and _has_body(one)}))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,7 +14,7 @@ from graphpass.rewrite.registry import make
 from graphpass.testing import apply_to, graph, operators
 
 W = np.arange(6, dtype=np.float32).reshape(3, 2, 1)  # of a Conv over maps [N, 2, L]
-AXES = {"zero": np.array([0]), "last": np.array([-1]), "two": np.array(2)}
+AXES: dict[str, Any] = {"zero": np.array([0]), "last": np.array([-1]), "two": np.array(2)}
 LAST = "v = Squeeze(x, last)"
 SAME = "w = Identity(x)"
 
