@@ -110,6 +110,7 @@ class Node(gs.Node):  # type: ignore[misc]
     """
 
     serial = 0  # of nodes that graphsurgeon made
+    like: Node | None = None
 
     def __init__(
         self,
@@ -131,7 +132,6 @@ class Node(gs.Node):  # type: ignore[misc]
         fields["domain"] = domain
         fields["graph"] = graph
         fields["proto"] = proto
-        fields["like"] = None
         fields["_parse"] = parse
         fields["_attrs"] = (attrs or {}) if parse is None else None
         fields["parsed"] = None
