@@ -45,6 +45,7 @@ class Original:
         self._search = FeedSearch(model, options, self.epsilon)
         self._points: dict[str, list[Point]] = {}
         self._random: dict[str, set[str]] = {}
+        self._sizes: dict[int, dict[str, Sequence[int]]] = {}  # that were asked for, of a point
 
     @property
     def dropped(self) -> list[str]:
@@ -73,28 +74,22 @@ class Original:
         `point`: the run.
         """
         point = self._typical if point is None else point
-        outputs = {value.name for value in self.model.graph.output}
-        wanted = [
-            name
-            for node in self.model.graph.node
-            for name in node.output
-            if name in names and name not in outputs
-        ]
         if point is None:
             return {}
-        told = {**point.feed.shapes, **_shapes(point.outputs)}
-        known = {name: shape for name, shape in told.items() if name in names}
-        if not wanted:
-            return known
-        wider = onnx.ModelProto()
-        wider.CopyFrom(self.model)
-        wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        with (
-            contextlib.suppress(RunError),
-            self._runtime.load(wider, point.provider) as session,
-        ):
-            return {**session.shapes(point.feed.values), **known}
-        return known
+        known = self._sizes.setdefault(id(point), {**point.feed.shapes, **_shapes(point.outputs)})
+        made = (name for node in self.model.graph.node for name in node.output)
+        told = known.keys() | {value.name for value in self.model.graph.output}
+        wanted = [name for name in made if name in names and name not in told]
+        if wanted:
+            wider = onnx.ModelProto()
+            wider.CopyFrom(self.model)
+            wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+            with (
+                contextlib.suppress(RunError),
+                self._runtime.load(wider, point.provider) as session,
+            ):
+                known |= {**session.shapes(point.feed.values), **known}
+        return {name: shape for name, shape in known.items() if name in names}
 
     @property
     def bindings(self) -> Mapping[str, int]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -402,8 +403,14 @@ def test_windows_that_are_fed_the_same_share_it_and_answer_for_themselves(
 
     del fed[:]
     monkeypatch.setattr("graphpass.validate.window.check._COMPUTED_BYTES", 1)
-    assert all(verdict.ok for verdict in check_windows([right] * 3, runtime))
+    apart = [right, _folded(4, 3), _folded(8, 1)]
+    assert all(verdict.ok for verdict in check_windows(apart, runtime))
     assert fed == [1, 1, 1], "what is large together runs one after the other"
+
+    del fed[:]
+    verdicts = check_windows([right, wrong, right, wrong, right], runtime)
+    assert [verdict.ok for verdict in verdicts] == [True, False, True, False, True]
+    assert fed == [1, 1, 1], "what is the same runs once, and again only to be accused"
 
 
 @pytest.mark.parametrize(
@@ -672,6 +679,37 @@ def test_one_window_that_does_not_run_costs_the_others_nothing(
     verdicts = check_windows([*good[:3], bad, *good[3:]], runtime)
     assert [v.status for v in verdicts] == ["ok"] * 3 + ["not run"] + ["ok"] * 4
     assert "NoSuchOperator" in verdicts[3].reason
+
+
+def test_what_does_not_run_is_set_aside_with_its_like(
+    sites: list[Site], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes that only a run of the network tells: all such windows are run at these together."""
+    opened: list[int] = []
+    load = Runtime.load
+
+    def noted(own: Runtime, *args: Any, **options: Any) -> Session:
+        opened.append(1)
+        return load(own, *args, **options)
+
+    monkeypatch.setattr(Runtime, "load", noted)
+    tried, real = [], {}
+    for n in (2, 3, 4, 5, 6, 8, 9, 10):  # a batch of 2 does not make seven rows of them
+        text = f"(float[N,{n},3] x{n}) => (float[A,B] y) {{y = Reshape(x{n}, s)}}"
+        before = graph(text, s=np.array([7, -1]))
+        after = graph(text, s=np.array([7, -1] if n != 5 else [-1, 7]))
+        tried.append(Window(before, after, (f"x{n}",), "y"))
+        real[f"x{n}"] = [14, n, 3]
+    good = [site.window for site in sites[:7]]
+    windows = [*good, *tried]
+    verdicts = check_windows(windows, runtime, shapes=partial(_the_same, real))
+    assert [v.status for v in verdicts] == ["ok"] * 10 + ["differs"] + ["ok"] * 4
+    assert verdicts[10].shapes == {"x5": [14, 5, 3]}
+    assert len(opened) <= 8, "not one by one"
+
+    alone = check_windows(windows, runtime)
+    assert [v.status for v in alone] == ["ok"] * 7 + ["not run"] * 8
+    assert all("Reshape" in v.reason and not re.search(r"w\d+/", v.reason) for v in alone[7:])
 
 
 # ---------------------------------------------------------------------------------- real models

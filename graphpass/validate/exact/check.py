@@ -14,8 +14,8 @@ from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.validate.exact.field import Fields
 from graphpass.validate.exact.number import UnknownError
 from graphpass.validate.exact.prove import ENOUGH_BITS, Shapes, prove
-from graphpass.validate.exact.sides import is_float
 from graphpass.validate.exact.verdict import ExactVerdict
+from graphpass.validate.window.alike import form_of
 from graphpass.validate.window.prepare import Terms, inputs_of, needs_real_shapes, prepare
 
 _SITE_WORK = 1 << 17  # elements that could be drawn in the time that a rule takes
@@ -23,7 +23,6 @@ _NODE_WORK = 1 << 12
 _LARGE = 1 << 20  # elements of which one draw has to do
 FEWER_BITS = 20  # for these, and where one that is alike but for sizes was looked at more closely
 _MOST_ELEMENTS = 1 << 20  # of all inputs of a window
-_SMALL_BYTES = 1 << 12  # up to here, what integers say tells one window from another
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Prover:
             windows = [window for window in site.windows if window is not None]
             found.append(unknown)
             if windows and len(windows) == len(site.windows):
-                waiting[index] = site, (site.name, *map(_key, windows))
+                waiting[index] = site, (site.name, *map(form_of, windows))
         new = {key: site for site, key in waiting.values() if key not in self._known}
         names = {
             name
@@ -89,7 +88,7 @@ class Prover:
 
     def _proven(self, site: Site, terms: Terms) -> ExactVerdict:
         windows = [window for window in site.windows if window is not None]
-        kind = (site.name, *(_key(window, sizes=False) for window in windows))
+        kind = (site.name, *(form_of(window, sizes=False) for window in windows))
         alike = self._kinds.get(kind, 0)
         elements = sum(math.prod(t.dims) for w in windows for t in w.before.graph.initializer)
         if alike >= ENOUGH_BITS:
@@ -143,45 +142,3 @@ def _is_of_any_shape(window: Window) -> bool:
     return all(
         Trait.ELEMENTWISE in traits(node.op_type, node.domain) for node in nodes
     ) and not any(tensor.dims for tensor in held)
-
-
-def _key(window: Window, *, sizes: bool = True) -> str:
-    """Return what is equal for windows that are alike but for names and the values of floats.
-
-    Without `sizes`, also for those whose constants and inputs have other sizes, not other ranks.
-    """
-    names: dict[str, str] = {"": ""}
-    told: list[str] = []
-    for side in (window.before, window.after):
-        graph = side.graph
-        for value in graph.input:
-            names.setdefault(value.name, f"i{len(names)}")
-        for tensor in graph.initializer:
-            names.setdefault(tensor.name, f"c{len(names)}")
-            dims = list(tensor.dims) if sizes else len(tensor.dims)
-            told.append(f"{names[tensor.name]}:{tensor.data_type} {dims}")
-            if sizes and not is_float(tensor):
-                told.append(_held(tensor))
-        for value in graph.input:
-            kind = value.type.SerializeToString() if sizes else value.type.tensor_type.elem_type
-            told.append(f"{names[value.name]}:{kind!r}")
-        for node in graph.node:
-            for name in (*node.input, *node.output):
-                names.setdefault(name, f"t{len(names)}")
-            attributes = sorted(
-                a.SerializeToString() for a in node.attribute if sizes or a.name != "group"
-            )
-            reads = [names[name] for name in node.input]
-            makes = [names[name] for name in node.output]
-            told.append(f"{node.domain}.{node.op_type}{reads}{makes}{attributes}")
-        told.append("=>")
-    return "\n".join([*told, names.get(window.output, "")])
-
-
-def _held(tensor: onnx.TensorProto) -> str:
-    """Return what integers say, or where they are."""
-    bare = onnx.TensorProto()
-    bare.CopyFrom(tensor)
-    bare.ClearField("name")
-    content = bare.SerializeToString(deterministic=True)
-    return repr(content) if len(content) <= _SMALL_BYTES else tensor.name

@@ -17,15 +17,7 @@ from graphpass.ir.operators import Trait, traits
 from graphpass.storage.wire import tensor_array
 from graphpass.validate.exact.field import Array
 from graphpass.validate.exact.number import Number, Numbers, Value
-
-_FLOATS = frozenset(
-    getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
-)
-
-
-def is_float(tensor: onnx.TensorProto) -> bool:
-    """Whether a constant holds floats."""
-    return tensor.data_type in _FLOATS
+from graphpass.validate.window.alike import FLOATS, content_of, is_float
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class Side:
     @cached_property
     def contents(self) -> dict[str, bytes]:
         """What tells the data of each constant of floats, by name."""
-        return {t.name: _content(t) for t in self.graph.initializer if is_float(t)}
+        return {t.name: content_of(t) for t in self.graph.initializer if is_float(t)}
 
     @cached_property
     def arrays(self) -> dict[str, Array]:
@@ -64,13 +56,6 @@ class Side:
     def elements(self) -> int:
         """How many elements its constants have."""
         return sum(math.prod(tensor.dims) for tensor in self.graph.initializer)
-
-
-def _content(tensor: onnx.TensorProto) -> bytes:
-    bare = onnx.TensorProto()
-    bare.CopyFrom(tensor)
-    bare.ClearField("name")
-    return bytes(bare.SerializeToString(deterministic=True))
 
 
 def given_to(
@@ -104,7 +89,7 @@ def is_one_computation(before: Side, after: Side, output: str) -> bool:
 def _told(side: Side, output: str) -> bytes | None:
     """Return what tells how a value is computed; None where nobody knows."""
     told = {value.name: value.name.encode() for value in side.graph.input}
-    told |= {tensor.name: _content(tensor) for tensor in side.graph.initializer}
+    told |= {tensor.name: content_of(tensor) for tensor in side.graph.initializer}
     for node in side.graph.node:
         if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
             return None
@@ -153,7 +138,7 @@ class Inputs:
         for name in sorted(self._values):
             shape = tuple(self._shapes[name])
             elem_type = self._values[name].type.tensor_type.elem_type
-            if elem_type in _FLOATS:
+            if elem_type in FLOATS:
                 kind = tensor_dtype_to_np_dtype(elem_type)
                 whole = rng.integers(-(1 << 25), 0 if below else 1 << 25, shape)
                 whole = np.asarray(whole, np.float64)
@@ -252,7 +237,7 @@ def in_double(model: onnx.ModelProto, epsilon: float | None, *, widen: bool) -> 
             continue
         if node.op_type == "Cast":
             for attribute in node.attribute:
-                if attribute.name == "to" and attribute.i in _FLOATS:
+                if attribute.name == "to" and attribute.i in FLOATS:
                     attribute.i = onnx.TensorProto.DOUBLE
         for attribute in node.attribute:
             if attribute.HasField("t") and is_float(attribute.t):
@@ -260,7 +245,7 @@ def in_double(model: onnx.ModelProto, epsilon: float | None, *, widen: bool) -> 
                 attribute.t.CopyFrom(onnx.numpy_helper.from_array(wide, attribute.t.name))
     if widen:
         for value in (*graph.input, *graph.output):
-            if value.type.tensor_type.elem_type in _FLOATS:
+            if value.type.tensor_type.elem_type in FLOATS:
                 value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
     return changed
 

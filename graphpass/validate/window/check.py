@@ -7,6 +7,7 @@ pass are joined into a few models and run together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.validate.process.channel import Array
 from graphpass.validate.process.runtime import RunError, Runtime, Session
+from graphpass.validate.window.alike import form_of, same_function
 from graphpass.validate.window.bounds import allowed_error, judge, judge_stacked
 from graphpass.validate.window.dilated import undilated
 from graphpass.validate.window.feeds import KINDS, Draws
@@ -35,6 +37,9 @@ from graphpass.validate.window.prepare import (
 _WEIGHT_BYTES = 192 << 20  # that one joined model may refer to
 _COMPUTED_BYTES = 64 << 20  # of what goes there and comes back
 _COPIES = 16  # bytes of one input element: itself, before, after, bound
+# how a window is called, and with its side a node of it, where it is joined with others
+_MARK = re.compile(r"(?<![\w/])w(\d+)/(?:before/|after/)?(?:abs/)?(?:@\d+)?")
+_NODE = re.compile(r"Name:'w\d+/\w+/@\d+' ")
 _ALL_PROBE_WORK = 2e8  # multiplications for the probes of all windows: less than the network's
 
 
@@ -55,29 +60,60 @@ def check_windows(
     for windows that run with no others.
     A window that ONNX Runtime cannot run is "not run": a later level has to answer for it.
     """
-    verdicts = [WindowVerdict("not run", reason="the types of its tensors are unknown")] * len(
-        windows
-    )
-    prepared: dict[int, Prepared] = {}
-    probe_work = min(PROBE_WORK, _ALL_PROBE_WORK / max(len(windows), 1))
     found: set[str] = set()
     if shapes is not None:
         found.update(*(inputs_of(w) for w in windows if w is not None and needs_real_shapes(w)))
-    real = (shapes(found) if shapes is not None and found else None) or None
-    terms = Terms(rtol, atol, probe_work, real, symbols or {})
-    for index, window in enumerate(windows):
-        if window is not None:
-            prepared[index] = prepare(undilated(window), index, terms)
-    told = {index: item for index, item in prepared.items() if item.verdict.was_run}
-    for group in _groups(told):
-        _check_group([prepared[index] for index in group], runtime, seed)
+    real = (shapes(found) if shapes is not None and found else None) or {}
+    probe_work = min(PROBE_WORK, _ALL_PROBE_WORK / max(len(windows), 1))
+    terms = Terms(rtol, atol, probe_work, real or None, symbols or {})
+    known = {index: window for index, window in enumerate(windows) if window is not None}
+    owners: dict[tuple[str, ...], int] = {}
+    owner_of = {
+        index: owners.setdefault(
+            (*same_function(window), *(str(real.get(name)) for name in inputs_of(window))), index
+        )
+        for index, window in known.items()
+    }
+
+    def checked(indices: Collection[int]) -> dict[int, Prepared]:
+        made = {index: prepare(undilated(known[index]), index, terms) for index in indices}
+        return _checked(made, runtime, seed, shapes)
+
+    done = checked(owners.values())
+    # what one of them does not pass, all that are the same are asked for themselves
+    done |= checked(
+        [i for i, owner in owner_of.items() if i not in done and not _passed(done[owner])]
+    )
+    verdicts = [WindowVerdict("not run", reason="the types of its tensors are unknown")] * len(
+        windows
+    )
+    for index, owner in owner_of.items():
+        item = done.get(index, done[owner])
+        verdict = item.verdict
+        verdicts[index] = verdict if verdict.ok else replace(verdict, shapes=item.shapes)
+    return verdicts
+
+
+def _passed(item: Prepared) -> bool:
+    return item.verdict.status == "ok"
+
+
+def _checked(
+    prepared: dict[int, Prepared],
+    runtime: Runtime,
+    seed: int,
+    shapes: Callable[[Collection[str]], Mapping[str, Sequence[int]]] | None,
+) -> dict[int, Prepared]:
+    """Run windows together; what does not run, at the sizes of the network, then at any."""
+    failed = _run_all(prepared, runtime, seed)
+    for index, error in failed.items():
+        prepared[index].verdict = WindowVerdict("not run", reason=_plain(error))
     if shapes is not None:
         prepared |= _at_real_shapes(prepared, runtime, seed, shapes)
-    for index, item in prepared.items():
-        verdicts[index] = item.verdict
-        if not item.verdict.ok:
-            verdicts[index] = replace(item.verdict, shapes=item.shapes)
-    return verdicts
+    for index, error in failed.items():
+        if not prepared[index].verdict.was_run and error.kind == "run":
+            prepared[index] = _at_any_sizes(prepared[index], index, runtime, seed)
+    return prepared
 
 
 def _at_real_shapes(
@@ -86,7 +122,7 @@ def _at_real_shapes(
     seed: int,
     shapes: Callable[[Collection[str]], Mapping[str, Sequence[int]]],
 ) -> dict[int, Prepared]:
-    """Run what no sizes made up fit at those of a run of the network; return what was run so."""
+    """Run what did not run yet at the sizes of a run of the network; return what runs there."""
     late = {
         index: item
         for index, item in prepared.items()
@@ -94,14 +130,25 @@ def _at_real_shapes(
     }
     names = {name for item in late.values() for name in inputs_of(item.window)}
     known = shapes(names) if names else {}
-    done = {}
-    for index, item in late.items():
-        other = prepare(item.window, index, replace(item.terms, shapes=known), real=True)
-        if other.verdict.was_run and other.shapes != item.shapes:
-            _check_group([other], runtime, seed)
-            if other.verdict.was_run:
-                done[index] = other
-    return done
+    others = {
+        index: prepare(item.window, index, replace(item.terms, shapes=known), real=True)
+        for index, item in late.items()
+    }
+    others = {index: item for index, item in others.items() if item.shapes != late[index].shapes}
+    failed = _run_all(others, runtime, seed)
+    return {i: item for i, item in others.items() if item.verdict.was_run and i not in failed}
+
+
+def _at_any_sizes(item: Prepared, index: int, runtime: Runtime, seed: int) -> Prepared:
+    """Run a window on its own with one choice of sizes after the other; as it is if none fits."""
+    other = prepare(item.window, index, item.terms)
+    while _run_all({index: other}, runtime, seed):
+        fed = other.fed
+        while other.fed == fed:
+            if len(other.sizes) == 1:
+                return item  # with the reason at the most natural sizes
+            other = prepare(item.window, index, item.terms, other.sizes[1:])
+    return other if other.verdict.was_run else item
 
 
 def _groups(prepared: Mapping[int, Prepared]) -> Iterator[list[int]]:
@@ -136,31 +183,59 @@ def _fed_elements(item: Prepared) -> int:
     return item.elements * rows // max(shape[0], 1)
 
 
-def _check_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:
+def _run_all(prepared: Mapping[int, Prepared], runtime: Runtime, seed: int) -> dict[int, RunError]:
+    """Run windows in groups; return those that do not run, and what ONNX Runtime says of it."""
+    told = {index: item for index, item in prepared.items() if item.verdict.was_run}
+    failed: dict[int, RunError] = {}
+    for group in _groups(told):
+        failed |= _check_group({index: told[index] for index in group}, runtime, seed)
+    return failed
+
+
+def _check_group(group: Mapping[int, Prepared], runtime: Runtime, seed: int) -> dict[int, RunError]:
+    """Run windows together, without those that do not run; return these.
+
+    What is alike to one that does not run at its sizes is taken for another.
+    """
     try:
-        _run_group(group, runtime, seed)
+        _run_group(list(group.values()), runtime, seed)
     except RunError as error:
-        if len(group) > 1:
-            middle = len(group) // 2
-            _check_group(group[:middle], runtime, seed)
-            _check_group(group[middle:], runtime, seed)
-        elif group[0].magnitudes is not None:
-            group[0].magnitudes = None  # the bound may have no kernel where the window has
-            _check_group(group, runtime, seed)
-        else:
-            group[0].verdict = _retried(group[0], runtime, seed, error)
+        if len(group) == 1:
+            ((index, item),) = group.items()
+            if item.magnitudes is None:
+                return {index: error}
+            item.magnitudes = None  # the bound may have no kernel where the window has
+            return _check_group(group, runtime, seed)
+        apart = _apart(group, error)
+        if not apart:
+            return dict.fromkeys(group, error)
+        return {i: e for part in apart for i, e in _check_group(part, runtime, seed).items()}
+    return {}
 
 
-def _retried(item: Prepared, runtime: Runtime, seed: int, error: RunError) -> WindowVerdict:
-    """Try a window with other sizes; where none fits it is "not run"."""
-    if error.kind != "run" or len(item.sizes) == 1:
-        return WindowVerdict("not run", reason=str(error))
-    index = int(item.mark[1:-1])
-    other = prepare(item.window, index, item.terms, item.sizes[1:])
-    _check_group([other], runtime, seed)
-    if other.verdict.status == "not run":
-        return WindowVerdict("not run", reason=str(error))  # of the most natural sizes
-    return other.verdict
+def _apart(group: Mapping[int, Prepared], error: RunError) -> list[dict[int, Prepared]]:
+    """Take out what is alike to the window that an error names; none is left where all are.
+
+    Where it names none, the two halves.
+    """
+    indices = list(group)
+    named = [int(number) for number in _MARK.findall(str(error)) if int(number) in group]
+    if named and error.kind in ("load", "run"):
+        form = form_of(group[named[0]].window, sizes=False)
+        like = [index for index in indices if form_of(group[index].window, sizes=False) == form]
+        parts = [[index for index in indices if index not in set(like)], like]
+        if parts[0]:
+            return [{index: group[index] for index in part} for part in parts]
+        if error.kind == "run":
+            return []
+    middle = len(indices) // 2
+    parts = [indices[:middle], indices[middle:]]
+    return [{index: group[index] for index in part} for part in parts]
+
+
+def _plain(error: RunError) -> str:
+    """Return what ONNX Runtime says without the names that windows have here."""
+    return _MARK.sub("", _NODE.sub("", str(error)))
 
 
 def _run_group(group: Sequence[Prepared], runtime: Runtime, seed: int) -> None:

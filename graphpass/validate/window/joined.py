@@ -72,7 +72,7 @@ def _append(
     for node in nodes:
         copied = graph.node.add()
         copied.CopyFrom(node)
-        copied.name = ""
+        copied.name = f"{mark}@{len(graph.node)}"  # by which an error tells the window
         copied.input[:] = [renamed(name) for name in node.input]
         copied.output[:] = [renamed(name) for name in node.output]
         for attribute in copied.attribute:
