@@ -74,6 +74,8 @@ def _magnitude_of(node: NodeProto, inputs: list[str], mark: str) -> list[NodePro
             if attribute.name in ("alpha", "beta") and attribute.type == AttributeProto.FLOAT:
                 attribute.f = abs(attribute.f)
         return [copied]
+    if _only_moves(node):
+        return [copied]  # what is written elsewhere has the size that it had
     if op == "Sub":
         copied.op_type = "Add"
         return [copied]
@@ -175,13 +177,19 @@ def roundings(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> Ro
 def _chain(node: NodeProto) -> int:
     """Return how often an operator that sums up nothing rounds a value, at most."""
     known = traits(node.op_type)
-    if known & (Trait.PICKS | Trait.SIZES_ONLY | Trait.SOURCE):
+    if known & (Trait.PICKS | Trait.SIZES_ONLY | Trait.SOURCE) or _only_moves(node):
         return 0
     if node.op_type == "BatchNormalization":
         return 6  # the root and quotient of its factor, the product, the shift, the sum
     if known & (Trait.ARITHMETIC | Trait.ON_MAGNITUDES) or node.op_type in ("Abs", "Neg"):
         return max(len(node.input) - 1, 1)
     return 12  # functions such as Sigmoid come from approximations good to a few units
+
+
+def _only_moves(node: NodeProto) -> bool:
+    """Whether elements go elsewhere as they are, and are not added to what is there."""
+    reduces = any(attribute.name == "reduction" for attribute in node.attribute)
+    return Trait.MOVEMENT in traits(node.op_type) and not reduces
 
 
 def _moves_zeros(node: NodeProto) -> bool:
