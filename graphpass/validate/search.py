@@ -55,7 +55,8 @@ _MAX_OVERRIDE_BYTES = 16 << 20
 class FeedSearch:
     """Draws feeds for one model and runs it on them. Raises InputsError for unknown bindings.
 
-    `dropped` collects, one sentence each, the feeds that the model did not take.
+    `dropped` collects, one sentence each, the feeds that the model did not take, or that it takes
+    too long for.
     """
 
     def __init__(
@@ -80,6 +81,11 @@ class FeedSearch:
             return self._users_points(session, provider)
         points, recipe = self._in_one_batch(session, provider) or self._first(session, provider)
         first = points[0]
+        if self.is_costly(first.feed):
+            self.dropped.append(
+                f"other values and sizes than {first.feed.name}: a run of more than "
+                f"{_COSTLY_COST:,.0f} multiply-adds is made once; each rewrite is run on them alone"
+            )
         for kind, batch in self._further_feeds(first.feed)[len(points) - 1 :]:
             point = self._varied(session, provider, replace(recipe, kind=kind), batch)
             if point is not None and point.feed.name != first.feed.name:

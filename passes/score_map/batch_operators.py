@@ -376,6 +376,37 @@ def _max_pool(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None
     return None
 
 
+def _grid_sample(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
+    """Each image at the places of its own row of the grid; what is the same for all is repeated."""
+    if not held:
+        return None
+    for index, tensor in enumerate(node.inputs[:2]):
+        if index not in held:
+            repeat(batch, node, index, 0)
+            continue
+        rows = batch.rows[id(tensor)]
+        require(
+            rows.plain and rows.axis == 0,
+            f"{label(node)} takes axis {rows.axis} of '{tensor.name}', where the rows of a batch "
+            "lie, for something else",
+        )
+    return [Rows(0)]
+
+
+def _one_hot(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
+    """Each index for itself, along an axis that comes in between the others."""
+    rows = rows_of_first(batch, node, held)
+    if rows is None:
+        return None
+    for tensor in node.inputs[1:]:
+        require(
+            id(tensor) not in batch.counted,
+            f"{label(node)} computes with the size of the batch: '{tensor.name}'",
+        )
+    at = attribute(node, "axis") % (batch.rank(node, node.inputs[0]) + 1)
+    return [Rows(rows.axis + (at <= rows.axis), rows.outer, rows.inner)]
+
+
 def _to_sequence(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:
     rows = rows_of_first(batch, node, held)
     if rows is None:
@@ -401,6 +432,8 @@ HANDLERS: dict[str, Handler] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
+    "GridSample": _grid_sample,
+    "OneHot": _one_hot,
     "Resize": _resize,
     "MaxPool": _max_pool,
     "SequenceAt": _from_sequence,

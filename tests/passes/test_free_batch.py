@@ -219,6 +219,24 @@ FREED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         },
         "'turns' is repeated for each row at MatMul of 'b'",
     ),
+    "classes, one of which is hot": (
+        f"{TOKENS} y = OneHot<axis=0>(i, depth, hot)",
+        "float[36,1] y",
+        {"t1": np.array([1, 4, 36]), "depth": np.array(36), "hot": np.array([-1, 2], np.float32)},
+        "",
+    ),
+    "images sampled at the same places": (
+        "y = GridSample(r, places)",
+        "float[1,4,3,5] y",
+        {"places": (1, 3, 5, 2)},
+        "'places' is repeated for each row at GridSample of 'y'",
+    ),
+    "each image sampled where it says": (
+        "p = Conv(r, two) g = Transpose<perm=[0,2,3,1]>(p) y = GridSample(r, g)",
+        "float[1,4,6,6] y",
+        {"two": (2, 4, 1, 1)},
+        "",
+    ),
     "an output without a batch": (
         "temperature = Identity(scale) y = Mul(r, scale)",
         "float[1,4,6,6] y, float[1] temperature",
@@ -319,6 +337,21 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
         {},
         17,
         "NonZero of 'n' is not known to treat the rows of a batch one by one",
+    ),
+    "as many classes as images": (
+        f"{SHAPE} f = Flatten(r) i = ArgMax<axis=1, keepdims=0>(f) j = Mul(i, zero)"
+        " h = OneHot(j, b, hot) y = ReduceMean<axes=[1], keepdims=0>(h)",
+        "float[1] y",
+        {"hot": np.array([0, 1], np.float32)},
+        17,
+        "OneHot of 'h' computes with the size of the batch: 'b'",
+    ),
+    "images sampled along what is not the batch": (
+        "t = Transpose<perm=[1,0,2,3]>(r) y = GridSample(t, places)",
+        "float[4,1,3,5] y",
+        {"places": (4, 3, 5, 2)},
+        17,
+        "GridSample of 'y' takes axis 1 of 't', where the rows of a batch lie, for something else",
     ),
     "as many numbers as images": (
         f"{SHAPE} n = Squeeze(b, first) i = Range(zero, n, one) f = Cast<to=1>(i)"
