@@ -388,22 +388,26 @@ class FuseAttention(Rule):
         number = scale or divisor
         if [rank(t) for t in (q, k, v)] != [4, 4, 4] or attribute(softmax, "axis") not in (-1, 3):
             return None
-        if attribute(turn, "perm") != [0, 1, 3, 2] or number is None or number.size != 1:
+        turned = attribute(turn, "perm")
+        if turned is None or number is None or number.size != 1:
             return None
+        order = [turned[axis] for axis in (0, 1, 3, 2)]  # of k as it would be without the turn
+        heads, length = (k.shape[axis] for axis in order[1:3])
         _require_usual(root, q, "Attention", 23)
         if mask is not None:
             known = rank(mask) in (2, 4) and dtype(mask) == dtype(q)
             require(known, f"the shape of '{mask.name}' is not known", UNKNOWN_SIZE)
             sizes = [static_dim(mask, axis) for axis in (-2, -1)]
-            wanted = [q.shape[2], k.shape[2]]
+            wanted = [q.shape[2], length]
             fits = all(a is not None and a == b for a, b in zip(sizes, wanted, strict=True))
             require(fits, f"'{mask.name}' may be broadcast along the sequence", UNKNOWN_SIZE)
         value = float(number.array().reshape(-1)[0])
         factor = value if divisor is None else 1 / value
-        same = q.shape[1] == k.shape[1] == v.shape[1] and isinstance(q.shape[1], int)
+        same = q.shape[1] == heads == v.shape[1] and isinstance(q.shape[1], int)
         require(same, f"the heads of {label(root)} are not known to be as many", UNKNOWN_SIZE)
         require(factor > 0, f"{label(softmax)} is of products with the sign turned")
-        return Op("Attention", q, k, v, mask, scale=factor)
+        key = k if order == [0, 1, 2, 3] else Op("Transpose", k, perm=order)
+        return Op("Attention", q, key, v, mask, scale=factor)
 
 
 @dataclass(frozen=True)

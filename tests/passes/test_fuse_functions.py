@@ -219,6 +219,14 @@ def test_attention(scaled: str, summed: str) -> None:
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_attention_of_a_key_whose_transposes_were_merged() -> None:
+    heads = HEADS.replace("float[N,2,5,8] k", "float[N,5,2,8] k")
+    proto = attention("Mul(a, c)", heads=heads)
+    proto.graph.node[0].attribute[0].ints[:] = [0, 2, 3, 1]
+    result = check(FUSE, proto, "Transpose Attention")
+    assert list(result.graph.node[0].attribute[0].ints) == [0, 2, 1, 3]
+
+
 @pytest.mark.parametrize(
     ("heads", "reason"),
     [
