@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -25,13 +25,26 @@ def captured(body: Graph) -> Iterator[Tensor]:
         yield from (t for t in (*read, *scope.outputs) if t.name and id(t) not in inside)
 
 
-def copied(body: Graph, parent: Graph, instead: Mapping[int, Tensor]) -> tuple[Graph, list[Link]]:
+def copied(
+    body: Graph,
+    parent: Graph,
+    instead: Mapping[int, Tensor],
+    outputs: Sequence[int] | None = None,
+) -> tuple[Graph, list[Link]]:
     """Return a copy of `body` inside of `parent`, which reads `instead` (by id) of what it read.
 
-    What it reads from outside does not know of it: the links say what is to be told.
+    An input that has something in its place is none any more. `outputs`: the places of those that
+    stay, all without it. What the copy reads from outside does not know of it: the links say what
+    is to be told.
     """
     links: list[Link] = []
     copy = _copied(body, parent, dict(instead), links)
+    if outputs is not None:
+        copy.outputs = [copy.outputs[place] for place in outputs]
+        stay = set(outputs)
+        for place in reversed(range(len(copy.proto.output))):
+            if place not in stay:
+                del copy.proto.output[place]
     store = onnx.numpy_helper.from_array  # of nothing: all it holds is in a proto already
     Writer(store, initializers_are_inputs=False, adopts=False).write(copy)
     return copy, links
@@ -47,13 +60,20 @@ def _copied(body: Graph, parent: Graph, known: dict[int, Tensor], links: list[Li
         known[id(held)] = Constant(held.name, held.weight)
         copy.initializers.append(known[id(held)])
     made = {id(tensor) for node in body.nodes for tensor in node.outputs}
+    gone: set[str] = set()  # inputs that have something in their place
     for node in body.nodes:
         for tensor in node.outputs:
             known[id(tensor)] = _variable(tensor)
     for tensor in body.inputs:
-        known.setdefault(id(tensor), _variable(tensor))
-        copy.inputs.append(known[id(tensor)])
-        made.add(id(tensor))
+        if id(tensor) in known:
+            gone.add(tensor.name)
+        else:
+            known[id(tensor)] = _variable(tensor)
+            copy.inputs.append(known[id(tensor)])
+            made.add(id(tensor))
+    for place in reversed(range(len(proto.input) if gone else 0)):
+        if proto.input[place].name in gone:
+            del proto.input[place]
     made.update(id(tensor) for tensor in body.initializers)
     for node in body.nodes:
         attributes = {key: _value(value, copy, known, links) for key, value in node.attrs.items()}

@@ -115,13 +115,17 @@ class Beyond:
 class Body:
     """A body of a node as an attribute of a term: a copy that reads others than it did.
 
-    `instead`: by id, what it reads in the place of what it read from outside, written as operands
-    of a term.
+    `instead`: by id, what it reads in the place of what it read from outside, or in the place of
+    an input, which it has no more; written as operands of a term. `outputs`: which of its outputs
+    stay, by their places; all of them without it.
     """
 
-    def __init__(self, graph: Any, instead: Mapping[int, Any]) -> None:
+    def __init__(
+        self, graph: Any, instead: Mapping[int, Any], outputs: Sequence[int] | None = None
+    ) -> None:
         self.graph = graph
         self.instead = instead
+        self.outputs = outputs
 
 
 class any_(Pattern):  # noqa: N801 - reads as a word of the pattern language

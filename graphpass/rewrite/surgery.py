@@ -198,8 +198,9 @@ class Surgeon:
         graph.initializers.extend(built.constants)
         self._made.update(built.contents)
         again = list(built.nodes)
+        answered = {id(result) for result in found.results}
         for place in places:
-            again.extend(self._put(place, graph, built.nodes, going))
+            again.extend(self._put(place, graph, built.nodes, going, answered))
         if going:
             self._spliced.setdefault(id(going[0]), []).extend(built.nodes)
         else:
@@ -251,13 +252,20 @@ class Surgeon:
             places.append(_Place(result, made, how))
         return places
 
-    def _put(self, place: _Place, graph: Graph, built: list[Node], going: list[Node]) -> list[Node]:
+    def _put(
+        self,
+        place: _Place,
+        graph: Graph,
+        built: list[Node],
+        going: list[Node],
+        answered: set[int],
+    ) -> list[Node]:
         """Let one result be what was made; return the nodes near that have to be looked at."""
         result, made = place.result, place.made
         root = producer(result)
         assert root is not None
         if place.how == "own":
-            self._own(result, made, root, going)
+            self._own(result, made, root, going, answered)
             return []
         if place.how == "relink":
             source = producer(made)
@@ -283,15 +291,20 @@ class Surgeon:
         return [identity]
 
     @staticmethod
-    def _own(result: Tensor, made: Tensor, root: Node, going: list[Node]) -> None:
-        """A new node computes `result`, and what else the root did if it is of the same kind."""
+    def _own(
+        result: Tensor, made: Tensor, root: Node, going: list[Node], answered: set[int]
+    ) -> None:
+        """A new node computes `result`, and if it is of the root's kind what else the root did.
+
+        But for what the rule has an answer for (`answered`, by id).
+        """
         maker = producer(made)
         assert maker is not None
         result.shape = _sharpened(result.shape, made.shape)
         if result.dtype is None:
             result.dtype = made.dtype
         place = _index(maker.outputs, made)
-        further = [t for t in root.outputs if t is not result]
+        further = [t for t in root.outputs if id(t) not in answered]
         keeps = maker.op == root.op and len(maker.outputs) == 1 and len(going) == 1
         _let_go(root, result)
         list.__setitem__(maker.outputs, place, result)
@@ -605,7 +618,7 @@ class _Building:
                 instead[key] = part
             else:
                 instead[key] = self._surgeon.operand(self._graph, part, role, self._built)
-        made, links = copied(body.graph, self._graph, instead)
+        made, links = copied(body.graph, self._graph, instead, body.outputs)
         self._built.bodies.append(made)
         self._built.links.extend(links)
         return made

@@ -102,8 +102,9 @@ def _operand(value: Any, known: dict[int, Term], where: str) -> Operand:
 
 def _body(body: Body, known: dict[int, Term], where: str) -> Body:
     """Read what a body reads from outside; `instead` may hold more than that."""
-    read = {id(tensor) for tensor in captured(body.graph)} & body.instead.keys()
-    return Body(body.graph, {key: _operand(body.instead[key], known, where) for key in read})
+    read = {id(tensor) for tensor in (*captured(body.graph), *body.graph.inputs)}
+    instead = {key: _operand(body.instead[key], known, where) for key in read & body.instead.keys()}
+    return Body(body.graph, instead, body.outputs)
 
 
 def _term(op: Op, known: dict[int, Term]) -> Term:

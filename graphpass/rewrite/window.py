@@ -14,6 +14,7 @@ from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 from graphpass.ir.nodes import Constant, Graph, Node, Tensor
 from graphpass.ir.questions import constant, operator, producer
 from graphpass.ir.writer import node_proto
+from graphpass.ir.zeros import makers_of_zeros
 from graphpass.rewrite.match import Match, computing
 from graphpass.rewrite.surgery import Built
 
@@ -190,8 +191,24 @@ def _add_source(proto: onnx.GraphProto, tensor: Tensor) -> bool:
 
 
 def sources_of(graph: Graph, tensors: list[Tensor], replaced: set[int]) -> dict[int, Node]:
-    """Return the nodes that have to be taken along: what computes shapes, and dequantizes."""
-    return _shape_nodes(graph, tensors, replaced) | _dequantizers(graph, tensors)
+    """Return the nodes that have to be taken along: what rules know the elements of.
+
+    What computes shapes, dequantizes constants, or makes nothing but zeros.
+    """
+    zeros = _zeros(graph, tensors)
+    shapes = _shape_nodes(graph, [*tensors, *(t for n in zeros for t in n.inputs)], replaced)
+    return shapes | _dequantizers(graph, tensors) | {id(node): node for node in zeros}
+
+
+def _zeros(graph: Graph, tensors: list[Tensor]) -> list[Node]:
+    """Return what makes zeros among `tensors`: drawn numbers would not fit."""
+    found = {
+        id(node): node
+        for tensor in tensors
+        for node in makers_of_zeros(tensor) or ()
+        if constant(tensor) is None
+    }
+    return list(found.values()) if all(n.graph is graph for n in found.values()) else []
 
 
 def _shape_nodes(graph: Graph, tensors: list[Tensor], replaced: set[int]) -> dict[int, Node]:

@@ -14,7 +14,6 @@ from graphpass import (
     Weight,
     any_,
     const,
-    constant,
     is_output,
     operator,
     producer,
@@ -23,16 +22,13 @@ from graphpass import (
 from graphpass.ir.operators import Trait, has, named
 from graphpass.ir.shapes import sizes
 from graphpass.ir.sizes import Size
+from graphpass.ir.zeros import makers_of_zeros
 from graphpass.rewrite.pattern import Beyond
 
 from .neutral import PATTERN_ELEMENTS, keeps_shape
 
 _GROWING = ("Expand", "Tile", "ConstantOfShape")
 _BROADCASTING = tuple(op for op in named(Trait.BROADCASTING) if op != "PRelu")
-_VIEWS = frozenset(
-    "Cast Expand Flatten Gather Identity Reshape Slice Squeeze Tile Transpose Unsqueeze".split()
-)
-_MOST_VIEWS = 16
 _LEAST = 8  # elements of a constant: below that a scalar takes as much
 
 
@@ -120,31 +116,12 @@ class DropZeroState(Rule):
         for place in (5, 6):
             if place < len(operands) and (place == 5 or node.op == "LSTM"):
                 state = operands[place]
-                if state is not None and _is_zero(state):
+                if state is not None and makers_of_zeros(state) is not None:
                     operands[place] = None
         if all(a is (b if b.name else None) for a, b in zip(operands, node.inputs, strict=True)):
             return None
         made = Op(node.op, *operands, **node.attrs, outputs=len(node.outputs))
         return list(made)
-
-
-def _is_zero(tensor: Tensor) -> bool:
-    """Whether all elements are 0, whatever the shape is when run."""
-    for _ in range(_MOST_VIEWS):
-        weight = constant(tensor)
-        if weight is not None:
-            array = weight.array() if weight.size <= 1 << 20 else np.ones(1)
-            return not (array.any() or np.signbit(array).any())
-        node = producer(tensor)
-        if node is None:
-            return False
-        if operator(node) == "ConstantOfShape":
-            value = node.attrs.get("value")
-            return value is None or not np.asarray(value.values).any()
-        if operator(node) not in _VIEWS:
-            return False
-        tensor = node.inputs[0]
-    return False
 
 
 BROADCAST_RULES = (DropBroadcast(), UniformIsScalar(), DropZeroState())

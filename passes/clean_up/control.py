@@ -1,4 +1,4 @@
-"""If whose condition is known, Loop whose trips are few: what they run takes their place."""
+"""If whose condition is known, Loop whose trips are few, states that no trip changes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from ..shared.inlined import inlined, is_settled
 _MOST_NODES = 4096
 _MOST_UNROLLED = 16  # nodes: more would be a larger graph for nothing
 _AXES_ARE_INPUTS = 13
+_SCAN_HAS_NO_BATCH = 9
 
 
 class InlineIf(Rule):
@@ -92,16 +93,65 @@ class UnrollLoop(Rule):
         ]
 
 
+class DropLoopState(Rule):
+    """A Loop or Scan whose body hands a state on as it came: the body reads it from outside.
+
+    The state is the same in each trip, and after the last one, or none, what it was before.
+    """
+
+    pattern = Op(("Loop", "Scan"), ..., bind="node", all_outputs=True)
+
+    def rewrite(self, node: Node) -> Any:
+        body = node.attrs["body"]
+        if not isinstance(body, Graph) or not _is_settled(body):
+            return None
+        own = 2 if operator(node) == "Loop" else 0  # inputs of a Loop before its states
+        if not own and opset(node) < _SCAN_HAS_NO_BATCH:
+            return None
+        count = len(body.inputs) - own - (0 if own else int(node.attrs["num_scan_inputs"]))
+        skipped = 1 if own else 0  # outputs of a Loop's body before its states
+        states = node.inputs[own : own + count]
+        dropped = [
+            place
+            for place in range(count)
+            if _source(body, body.outputs[skipped + place]) is body.inputs[own + place]
+        ]
+        if not dropped or len(states) != count:
+            return None
+        gone = {id(body.inputs[own + place]) for place in dropped}
+        kept = [i for i in range(len(body.outputs)) if i - skipped not in dropped]
+        for place in kept:
+            is_made = id(body.outputs[place]) not in gone
+            require(is_made, f"the body of {label(node)} hands a state on as another output too")
+        outputs: dict[int, Any] = {place: states[place] for place in dropped}
+        if len(kept) > skipped:
+            instead = {id(body.inputs[own + place]): states[place] for place in dropped}
+            operands = [t if t.name else None for t in node.inputs]
+            made = Op(
+                node.op,
+                *(t for i, t in enumerate(operands) if i - own not in dropped),
+                **node.attrs | {"body": Body(body, instead, kept)},
+                outputs=len(kept) - skipped,
+            )
+            outputs |= {place - skipped: made[i] for i, place in enumerate(kept[skipped:])}
+        return [outputs[place] for place in range(len(node.outputs))]
+
+
+def _source(body: Graph, tensor: Tensor) -> Tensor:
+    """Return what `tensor` is another name of, inside of `body`."""
+    node = producer(tensor)
+    while node is not None and operator(node) == "Identity" and node.graph is body:
+        tensor = node.inputs[0]
+        node = producer(tensor)
+    return tensor
+
+
 def _goes_on(body: Graph, begins: Tensor | None) -> bool:
     """Whether nothing but the number of trips ends a Loop."""
     first = None if begins is None else constant(begins)
     if begins is not None and (first is None or not first.array().all()):
         return False
-    last = body.outputs[0]
-    source = producer(last)
-    while source is not None and operator(source) == "Identity" and source.graph is body:
-        last = source.inputs[0]
-        source = producer(last)
+    last = _source(body, body.outputs[0])
     held = constant(last)
     return last is body.inputs[1] or (held is not None and bool(held.array().all()))
 
@@ -113,6 +163,6 @@ def unsqueezed(node: Node, part: Any, axis: int) -> Op:
     return Op("Unsqueeze", part, np.array([axis], np.int64))
 
 
-CONTROL_RULES = (InlineIf(), UnrollLoop())
+CONTROL_RULES = (InlineIf(), UnrollLoop(), DropLoopState())
 
 __all__ = ["CONTROL_RULES", "unsqueezed"]

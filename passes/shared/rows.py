@@ -31,6 +31,12 @@ def require_images(layer: Node, matrix: Tensor, x: Tensor) -> None:
         f"'{matrix.name}' of {label(layer)}",
         POSITIONS,
     )
+    require(
+        not _follows_trips(layer, x),
+        f"the rows of '{x.name}' are not images, but steps: {label(layer)} runs in each trip of a "
+        "loop",
+        POSITIONS,
+    )
     regions = _regions(x)
     require(
         regions is None,
@@ -56,6 +62,30 @@ def _regions(x: Tensor) -> Node | None:
         seen.add(id(node))
         waiting.extend(node.inputs)
     return None
+
+
+def _follows_trips(layer: Node, x: Tensor) -> bool:
+    """Whether `x` comes from the state, the element or the number of a trip, other than as a map.
+
+    Of a Loop or Scan, that is: the bodies of an If have no inputs.
+    """
+    of_trips: set[int] = set()
+    scope = layer.graph
+    while scope.parent is not None:
+        of_trips.update(id(tensor) for tensor in scope.inputs)
+        scope = scope.parent
+    seen: set[int] = set()
+    waiting = [x] if of_trips else []
+    while waiting and len(seen) < _WALK:
+        tensor = waiting.pop()
+        if id(tensor) in of_trips:
+            return True
+        if id(tensor) in seen or (rank(tensor) or 0) > 2:
+            continue
+        seen.add(id(tensor))
+        node = producer(tensor)
+        waiting.extend(() if node is None else node.inputs)
+    return False
 
 
 def recurrent(y: Tensor) -> Node | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from graphpass.rewrite.registry import make
@@ -165,3 +166,125 @@ def test_replay() -> None:
     check_replay(CLEAN_UP, loop(2, "go = Identity(on) q = Add(p, k)"))
     then = "s = Neg(x) t = Add(s, k) " + INNER.format("p = Sub(s, t)", "q = Mul(t, k)")
     check_replay(CLEAN_UP, nested(then))
+
+
+# ------------------------------------------------------------- states that no trip changes
+
+
+def carried(body: str, trips: Any = 20, type_: str = "float[3]") -> onnx.ModelProto:
+    """A Loop over p, which changes, and w, which may not; both are read behind it."""
+    text = f"""(float[3] x, {type_} v) => (float[3] y, {type_} z) {{
+        h, z = Loop <body = g (int64 i, bool on, float[3] p, {type_} w)
+            => (bool go, float[3] q, {type_} u) {{ {body} }}> (n, yes, x, v)
+        y = Abs(h)
+    }}"""
+    return graph(text, n=np.array(trips, np.int64), k=K, yes=YES)
+
+
+def states(model: onnx.ModelProto, operator: str = "Loop") -> tuple[int, int]:
+    (node,) = (node for node in model.graph.node if node.op_type == operator)
+    (body,) = (a.g for a in node.attribute if a.name == "body")
+    return len(body.input), len(body.output)
+
+
+def test_a_state_that_no_trip_changes_is_read_from_outside() -> None:
+    result = settled(
+        carried("go = Identity(on) q = Add(p, w) u = Identity(w)"), "Identity Loop Abs"
+    )
+    assert states(result) == (3, 2)
+
+
+def test_how_often_a_loop_runs_need_not_be_known() -> None:
+    text = """(float[3] x, float[3] v, int64 n, bool c) => (float[3] y) {
+        h, z = Loop <body = g (int64 i, bool on, float[3] p, float[3] w)
+            => (bool go, float[3] q, float[3] u)
+            { s = ReduceSum<keepdims=0>(p) go = Less(s, limit) q = Add(p, w) u = Identity(w) }>
+            (n, c, x, v)
+        y = Sub(h, z)
+    }"""
+    model = graph(text, limit=np.float32(9))
+    assert states(settled(model, "Loop Sub")) == (3, 2)
+    for trips, goes in [(0, True), (5, False), (5, True)]:
+        feeds = {"x": K, "v": K, "n": np.array(trips), "c": np.array(goes)}
+        before, after = (
+            onnxruntime.InferenceSession(m.SerializeToString()).run(None, feeds)[0]
+            for m in (model, apply_to(CLEAN_UP, model)[0])
+        )
+        assert np.array_equal(before, after)
+
+
+def test_the_weights_among_the_states_are_weights_then() -> None:
+    """As tf2onnx writes the cells of Keras."""
+    text = """(float[3] x) => (float[3] y) {
+        h, z = Loop <body = g (int64 i, bool on, float[3] p, float[2,3] w)
+            => (bool go, float[3] q, float[2,3] u) {
+                go = Identity(on) a, b = Split<axis=0>(w, halves) s = Squeeze(b, first)
+                q = Add(p, s) u = Identity(w) }> (n, yes, x, weights)
+        y = Abs(h)
+    }"""
+    constants = {"halves": np.array([1, 1]), "first": np.array([0]), "weights": (2, 3)}
+    result = check(CLEAN_UP, graph(text, n=np.array(20), yes=YES, **constants), "Loop Abs")
+    assert states(result) == (3, 2)
+
+
+def test_a_loop_of_nothing_but_such_states_goes() -> None:
+    text = """(float[3] x, int64 n) => (float[3] y) {
+        h = Loop <body = g (int64 i, bool on, float[3] p) => (bool go, float[3] q)
+            { go = Identity(on) q = Identity(p) }> (n, , x)
+        y = Abs(h)
+    }"""
+    settled(graph(text), "Abs")
+
+
+def test_what_is_collected_keeps_its_place() -> None:
+    text = """(float[3] x, float[3] v, int64 n) => (float[3] y, float[N,3] z) {
+        h, f, z = Loop <body = g (int64 i, bool on, float[3] w, float[3] p)
+            => (bool go, float[3] u, float[3] q, float[3] r)
+            { go = Identity(on) u = Identity(w) q = Add(p, w) r = Neg(q) }> (n, , x, v)
+        y = Sub(h, f)
+    }"""
+    result = settled(graph(text), "Loop Sub")
+    assert states(result) == (3, 3)
+
+
+def test_a_state_of_a_scan_is_read_from_outside() -> None:
+    text = """(float[3] x, float[3] v, float[4,3] s) => (float[3] y, float[4,3] z) {
+        h, f, z = Scan <num_scan_inputs=1, body = g (float[3] w, float[3] p, float[3] e)
+            => (float[3] u, float[3] q, float[3] r)
+            { u = Identity(w) q = Mul(p, w) r = Add(q, e) }> (x, v, s)
+        y = Sub(h, f)
+    }"""
+    result = settled(graph(text), "Scan Sub")
+    assert states(result, "Scan") == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "go = Identity(on) q = Add(p, w) u = Neg(w)",
+        "go = Identity(on) q = Identity(w) u = Identity(p)",
+        "go = Identity(on) q = Add(p, w) u = Identity(q)",
+    ],
+    ids=["changed", "swapped", "another"],
+)
+def test_a_state_that_changes_stays(body: str) -> None:
+    result = check(CLEAN_UP, carried(body))
+    assert states(result)[0] == 4
+
+
+def test_a_state_that_is_two_outputs_stays() -> None:
+    body = "go = Identity(on) q = Add(p, w)"
+    model = carried(body + " u = Identity(w)")
+    loop_body = next(a.g for a in model.graph.node[0].attribute if a.name == "body")
+    del loop_body.node[2]
+    for value in (loop_body.input[3], loop_body.output[2]):
+        value.name = "w"
+    extra = loop_body.output.add()
+    extra.CopyFrom(loop_body.output[2])
+    model.graph.node[0].output.append("all")
+    model.graph.output.append(onnx.helper.make_tensor_value_info("all", 1, ["N", 3]))
+    assert "hands a state on as another output too" in said(model)
+
+
+def test_a_changed_state_would_be_seen() -> None:
+    check_replay(CLEAN_UP, carried("go = Identity(on) q = Add(p, w) u = Identity(w)"))

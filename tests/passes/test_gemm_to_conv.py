@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from graphpass.errors import UsageError
 from graphpass.ir.model import Model
+from graphpass.ir.proto_walk import all_nodes
 from graphpass.rewrite.driver import apply
 from graphpass.rewrite.registry import make
 from graphpass.testing import (
@@ -615,6 +616,37 @@ def test_the_steps_of_a_recurrent_layer_are_left_its_last_state_is_not(output: s
         check(everything, model, "LSTM Transpose Relu Conv Flatten")
     else:
         check(PASS, model, "LSTM Transpose Relu Conv Flatten")
+
+
+CELL = """(float[5,N,3] x, float[N,4] h) => (float[N,4] y) {{
+    y = Loop <body = g (int64 i, bool on, float[N,4] s) => (bool go, float[N,4] t) {{
+        go = Identity(on) e = Gather<axis=0>(x, i) {body} }}> (five, , h)
+}}"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["a = Gemm(e, V) t = Add(a, s)", "r = Relu(s) a = Gemm(r, R) t = Add(a, s)"],
+    ids=["the element of a trip", "the state"],
+)
+def test_the_cell_of_a_loop_is_left(body: str) -> None:
+    """As tf2onnx writes the GRU of Keras: as Conv it takes 2.3 times as long."""
+    model = graph(CELL.format(body=body), five=np.array(5), V=(3, 4), R=(4, 4))
+    check_refused(PASS, model, "are not images, but steps: Gemm of 'a' runs in each trip of a loop")
+    everything = apply_to(make("gemm-to-conv", {"target": "all"}), model)[0]
+    assert "Conv" in {node.op_type for node in all_nodes(everything)}
+
+
+def test_the_head_of_each_frame_is_converted_in_a_loop() -> None:
+    text = """(float[5,1,2,4,4] x, float[1,3] h) => (float[1,3] y) {
+        y = Loop <body = g (int64 i, bool on, float[1,3] s) => (bool go, float[1,3] t) {
+            go = Identity(on) e = Gather<axis=0>(x, i) c = Conv(e, W) r = Relu(c) f = Flatten(r)
+            a = Gemm(f, V) t = Add(a, s) }> (five, , h)
+    }"""
+    model = graph(text, five=np.array(5), W=(2, 2, 3, 3), V=(8, 3))
+    result = apply_to(PASS, model)[0]
+    assert [node.op_type for node in all_nodes(result)].count("Conv") == 2
+    check_equal(model, result)
 
 
 def test_a_chain_of_refused_layers_is_refused_to_its_end() -> None:

@@ -955,6 +955,15 @@ _FAMILIES: tuple[Case, ...] = (
         w=np.array([1.5, 2, 2.5], np.float32),
     ),
     _clean(
+        "a Loop with weights among its states",
+        "(float[N,3] x) => (float[N,3] y) {c, d = Loop <"
+        "body = g (int64 i, bool on, float[N,3] p, float[3] v)"
+        " => (bool go, float[N,3] q, float[3] u) {"
+        'go = Identity(on) q = Mul(p, v) u = Identity(v)}> (k, "", x, w) y = Tanh(c)}',
+        k=np.array(20),
+        w=np.array([0.75, 1, 1.25], np.float32),
+    ),
+    _clean(
         "MatMul and Add",
         "(float[N,4] x) => (float[N,3] y) {c = MatMul(x, w) y = Add(c, b)}",
         w=_away_from_zero(4, 3),

@@ -244,6 +244,7 @@ NOT_PROVEN = {
     "FoldConstants": "a constant was computed, and rounded",
     "WriteOutHardSwish": "a number among its attributes is rounded",
     "RoundTrip": "there is no exact arithmetic for QuantizeLinear",
+    "DropLoopState": "there is no exact arithmetic for Loop",
     "UnrollLoop": "there is no exact arithmetic for Loop",
     "QuantizedGemm": "there is no exact arithmetic for QGemm",
     "WriteOutGelu": "it rests on what Erf, Gelu computes",
