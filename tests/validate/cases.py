@@ -959,8 +959,9 @@ _FAMILIES: tuple[Case, ...] = (
         "(float[N,3] x) => (float[N,3] y) {c, d = Loop <"
         "body = g (int64 i, bool on, float[N,3] p, float[3] v)"
         " => (bool go, float[N,3] q, float[3] u) {"
-        'go = Identity(on) q = Mul(p, v) u = Identity(v)}> (k, "", x, w) y = Tanh(c)}',
+        "go = Identity(on) q = Mul(p, v) u = Identity(v)}> (k, on_, x, w) y = Tanh(c)}",
         k=np.array(20),
+        on_=np.array(True),
         w=np.array([0.75, 1, 1.25], np.float32),
     ),
     _clean(
