@@ -7,6 +7,7 @@ import numpy as np
 from graphpass.ir.nodes import Node, Tensor
 from graphpass.ir.operators import Trait, has, row
 from graphpass.ir.questions import constant, operator, producer
+from graphpass.ir.weight import Array
 
 _MOST_NODES = 64
 _MOST_ELEMENTS = 1 << 20  # of a constant that is looked at
@@ -43,7 +44,7 @@ def makers_of_zeros(tensor: Tensor) -> list[Node] | None:
     return list(found.values())
 
 
-def _is_zero(array: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _is_zero(array: Array) -> bool:
     return array.dtype.kind in "fiub" and not (array.any() or np.signbit(array).any())
 
 

@@ -222,7 +222,11 @@ def test_the_weights_among_the_states_are_weights_then() -> None:
                 q = Add(p, s) u = Identity(w) }> (n, yes, x, weights)
         y = Abs(h)
     }"""
-    constants = {"halves": np.array([1, 1]), "first": np.array([0]), "weights": (2, 3)}
+    constants: dict[str, Any] = {
+        "halves": np.array([1, 1]),
+        "first": np.array([0]),
+        "weights": (2, 3),
+    }
     result = check(CLEAN_UP, graph(text, n=np.array(20), yes=YES, **constants), "Loop Abs")
     assert states(result) == (3, 2)
 
