@@ -26,6 +26,7 @@ from graphpass import (
     require,
 )
 from graphpass.ir.operators import Trait, has
+from graphpass.rewrite.pattern import Body
 
 from ..shared.inlined import inlined, is_settled
 
@@ -103,7 +104,7 @@ class DropLoopState(Rule):
 
     def rewrite(self, node: Node) -> Any:
         body = node.attrs["body"]
-        if not isinstance(body, Graph) or not _is_settled(body):
+        if not isinstance(body, Graph) or not is_settled(body):
             return None
         own = 2 if operator(node) == "Loop" else 0  # inputs of a Loop before its states
         if not own and opset(node) < _SCAN_HAS_NO_BATCH:
