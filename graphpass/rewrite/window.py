@@ -86,7 +86,8 @@ def _window(found: Match, built: Built, result: Tensor, made: Tensor) -> Window 
     new = computing([made], built.nodes)
     read = [tensor for node in (*replaced, *new) for tensor in node.inputs]
     shapes = sources_of(graph, [*read, made], {id(node) for node in found.nodes})
-    if isinstance(made, gs.Constant) or {node.op for node in new} == {"Constant"}:
+    folded = any(made is weight for weight in built.constants)
+    if folded or {node.op for node in new} == {"Constant"}:
         fixed = _fixed_nodes(graph, root)
         if fixed is None:
             return None
