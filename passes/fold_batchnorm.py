@@ -50,6 +50,7 @@ from .shared.linear import (
     output_channels,
     require_numbers,
 )
+from .shared.split_norms import NormsBehindSplit
 from .shared.take_in import (
     conv_after,
     conv_ahead,
@@ -339,6 +340,7 @@ class FoldBatchNorm(Pass):
     """Fold BatchNormalization, or Mul, Add, Sub, Div per channel, into Conv, Gemm and MatMul."""
 
     name = "fold-batchnorm"
+    surveys = (NormsBehindSplit(),)
     rules = (
         IntoConv(),
         IntoGemm(),
