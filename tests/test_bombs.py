@@ -15,9 +15,10 @@ from graphpass import optimize
 from graphpass.cli import run
 from graphpass.dense.convolutionalize import convolutionalize
 from graphpass.errors import ModelError, RuntimeUnavailableError
-from graphpass.ir.cost import grown_bytes
+from graphpass.ir.cost import growth_of
 from graphpass.testing import graph, operators
-from graphpass.validate.growth import GrowthError, require_little_growth
+from graphpass.validate.growth import GrowthError, limits_unasked
+from graphpass.validate.process.runtime import Limits
 from tests.mutants import SEEDS, function_laughs
 
 SIZE = 7_000_000  # 56 MiB of int64: each value alone is small enough
@@ -109,7 +110,7 @@ def test_what_inputs_grow_into_counts_as_well(text: str) -> None:
             onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, 1, 1])
         )
     with pytest.raises(GrowthError):
-        require_little_growth(model)
+        limits_unasked(model, Limits())
 
 
 def test_honest_growth_is_no_matter() -> None:
@@ -120,9 +121,9 @@ def test_honest_growth_is_no_matter() -> None:
             p = Softmax(m) y = MatMul(p, q) }"""
     )
     model.graph.initializer.append(numpy_helper.from_array(np.array([2048, 2048]), "size"))
-    require_little_growth(model)
-    grown, held = grown_bytes(model, {})
-    assert grown == 2 * 4 * 2048 * 2048 and held == 4 * 8 * 2048 * 64 + 16
+    limits_unasked(model, Limits())
+    growth = growth_of(model, {})
+    assert growth.made == 2 * 4 * 2048 * 2048 and growth.held == 4 * 8 * 2048 * 64 + 16
 
 
 def test_sizes_whose_product_is_no_number_of_bytes() -> None:
@@ -130,7 +131,7 @@ def test_sizes_whose_product_is_no_number_of_bytes() -> None:
     wide = numpy_helper.from_array(np.array([1 << 40, 1 << 40, 1 << 40]), "wide")
     model.graph.initializer.append(wide)
     with pytest.raises(GrowthError):
-        require_little_growth(model)
+        limits_unasked(model, Limits())
 
 
 def test_a_candidate_is_a_stranger_as_well(tmp_path: Path) -> None:

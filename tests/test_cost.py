@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from benchmarks.networks import resnet50
 from graphpass.cli import commands
-from graphpass.ir.cost import cost_of, grown_bytes, node_costs
+from graphpass.ir.cost import cost_of, growth_of, node_costs
 from graphpass.report.rows import amount
 from graphpass.run.optimization import optimize
 from graphpass.testing import graph
@@ -104,7 +104,8 @@ def test_weights_in_constant_nodes_are_weights() -> None:
     assert costs["Constant"].activation_bytes == 0
     cost = cost_of(model, {"x": (4, 6)})
     assert (cost.weight_bytes, cost.activation_bytes) == (88, 3 * 48)
-    assert grown_bytes(model, {"x": (4, 6)}) == (0, 88 + 96)
+    growth = growth_of(model, {"x": (4, 6)})
+    assert (growth.made, growth.held) == (0, 88 + 96)
 
 
 def test_weights_in_bodies_and_functions_are_weights() -> None:

@@ -165,7 +165,8 @@ MEMORY_LIMIT = click.option(
     "memory_limit_mib",
     type=click.IntRange(min=1, max=1 << 30),
     metavar="MIB",
-    help="For the process that runs models.  [default: three quarters of the machine's]",
+    help="For the process that runs models; lets any run.  [default: three quarters of the "
+    "machine's, less for loops and what depends on values]",
 )
 CUSTOM_OPS = click.option(
     "--custom-ops",

@@ -28,6 +28,7 @@ from graphpass.ir.windows import windows_of
 from graphpass.rewrite.driver import apply
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.registry import make
+from graphpass.validate.growth import limits_unasked
 from graphpass.validate.process.runtime import RunError, Runtime
 
 _HELD_OUT = 4  # every fourth calibration input judges, where there are no others
@@ -98,6 +99,7 @@ def approximate_gap(
         apply(make(name), done)
     try:
         with Runtime() as runtime:
+            runtime.restrict(limits_unasked(original.proto, runtime.limits))
             report = _fit(done, fit_on, len(judge_on), runtime)
             report.top1_agreement, report.relative_error = _judge(
                 original, done, wanted.name, judge_on, runtime

@@ -16,6 +16,7 @@ from graphpass.follow.trace import LAYOUTS
 from graphpass.ir.model import Model
 from graphpass.ir.questions import Tensor
 from graphpass.ir.weight import Array
+from graphpass.validate.growth import limits_unasked
 from graphpass.validate.process.runtime import RunError, Runtime
 
 Pair = tuple[int, int]
@@ -168,8 +169,11 @@ def score(
     how = how.resolved(wanted.channels, wanted.dtype)
     feed = wanted.batch(how.apply(pixels, wanted.dtype)[None])
     try:
-        with Runtime() as runtime, runtime.load(loaded.proto, level="all") as session:
-            found = np.asarray(session.run({wanted.name: feed}).outputs[output.name])
+        with Runtime() as runtime:
+            shapes = {wanted.name: feed.shape}
+            runtime.restrict(limits_unasked(loaded.proto, runtime.limits, shapes))
+            with runtime.load(loaded.proto, level="all") as session:
+                found = np.asarray(session.run({wanted.name: feed}).outputs[output.name])
     except RunError as error:
         raise RuntimeUnavailableError(str(error)) from None
     values = found[0] if wanted.layout == "NHWC" else found[0].transpose(1, 2, 0)

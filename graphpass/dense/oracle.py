@@ -40,7 +40,7 @@ from graphpass.validate.compare import (
     compare_leaf,
     measure_noise,
 )
-from graphpass.validate.growth import GrowthError, require_little_growth
+from graphpass.validate.growth import GrowthError, limits_unasked
 from graphpass.validate.logits import softmax_outputs, with_logits
 from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_by_ulp
 from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session
@@ -251,10 +251,10 @@ class Oracle:
     def _require_little(self, shape: Sequence[int]) -> None:
         """Refuse what paddings or strides without end make of an image of this shape."""
         try:
-            require_little_growth(self.trunk, {self.native.image.name: shape})
+            limits_unasked(self.trunk, self.runtime.limits, {self.native.image.name: shape})
         except GrowthError as error:
             raise RuntimeUnavailableError(
-                f"the network is not run: {error} (--no-validate writes without running it)"
+                f"{error} (--no-validate writes without running it)"
             ) from None
 
     def _expected(

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import onnx
+from onnx import numpy_helper
 
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.operators import Trait, row
 from graphpass.ir.proto_walk import all_graphs
 from graphpass.ir.questions import STANDARD_DOMAINS
-from graphpass.storage.reference import byte_count
+from graphpass.storage.reference import byte_count, is_external
 
 Shape = Sequence[int]
 
@@ -99,37 +100,108 @@ def _node_costs(counted: _Counted) -> list[NodeCost]:
     return [_node_cost(node, counted) for graph in all_graphs(counted.model) for node in graph.node]
 
 
-def grown_bytes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> tuple[int, int]:
-    """Return how many bytes nodes make out of next to nothing, and how many the model reads.
+@dataclass(frozen=True)
+class Growth:
+    """What a run makes of what the model reads.
 
-    Next to nothing: less than a 256th part, of inputs and weights, through all nodes on the way.
-    ConstantOfShape, Expand or Tile do that, or padding without end.
+    `made`: bytes that come of next to nothing: of less than a 256th part, through all nodes on the
+    way, as ConstantOfShape, Expand or Tile make them, or padding without end. `held`: bytes of the
+    inputs and weights. `steps`: how many nodes all steps of loops run. `has_loops`: how
+    much and how long shows in a run alone. `has_all_sizes`: whether all sizes are known before it.
     """
+
+    made: int
+    held: int
+    steps: int
+    has_loops: bool
+    has_all_sizes: bool
+
+
+def growth_of(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Growth:
+    """Say what becomes of inputs of these shapes; what is not known of them counts as nothing."""
     bound, known, types, weights = _inferred(model, shapes)
     own = {name: _bytes(weight.data_type, weight.dims) for name, weight in weights.items()}
     for value in bound.graph.input:
         own.update(zip([value.name], _written([value.name], known, types), strict=False))
     held = sum(own.values())
     behind = dict(own)  # how much of what the model reads a value comes from, at most
-    grown = 0
-    for graph in all_graphs(bound):
+    made = steps = loops = 0
+    has_all_sizes = True
+    waiting = [(bound.graph, 1)]
+    while waiting:
+        graph, times = waiting.pop()
+        steps += len(graph.node) * times if times > 1 else 0
         for node in graph.node:
             if _is_constant(node):
                 continue
             tensors = [a.t for a in node.attribute if a.HasField("t")]
             read = sum(behind.get(name, 0) for name in set(node.input))
             read = min(read + sum(_bytes(t.data_type, t.dims) for t in tensors), held)
-            made = sum(_written(node.output, known, types, huge=_HUGE))
-            grown += made if made > _GROWN * max(read, 1) else 0
-            behind.update(dict.fromkeys(node.output, max(read, 1)))
-    return grown, held
+            read = max(read, 1)
+            found = list(_written(node.output, known, types, huge=_HUGE))
+            has_all_sizes &= len(found) == len(list(filter(None, node.output)))
+            written = sum(found)
+            for attribute in node.attribute:
+                for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    behind.update((value.name, read) for value in body.input)
+                    loop = _loop(node, body, known, weights)
+                    loops += loop is not None
+                    count, kept = loop or (1, [])
+                    waiting.append((body, times * count))
+                    written += count * sum(_written(kept, known, types, huge=_HUGE))
+            made += written if written > _GROWN * read else 0
+            behind.update(dict.fromkeys(node.output, read))
+    return Growth(made, held, steps, loops > 0, has_all_sizes)
+
+
+def _loop(
+    node: onnx.NodeProto,
+    body: onnx.GraphProto,
+    known: Mapping[str, Shape],
+    weights: Mapping[str, _Held],
+) -> tuple[int, list[str]] | None:
+    """Return how often a loop runs its body, 1 where that is not known, and what it keeps of each.
+
+    None for what is no loop.
+    """
+    outputs = [value.name for value in body.output]
+    if node.op_type == "Loop":
+        trips = weights.get(node.input[0]) if node.input else None
+        number = 1 if trips is None else trips.number or 1
+        return max(number, 1), outputs[len(node.input) - 1 :]
+    given = {a.name: a for a in node.attribute}
+    if node.op_type != "Scan" or "num_scan_inputs" not in given:
+        return None
+    first = len(node.input) - given["num_scan_inputs"].i
+    axes = given["scan_input_axes"].ints if "scan_input_axes" in given else ()
+    lengths = [
+        shape[axis]
+        for place, name in enumerate(node.input[max(first, 0) :])
+        if (shape := known.get(name))
+        for axis in axes[place : place + 1] or [0]
+        if -len(shape) <= axis < len(shape)
+    ]
+    return max(lengths, default=1) or 1, outputs[max(first, 0) :]
 
 
 class _Held(NamedTuple):
-    """What a file holds of a weight; of a sparse one, the values that are not 0."""
+    """What a file holds of a weight; of a sparse one, the values that are not 0.
+
+    `number`: the integer, where it is one.
+    """
 
     data_type: int
     dims: Shape
+    number: int | None = None
+
+
+def _held(tensor: onnx.TensorProto) -> _Held:
+    number = None
+    is_one = math.prod(tensor.dims[:_MOST_AXES]) == 1
+    if is_one and tensor.data_type == onnx.TensorProto.INT64 and not is_external(tensor):
+        with contextlib.suppress(ValueError):  # its bytes are not those of its shape
+            number = int(numpy_helper.to_array(tensor).item())
+    return _Held(tensor.data_type, tensor.dims, number)
 
 
 class _Counted(NamedTuple):
@@ -166,7 +238,7 @@ def _inferred(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> _Counted:
 def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, _Held]]:
     """Yield what the file holds, by name: exporters write weights as Constant nodes too."""
     for tensor in graph.initializer:
-        yield tensor.name, _Held(tensor.data_type, tensor.dims)
+        yield tensor.name, _held(tensor)
     for sparse in graph.sparse_initializer:
         yield sparse.values.name, _Held(sparse.values.data_type, sparse.values.dims)
     for node in graph.node:
@@ -181,15 +253,14 @@ def _is_constant(node: onnx.NodeProto) -> bool:
 def _value(attribute: onnx.AttributeProto) -> _Held:
     """Return what the attribute of a Constant node holds."""
     if attribute.HasField("t") or attribute.HasField("sparse_tensor"):
-        tensor = attribute.t if attribute.HasField("t") else attribute.sparse_tensor.values
-        return _Held(tensor.data_type, tensor.dims)
+        return _held(attribute.t if attribute.HasField("t") else attribute.sparse_tensor.values)
     for data_type, number, numbers in (
         (onnx.TensorProto.FLOAT, "f", attribute.floats),
         (onnx.TensorProto.INT64, "i", attribute.ints),
         (onnx.TensorProto.STRING, "s", attribute.strings),
     ):
         if numbers or attribute.HasField(number):
-            return _Held(data_type, [len(numbers)] if numbers else [])
+            return _Held(data_type, [len(numbers)] if numbers else [], attribute.i or None)
     return _Held(onnx.TensorProto.UNDEFINED, [0])
 
 

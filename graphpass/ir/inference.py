@@ -144,6 +144,8 @@ def _has_long_vectors(graph: onnx.GraphProto) -> bool:
             tensor = tensors.get(name)
             if tensor is None or math.prod(tensor.dims) > 1 or is_external(tensor):
                 continue
+            if tensor.data_type == onnx.TensorProto.STRING:
+                continue
             if np.any(onnx.numpy_helper.to_array(tensor).astype(np.float64) > _LONG_VECTOR):
                 return True
     return _grow_long(graph, tensors)

@@ -69,6 +69,14 @@ class Judge(Closing):
         if self._validator is not None:
             self._validator.prepare()
 
+    def admit(self, candidate: onnx.ModelProto) -> None:
+        """Hold a candidate that is a stranger to the limits of one.
+
+        Raises `RuntimeUnavailableError` where it is not run unasked.
+        """
+        if self._validator is not None:
+            self._validator.admit(candidate)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the inputs that the original was run on first, if it was."""
         return {} if self._validator is None or not self._runs else self._validator.shapes()

@@ -24,7 +24,8 @@ class ValidationOptions:
     inputs: arrays by name, an .npz, or a folder of .pb; inputs left out are drawn.
     rtol: tolerance relative to the output's scale; atol: absolute. Either replaces the noise floor.
     time_limit_s: for one request (load or run) to ONNX Runtime; None: no limit.
-    memory_limit_mib: of its process; None: three quarters of what the machine has.
+    memory_limit_mib: of its process; None: three quarters of what the machine has; where what a run
+    takes depends on values, 768 MiB or eight times the model, and 10 s a run where it has loops.
     The memory limit does not hold with cuda, whose driver reserves more address space than memory.
     factor: how many times the noise floor an output may move.
     threads: of ONNX Runtime; None: as many as there are processors.

@@ -17,8 +17,9 @@ from graphpass.validate.baseline import (
     Point,
     ReferenceCannotRunError,
 )
+from graphpass.validate.cost import natural_shapes
 from graphpass.validate.distance import identical, is_discrete, leaves, magnitude, wide
-from graphpass.validate.growth import GrowthError, require_little_growth
+from graphpass.validate.growth import GrowthError, limits_unasked
 from graphpass.validate.options import ValidationOptions
 from graphpass.validate.process.channel import Array, Value
 from graphpass.validate.process.runtime import Level, RunError, Runtime, Session
@@ -192,12 +193,14 @@ class Original:
 
     def _first_runs(self, provider: str) -> list[Point]:
         if self._options.memory_limit_mib is None:
+            shapes = {}
+            if self._options.inputs is None:
+                shapes = natural_shapes(self.model, self._options.bind)
             try:
-                require_little_growth(self.model)
+                limits = limits_unasked(self.model, self._runtime.limits, shapes)
             except GrowthError as error:
-                raise GrowthError(
-                    f"the original model is not run: {error} (--memory-limit lets it run)"
-                ) from None
+                raise GrowthError(f"{error} (--memory-limit lets it run)") from None
+            self._runtime.restrict(limits)
         try:
             session = self._runtime.load(self.model, provider)
         except RunError as error:

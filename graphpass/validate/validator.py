@@ -24,6 +24,7 @@ from graphpass.validate.compare import (
     measure_noise,
 )
 from graphpass.validate.distance import identical, leaves
+from graphpass.validate.growth import limits_unasked
 from graphpass.validate.half import beyond_half, computes_in_half
 from graphpass.validate.latency import Latency, latency_of
 from graphpass.validate.logits import softmax_outputs, with_logits
@@ -106,6 +107,15 @@ class Validator(Closing):
         """Run the original now."""
         for provider in self.options.providers:
             self._original.points(provider)
+
+    def admit(self, candidate: onnx.ModelProto) -> None:
+        """Limit what running a stranger may take, unless limits were given.
+
+        Raises `GrowthError`.
+        """
+        if self.options.memory_limit_mib is None:
+            limits = limits_unasked(candidate, self._runtime.limits, self.shapes())
+            self._runtime.restrict(limits)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the inputs in the first feed that the original took."""

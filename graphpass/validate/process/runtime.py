@@ -11,7 +11,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -69,10 +69,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request to the worker may take; None: no limit of that kind."""
+    """What one request to the worker may take; None: no limit of that kind.
+
+    `note`: on the time, for whom it is not enough.
+    """
 
     time_s: float | None = 300.0
     memory_mib: int | None = None
+    note: str = field(default="", compare=False)
 
 
 class Runtime(Closing):
@@ -151,6 +155,12 @@ class Runtime(Closing):
         else:
             head["path"] = str(Path(model).resolve())
         return Session(self, head, blobs, pieces)
+
+    def restrict(self, limits: Limits) -> None:
+        """Hold to these limits from now on."""
+        self.limits = limits
+        if self._worker is not None:
+            self._worker.limits = limits
 
     def close(self) -> None:
         """Kill the worker; nothing of it stays behind."""
@@ -310,7 +320,7 @@ class _Worker:
     """One worker process and the pipes to it."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._process, self._stderr = _start()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
@@ -332,16 +342,15 @@ class _Worker:
 
     def request(self, head: Head, blobs: Sequence[Any], doing: str) -> tuple[Head, list[bytearray]]:
         """Send a request and wait for its answer. Raises RunError, ProviderUnavailableError."""
-        limit_s = self._limits.time_s
+        limit_s = self.limits.time_s
         deadline = None if limit_s is None else time.monotonic() + limit_s
         try:
             self._channel.send(head, blobs, deadline)
             answer, answer_blobs = self._channel.receive(deadline)
         except ChannelTimeoutError:
             self.kill()
-            raise RunError(
-                "timeout", f"ONNX Runtime did not finish {doing} the model within {limit_s:g} s"
-            ) from None
+            said = f"ONNX Runtime did not finish {doing} the model within {limit_s:g} s"
+            raise RunError("timeout", said + self.limits.note) from None
         except ChannelClosedError:
             raise self._death(doing) from None
         except BaseException:
@@ -357,7 +366,7 @@ class _Worker:
         if kind == "provider":
             return ProviderUnavailableError(message)
         if kind == "memory":
-            limit = self._limits.memory_mib
+            limit = self.limits.memory_mib
             room = f" than the limit of {limit} MiB (--memory-limit)" if limit else " than there is"
             return RunError(
                 "memory", f"{doing.capitalize()} the model takes more memory{room}: {message}"
