@@ -61,10 +61,13 @@ def _command(folder: Path, seed: int, command: list[str], *, compare: bool) -> d
         problems.append(f"exit code {code}, and a result is {'there' if code else 'missing'}")
     if compare and code == 0 and options and command[0] == "optimize":
         problems += _differences(path, result)
+    data = list(folder.glob("o.onnx*.data")) if code == 0 else []
     left = {entry.name for entry in folder.iterdir()} - {"m.onnx", "o.onnx"}
+    left -= {file.name for file in data}
     if left:
         problems.append(f"left behind: {sorted(left)}")
-    result.unlink(missing_ok=True)
+    for file in (result, *data):
+        file.unlink(missing_ok=True)
     text = said.getvalue()
     if not text.replace("\n", "").isprintable():
         problems.append("it says what cannot be seen")
@@ -118,5 +121,15 @@ def _differences(one: Path, other: Path) -> list[str]:
     return [
         f"output {index} differs"
         for index, (a, b) in enumerate(zip(expected, found, strict=True))
-        if not (a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))
+        if not _alike(a, b)
     ]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(_alike, a, b))
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape):
+        return a is None and b is None
+    if a.dtype.kind not in "fiub":
+        return bool((a == b).all())
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))

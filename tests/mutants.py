@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from graphpass.storage.reference import BITS, byte_count
 from graphpass.testing import graph
 
 Damage = Callable[[onnx.ModelProto, random.Random], None]
@@ -97,6 +99,69 @@ def _quantized() -> onnx.ModelProto:
     return model
 
 
+def _sequences() -> onnx.ModelProto:
+    model = graph(
+        """(float[N,4] x) => (float[M,4] y, float[N,4] z) {
+            s = SequenceConstruct(x, x) e = SequenceEmpty<dtype = 1>() t = SequenceInsert(s, x)
+            y = ConcatFromSequence<axis = 0>(t) n = SequenceAt(s, first) o = Optional(n)
+            p = OptionalGetElement(o) z = Add(p, k) }""",
+        k=(4,),
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "first"))
+    return model
+
+
+def _contrib() -> onnx.ModelProto:
+    model = graph(
+        """(float[2,3,8] x) => (float[2,3,8] y) {
+            g = Gelu(x) b = BiasGelu(g, c) f = FusedMatMul<alpha = 2.0, transB = 1>(b, w)
+            s, m, i = SkipLayerNormalization<epsilon = 0.00001>(f, x, a, c)
+            q = QuickGelu<alpha = 1.702>(s) y = Identity(q) }""",
+        c=(8,),
+        w=(8, 8),
+        a=(8,),
+    )
+    for node in model.graph.node[:-1]:
+        node.domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def _integers() -> onnx.ModelProto:
+    """A network as it is quantized, each weight and activation between two conversions."""
+    model = graph(
+        """(float[1,3,8,8] x) => (float[1,5] y) {
+            xq = QuantizeLinear(x, s, u) xd = DequantizeLinear(xq, s, u)
+            wd = DequantizeLinear<axis = 0>(w, ws, wz) a = Conv(xd, wd, b)
+            aq = QuantizeLinear(a, s, u) ad = DequantizeLinear(aq, s, u) c = Relu(ad)
+            p = GlobalAveragePool(c) f = Flatten(p) gd = DequantizeLinear<axis = 0>(g, gs, gz)
+            y = Gemm<transB = 1>(f, gd, h) }""",
+        s=np.array(0.1, np.float32),
+        b=(4,),
+        h=(5,),
+        ws=np.full(4, 0.02, np.float32),
+        gs=np.full(5, 0.02, np.float32),
+    )
+    dice = np.random.default_rng(0)
+    for name, value in (
+        ("u", np.array(128, np.uint8)),
+        ("w", dice.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8)),
+        ("wz", np.zeros(4, np.int8)),
+        ("g", dice.integers(-127, 128, (5, 4)).astype(np.int8)),
+        ("gz", np.zeros(5, np.int8)),
+    ):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return model
+
+
+def _sparse() -> onnx.ModelProto:
+    model = graph("(float[2,4] x) => (float[2,4] y) { m = MatMul(x, w) y = Add(m, k) }", k=(4,))
+    sparse = model.graph.sparse_initializer.add(dims=[4, 4])
+    sparse.values.CopyFrom(numpy_helper.from_array(np.array([1.0, 2.0, 3.0], np.float32), "w"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.array([1, 5, 14]), ""))
+    return model
+
+
 SEEDS: tuple[Callable[[], onnx.ModelProto], ...] = (
     _classifier,
     _shapes,
@@ -104,6 +169,7 @@ SEEDS: tuple[Callable[[], onnx.ModelProto], ...] = (
     _functions,
     _quantized,
 )
+NEWER_SEEDS = (*SEEDS, _sequences, _contrib, _integers, _sparse)
 
 
 # ------------------------------------------------------------------------------- the damages
@@ -592,17 +658,263 @@ DAMAGES: tuple[Damage, ...] = tuple(
 )
 
 
+# ------------------------------------------------- newer damages, for mutants of their own
+
+
+def kind_of_tensor(model: onnx.ModelProto, dice: random.Random) -> None:
+    """Change the type of a tensor, with as many bytes as that type has elements."""
+    tensor = _tensor(model, dice)
+    kind = dice.choice(tuple(BITS))
+    count = byte_count(kind, list(tensor.dims))
+    if count is not None and count < 1 << 20:
+        name, dims = tensor.name, list(tensor.dims)
+        tensor.Clear()
+        tensor.name, tensor.data_type = name, kind
+        tensor.dims.extend(dims)
+        tensor.raw_data = bytes(dice.randrange(256) for _ in range(count))
+
+
+def kind_everywhere(model: onnx.ModelProto, dice: random.Random) -> None:
+    kind = dice.choice((10, 16, 11, 17, 18, 19, 20, 21, 22, 23, 24, 9, 2, 3, 8))
+    for value in _values(model):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = kind
+    for body in _graphs(model):
+        for tensor in body.initializer:
+            if tensor.data_type == TensorProto.FLOAT:
+                count = byte_count(kind, list(tensor.dims)) or 0
+                tensor.data_type, tensor.raw_data = kind, bytes(count)
+
+
+def elements_elsewhere(model: onnx.ModelProto, dice: random.Random) -> None:
+    """Move the elements to a field that is not for them."""
+    tensor = _tensor(model, dice)
+    count = min(int(np.prod(tensor.dims, dtype=np.float64)), 1000) if tensor.dims else 1
+    tensor.ClearField("raw_data")
+    field = dice.choice((tensor.int32_data, tensor.int64_data, tensor.uint64_data))
+    field.extend([dice.choice((0, 1, 255, 2**31 - 1))] * dice.choice((count, count + 1, 0)))
+
+
+def strings(model: onnx.ModelProto, dice: random.Random) -> None:
+    tensor = _tensor(model, dice)
+    count = min(int(np.prod(tensor.dims, dtype=np.float64)), 1000) if tensor.dims else 1
+    tensor.ClearField("raw_data")
+    tensor.data_type = TensorProto.STRING
+    words = (b"", b"a", b"\xff\xfe", b"\0", b"nan", b"1e999", b"n" * 5000)
+    tensor.string_data.extend(
+        dice.choice(words) for _ in range(max(count + dice.choice((0, 1)), 0))
+    )
+
+
+def string_input(model: onnx.ModelProto, dice: random.Random) -> None:
+    values = [value for value in model.graph.input if value.type.HasField("tensor_type")]
+    if values:
+        dice.choice(values).type.tensor_type.elem_type = TensorProto.STRING
+
+
+def container_type(model: onnx.ModelProto, dice: random.Random) -> None:
+    kind = _value(model, dice).type
+    for _ in range(dice.choice((1, 2, 30))):
+        inner = dice.choice((kind.sequence_type, kind.optional_type))
+        kind = inner.elem_type
+    dice.choice((kind.tensor_type, kind.sparse_tensor_type)).elem_type = dice.choice((1, 7, 8, 99))
+
+
+def map_type(model: onnx.ModelProto, dice: random.Random) -> None:
+    kind = _value(model, dice).type.map_type
+    kind.key_type = dice.choice((1, 7, 8, 99))
+    kind.value_type.tensor_type.elem_type = 1
+
+
+def sequence_operator(model: onnx.ModelProto, dice: random.Random) -> None:
+    operators = "SequenceConstruct SequenceInsert SequenceErase SequenceAt SequenceLength".split()
+    operators += (
+        "ConcatFromSequence SplitToSequence SequenceMap Optional OptionalGetElement".split()
+    )
+    node = _node(model, dice)
+    node.op_type, node.domain = dice.choice([*operators, "OptionalHasElement"]), ""
+
+
+def contrib_operator(model: onnx.ModelProto, dice: random.Random) -> None:
+    operators = (
+        "Attention BiasGelu EmbedLayerNormalization FusedConv FusedGemm FusedMatMul Gelu"
+        " GroupQueryAttention LayerNormalization MatMulNBits MultiHeadAttention NhwcMaxPool QGemm"
+        " QLinearAdd QLinearConcat QLinearGlobalAveragePool QLinearMatMul QuickGelu"
+        " SkipLayerNormalization SimplifiedLayerNormalization DequantizeLinear QuantizeLinear"
+    ).split()
+    node = _node(model, dice)
+    node.op_type, node.domain = dice.choice(operators), "com.microsoft"
+    if dice.random() < 0.8:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def quantization(model: onnx.ModelProto, dice: random.Random) -> None:
+    """Damage a scale or a zero point."""
+    nodes = [node for node in _nodes(model) if node.op_type.endswith("quantizeLinear")]
+    nodes += [node for node in _nodes(model) if node.op_type == "QuantizeLinear"]
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    names = [name for node in nodes for name in node.input[1:] if name in held]
+    if not names:
+        return
+    tensor = held[dice.choice(names)]
+    array = numpy_helper.to_array(tensor)
+    values = (0.0, -1.0, np.nan, np.inf, 1e-45, 1e38) if array.dtype.kind == "f" else (0, 1, 127)
+    shape = dice.choice((array.shape, (), (1,), (3,), (0,), (4, 1), (1, 4)))
+    changed = np.full(shape, dice.choice(values)).astype(array.dtype)
+    tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+
+
+def quantized_axis(model: onnx.ModelProto, dice: random.Random) -> None:
+    nodes = [node for node in _nodes(model) if node.op_type.endswith("uantizeLinear")]
+    if nodes:
+        node = dice.choice(nodes)
+        del node.attribute[:]
+        name = dice.choice(("axis", "block_size", "saturate", "output_dtype"))
+        node.attribute.append(helper.make_attribute(name, dice.choice((*_NUMBERS, 17, 22))))
+
+
+def sparse_indices(model: onnx.ModelProto, dice: random.Random) -> None:
+    for sparse in model.graph.sparse_initializer:
+        numbers = [dice.choice((*_NUMBERS, 5, 15)) for _ in range(dice.choice((0, 1, 3, 6)))]
+        shape = dice.choice(((len(numbers),), (len(numbers), 1), (len(numbers) // 2, 2)))
+        indices = np.array(numbers[: int(np.prod(shape))]).reshape(shape)
+        kind = dice.choice((np.int64, np.int32))
+        sparse.indices.CopyFrom(numpy_helper.from_array(indices.astype(kind), ""))
+
+
+def sparse_sizes(model: onnx.ModelProto, dice: random.Random) -> None:
+    for sparse in model.graph.sparse_initializer:
+        del sparse.dims[:]
+        sparse.dims.extend(dice.choice((*_SIZES, 4, 4)) for _ in range(dice.choice((1, 2, 3))))
+
+
+def sparse_attribute(model: onnx.ModelProto, dice: random.Random) -> None:
+    node = _node(model, dice)
+    attribute = node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+    attribute.sparse_tensor.values.CopyFrom(_tensor(model, dice))
+    attribute.sparse_tensor.dims.extend([dice.choice(_SIZES)])
+    if dice.random() < 0.5:
+        node.op_type = "Constant"
+        del node.input[:], node.attribute[:-1]
+
+
+def training(model: onnx.ModelProto, dice: random.Random) -> None:
+    info = model.training_info.add()
+    for part in (info.initialization, info.algorithm):
+        if dice.random() < 0.7:
+            part.CopyFrom(model.graph)
+    for bindings in (info.initialization_binding, info.update_binding):
+        bindings.add(key=_any_name(model, dice), value=_any_name(model, dice))
+
+
+def function_in_function(model: onnx.ModelProto, dice: random.Random) -> None:
+    """Make functions of nodes that are there, with their attributes by reference."""
+    node = _node(model, dice)
+    function = model.functions.add(name=node.op_type, domain="g")
+    inner = function.node.add(op_type=node.op_type, domain=node.domain)
+    inner.input.extend(f"i{n}" for n in range(len(node.input)))
+    inner.output.extend(f"o{n}" for n in range(len(node.output)))
+    function.input.extend(inner.input)
+    function.output.extend(inner.output)
+    for attribute in node.attribute:
+        inner.attribute.add(name=attribute.name, ref_attr_name=attribute.name, type=attribute.type)
+        if dice.random() < 0.7:
+            function.attribute.append(attribute.name)
+        else:
+            function.attribute_proto.append(attribute)
+    function.opset_import.extend(model.opset_import)
+    if dice.random() < 0.2:
+        inner.domain = "g"  # calls itself
+    node.domain = "g"
+    model.opset_import.append(helper.make_opsetid("g", 1))
+
+
+def very_deep(model: onnx.ModelProto, dice: random.Random) -> None:
+    """Nest an If as deep as protobuf lets it be, or deeper."""
+    inner = onnx.GraphProto(name="b")
+    inner.output.add(name="t")
+    inner.node.add(op_type="Identity", input=[_any_name(model, dice)], output=["t"])
+    for _ in range(dice.choice((10, 24, 30, 40))):
+        outer = onnx.GraphProto(name="b")
+        outer.output.add(name="t")
+        node = outer.node.add(op_type="If", input=["c"], output=["t"])
+        for name in ("then_branch", "else_branch")[: dice.choice((1, 1, 2)) if not _ else 1]:
+            node.attribute.add(name=name, type=onnx.AttributeProto.GRAPH).g.CopyFrom(inner)
+        inner = outer
+    model.graph.node.extend(inner.node)
+
+
+def outside_overlapping(model: onnx.ModelProto, dice: random.Random) -> None:
+    """Keep several tensors in one file: in the model itself, one over another."""
+    for tensor in model.graph.initializer:
+        if tensor.HasField("raw_data") and dice.random() < 0.7:
+            length = len(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            place = dice.choice(("m.onnx", "./m.onnx", "m.onnx/", "../w/m.onnx"))
+            offset = dice.choice((0, 1, 3, 64, 4096, 2**63 - 1, -4))
+            length += dice.choice((0, 0, 0, 1, -1))
+            for key, value in (("location", place), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def outside_twice(model: onnx.ModelProto, dice: random.Random) -> None:
+    tensor = _tensor(model, dice)
+    tensor.data_location = TensorProto.EXTERNAL
+    for _ in range(2):
+        tensor.external_data.add(key="location", value=dice.choice(("m.onnx", "none.bin")))
+    key = dice.choice(("checksum", "basepath", "graphpass", ""))
+    tensor.external_data.add(key=key, value="x" * dice.choice((0, 1, 5000)))
+
+
+def loop_trips(model: onnx.ModelProto, dice: random.Random) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == "trips":
+            value = np.array(dice.choice((*_NUMBERS, 1000, 30000)))
+            tensor.CopyFrom(numpy_helper.from_array(value, "trips"))
+
+
+def loop_grows(model: onnx.ModelProto, dice: random.Random) -> None:
+    for node in _nodes(model):
+        if node.op_type == "Add" and len(node.input) == 2:
+            node.op_type, node.input[1] = "Concat", node.input[0]
+            node.attribute.append(helper.make_attribute("axis", 0))
+
+
+NEWER_DAMAGES: tuple[Damage, ...] = tuple(
+    value
+    for name, value in list(globals().items())
+    if callable(value)
+    and getattr(value, "__module__", None) == __name__
+    and not name.startswith("_")
+    and value not in DAMAGES
+)
+# From this number on mutants have newer damages as well; those before stay what they were.
+FIRST_NEWER = 1_000_000
+
+
 def mutant(seed: int) -> onnx.ModelProto:
     """Return the mutant of that number: a seed with one to three damages."""
     dice = random.Random(seed)
-    model = dice.choice(SEEDS)()
-    for _ in range(dice.choice((1, 1, 2, 3))):
-        damage = dice.choice(DAMAGES)
+    is_newer = seed >= FIRST_NEWER
+    model = dice.choice(NEWER_SEEDS if is_newer else SEEDS)()
+    if is_newer:
+        _make_single(model)
+    for index in range(dice.choice((1, 1, 2, 3))):
+        damage = dice.choice(NEWER_DAMAGES if is_newer and not index else DAMAGES)
         try:
             damage(model, dice)
-        except (ValueError, OverflowError, TypeError):
+        except (ValueError, OverflowError, TypeError, DecodeError):
             continue  # what protobuf cannot hold, no file holds either
     return model
+
+
+def _make_single(model: onnx.ModelProto) -> None:
+    """Make numbers of double precision single ones, so that ONNX Runtime loads what is whole."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.DOUBLE:
+            array = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def mutants() -> st.SearchStrategy[onnx.ModelProto]:
@@ -610,17 +922,17 @@ def mutants() -> st.SearchStrategy[onnx.ModelProto]:
 
     def build(seed: int, damages: list[int], dice: int) -> onnx.ModelProto:
         rolled = random.Random(dice)
-        model = SEEDS[seed]()
+        model = NEWER_SEEDS[seed]()
         for index in damages:
             try:
-                DAMAGES[index](model, rolled)
-            except (ValueError, OverflowError, TypeError):
+                (*DAMAGES, *NEWER_DAMAGES)[index](model, rolled)
+            except (ValueError, OverflowError, TypeError, DecodeError):
                 continue
         return model
 
     return st.builds(
         build,
-        st.integers(0, len(SEEDS) - 1),
-        st.lists(st.integers(0, len(DAMAGES) - 1), min_size=1, max_size=3),
+        st.integers(0, len(NEWER_SEEDS) - 1),
+        st.lists(st.integers(0, len(DAMAGES) + len(NEWER_DAMAGES) - 1), min_size=1, max_size=3),
         st.integers(0, 2**32),
     )

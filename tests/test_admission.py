@@ -11,6 +11,7 @@ from onnx import helper
 
 from graphpass.cli import run
 from graphpass.errors import ModelError
+from graphpass.ir import admission
 from graphpass.ir.admission import require_admissible
 from graphpass.ir.model import Model
 from graphpass.rewrite.driver import apply
@@ -212,12 +213,60 @@ def test_bodies_in_bodies_are_looked_at_once(depth: int) -> None:
     assert time.process_time() - start < 10
 
 
-def test_more_parts_than_memory_holds_are_refused() -> None:
-    model = plain()
-    value = helper.make_tensor_value_info("i", 1, [1])
-    model.graph.input.extend([value] * 499_995)
-    with pytest.raises(ModelError, match="graph input 'i' is there twice"):  # just few enough
-        require_admissible(model)
-    model.graph.input.append(value)
-    with pytest.raises(ModelError, match="it has 500001 nodes, inputs, outputs and initializers"):
-        require_admissible(model)
+@pytest.mark.parametrize(
+    ("what", "few", "many"),
+    [
+        ("nodes", 1_000, 2_200),
+        ("initializers", 1_000, 2_200),
+        ("value types", 2_000, 4_800),
+        ("sizes of a value", 1_000, 30_000),
+        ("sizes of a tensor", 1_000, 30_000),
+        ("numbers", 20_000, 250_000),
+        ("texts", 10_000, 100_000),
+        ("attributes", 2_000, 6_000),
+        ("notes", 5_000, 32_000),
+        ("bytes of text", 500_000, 900_000),
+        ("bytes of weights", 900_000, 0),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused(
+    what: str, few: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundredth of everything: `few` are what real models have, `many` take over a gibibyte."""
+    monkeypatch.setattr(admission, "_MOST_BYTES", admission._MOST_BYTES // 100)
+    for count in filter(None, (few, many)):
+        model = plain()
+        graph = model.graph
+        if what == "nodes":
+            graph.node.extend([onnx.NodeProto(op_type="Relu", input=["x"])] * count)
+        elif what == "initializers":
+            graph.initializer.extend(
+                onnx.TensorProto(name=f"{i}", data_type=1) for i in range(count)
+            )
+        elif what == "value types":
+            graph.value_info.extend([helper.make_tensor_value_info("v", 1, [2])] * count)
+        elif what == "sizes of a value":
+            graph.value_info.append(helper.make_tensor_value_info("v", 1, [1] * count))
+        elif what == "sizes of a tensor":
+            graph.initializer[0].dims.extend([1] * count)
+        elif what in ("numbers", "texts"):
+            value = [1] * count if what == "numbers" else [b"t"] * count
+            node = helper.make_node("Forest", ["x"], ["f"], domain="ai.onnx.ml", v=value)
+            graph.node.append(node)
+        elif what == "attributes":
+            graph.node[0].attribute.extend(
+                onnx.AttributeProto(name=f"{i}", type=onnx.AttributeProto.INT) for i in range(count)
+            )
+        elif what == "notes":
+            model.metadata_props.extend([onnx.StringStringEntryProto(key="k", value="v")] * count)
+        elif what == "bytes of text":
+            graph.doc_string = "t" * count
+        else:
+            graph.initializer[0].raw_data = b"w" * count
+        if count == few:
+            require_admissible(model)
+        else:
+            with pytest.raises(
+                ModelError, match=r"takes about \d+ MiB of memory, more than the 9 MiB"
+            ):
+                require_admissible(model)

@@ -113,6 +113,18 @@ def test_what_inputs_grow_into_counts_as_well(text: str) -> None:
         limits_unasked(model, Limits())
 
 
+@pytest.mark.parametrize("count", [9_000, 11_000])
+def test_inputs_without_end_are_not_fed(count: int) -> None:
+    model = graph("(float[1] x) => (float[1] y) { y = Relu(x) }")
+    more = [onnx.helper.make_tensor_value_info(f"i{i}", 1, [1]) for i in range(count)]
+    model.graph.input.extend(more)
+    if count < 10_000:
+        limits_unasked(model, Limits())
+    else:
+        with pytest.raises(GrowthError, match="it has 11001 inputs, more than the 10000"):
+            limits_unasked(model, Limits())
+
+
 def test_honest_growth_is_no_matter() -> None:
     model = graph(
         """(float[1,8,2048,64] q) => (float[1,8,2048,64] y) {

@@ -105,6 +105,15 @@ def test_what_nobody_can_foresee_gets_less(made: onnx.ModelProto, is_loop: bool)
     assert limits_unasked(made, Limits(5.0, 100)) == Limits(5.0, 100)
 
 
+def test_strings_are_moved_without_a_proof() -> None:
+    made = graph(
+        """(string[2,3] x) => (string[2,3] y) {
+            a = Transpose<perm = [1,0]>(x) b = Transpose<perm = [1,0]>(a) y = Identity(b) }"""
+    )
+    result = optimize(made, latency=False)
+    assert result.report.output.nodes < 3 and result.report.validated
+
+
 def test_a_string_is_no_number(tmp_path: Path) -> None:
     made = model("(float[4] x) => (float[4] y, string[n] s) { s = Expand(t, wide) y = Neg(x) }")
     for name, value in (("t", np.array(["text"], object)), ("wide", np.array([10]))):

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from graphpass.errors import GraphpassError
 from graphpass.ir.model import Model
 
-from .mutants import DAMAGES, mutants
+from .mutants import DAMAGES, FIRST_NEWER, NEWER_DAMAGES, mutants
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 60.0  # by the clock, for one that hangs without using the processor
@@ -87,11 +87,12 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 
 def test_there_are_as_many_kinds_of_damage_as_were_found_useful() -> None:
-    assert len(DAMAGES) > 65
+    assert len(DAMAGES) > 65 and len(NEWER_DAMAGES) > 20
 
 
 def test_mutants_end_as_they_should(worker: Worker) -> None:
-    found = [problem for seed in range(150) for problem in worker.run(seed, QUICK, LIMIT_S)]
+    seeds = (*range(120), *range(FIRST_NEWER, FIRST_NEWER + 60))
+    found = [problem for seed in seeds for problem in worker.run(seed, QUICK, LIMIT_S)]
     found += [problem for seed in range(6) for problem in worker.run(seed, FULL, LIMIT_S)]
     assert not found, "\n".join(found[:20])
 
@@ -118,3 +119,12 @@ def test_many_mutants_end_as_they_should(worker: Worker) -> None:
         if seed % 20 == 0:
             found += worker.run(seed, FULL, LIMIT_S, compare=True)
     assert not found, f"{len(found)}\n" + "\n".join(found[:50])
+
+
+@pytest.mark.slow
+def test_many_newer_mutants_end_as_they_should(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHPASS_FIRST_MUTANT", str(FIRST_NEWER))
+    monkeypatch.setenv("GRAPHPASS_MUTANTS", os.environ.get("GRAPHPASS_MUTANTS", "2000"))
+    test_many_mutants_end_as_they_should(worker)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import secrets
 import signal
 import struct
 import subprocess
@@ -21,9 +23,10 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from graphpass import interrupt
 from graphpass.cli import run
-from graphpass.errors import UsageError
+from graphpass.errors import OutputError, UsageError
 from graphpass.storage.reference import WireError, WriteError
 from graphpass.storage.staging import Claim
+from graphpass.storage.text import write_text
 from graphpass.storage.wire import read_skeleton
 from graphpass.storage.writer import stage_model, write_model
 from graphpass.testing import graph
@@ -38,6 +41,79 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "m.onnx"
     onnx.save(graph("(float[2,3] x) => (float[2,3] y) { y = Relu(x) }"), path)
     return path
+
+
+# ------------------------------------------------------------------------------ text files
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a = " + DEEP, "nested too deeply"),
+        (b"seed = " + b"9" * 5000, "is no TOML"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (b'threads = "\\ud800"', "is no TOML"),
+    ],
+)
+@pytest.mark.parametrize("option", ["config", "target"])
+def test_damaged_toml_is_one_sentence(
+    option: str,
+    content: bytes,
+    said: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ("graphpass.toml" if option == "config" else "own.toml")
+    path.write_bytes(content)
+    more = [] if option == "config" else ["--target", str(path)]
+    assert run(["optimize", str(model), "--no-validate", *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "deep", "device"])
+def test_a_report_that_is_none_is_one_sentence(
+    kind: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "deep":
+        path.write_bytes(DEEP)
+    else:
+        path.symlink_to("/dev/zero")
+    assert run(["optimize", str(model), "--tune-from", str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["\udcff.onnx", "\udcff/o.onnx"])
+def test_a_name_that_no_model_can_have_is_no_output(
+    name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "\udcff").mkdir()
+    output = ["-o", str(tmp_path / name), "--no-validate"]
+    assert run(["optimize", str(model), *output]) == 5
+    assert "cannot write" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "\udcff"}
+
+
+def test_text_is_not_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "known")
+    (tmp_path / ".r.json.known.tmp").symlink_to(victim)
+    with pytest.raises(OutputError, match="cannot write"):
+        write_text(tmp_path / "r.json", "new")
+    assert victim.read_text() == "precious"
 
 
 # ------------------------------------------------------------------------------- journals
@@ -151,6 +227,50 @@ def test_whatever_lies_in_the_hidden_folder_it_ends(
     assert victim.read_text() == "precious"
 
 
+@pytest.fixture
+def no_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be on a file system without extended attributes."""
+
+    def unsupported(*_: Any, **__: Any) -> bytes:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    for name in ("setxattr", "getxattr", "removexattr"):
+        monkeypatch.setattr(os, name, unsupported)
+
+
+@pytest.mark.parametrize("tail", [b"precious", b"", b"\0graphpass" + b"f" * 32, TOKEN.encode()])
+def test_without_attributes_only_what_ends_with_the_token_goes(
+    tail: bytes, no_attributes: None, tmp_path: Path
+) -> None:
+    victim, ours = tmp_path / "o.onnx.data", tmp_path / "o.onnx.1.data"
+    victim.write_bytes(tail)
+    ours.write_bytes(b"new\0graphpass" + TOKEN.encode())
+    journal = {"token": TOKEN, "new": [victim.name, ours.name], "old": [victim.name]}
+    folder = hidden(tmp_path / "o.onnx", json.dumps(journal).encode())
+    Claim(tmp_path / "o.onnx").release()
+    assert victim.read_bytes() == tail and not ours.exists() and not folder.exists()
+
+
+def test_without_attributes_what_was_committed_is_delivered_as_it_was(
+    no_attributes: None, tmp_path: Path
+) -> None:
+    new, old = tmp_path / "o.onnx.data", tmp_path / "o.onnx.1.data"
+    new.write_bytes(b"new\0graphpass" + TOKEN.encode())
+    old.write_bytes(b"old")
+    journal = {"token": TOKEN, "new": [new.name], "old": [old.name]}
+    folder = hidden(tmp_path / "o.onnx", json.dumps(journal).encode())
+    (folder / "o.onnx").rename(tmp_path / "o.onnx")
+    claim = Claim(tmp_path / "o.onnx")
+    claim.release()
+    assert new.read_bytes() == b"new" and old.read_bytes() == b"old" and claim.orphans == [old]
+
+
+def test_without_attributes_delivered_data_is_what_was_laid_out(
+    no_attributes: None, tmp_path: Path
+) -> None:
+    test_delivered_data_holds_no_mark(tmp_path)
+
+
 def test_delivered_data_holds_no_mark(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     big = onnx.numpy_helper.from_array(np.ones((2, 300), np.float32), "w")
@@ -158,9 +278,11 @@ def test_delivered_data_holds_no_mark(tmp_path: Path) -> None:
     proto.graph.initializer.append(big)
     onnx.save(proto, path)
     for _ in range(2):
-        write_model(read_skeleton(path), tmp_path / "o.onnx", external_data="always")
+        written = write_model(read_skeleton(path), tmp_path / "o.onnx", external_data="always")
+        assert written.data is not None
         [data] = tmp_path.glob("o.onnx*data")
         assert os.listxattr(data) == []
+        assert data.stat().st_size == written.data.size_bytes == 2 * 300 * 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "o.onnx", data.name]
 
 

@@ -22,6 +22,7 @@ import click
 from graphpass.commands.options import options as joined
 from graphpass.errors import UsageError
 from graphpass.storage import toml
+from graphpass.storage.text import read_text
 from graphpass.wording import nearest
 
 _FILE, _PROJECT = "graphpass.toml", "pyproject.toml"
@@ -151,10 +152,10 @@ def _read(path: str | None) -> tuple[str, Mapping[str, Any]]:
     if path is not None and own.name == _PROJECT:
         own, project = Path(_FILE), own
     elif path is not None or own.is_file():
-        return str(own), toml.parse(toml.read(own), str(own))
+        return str(own), toml.parse(read_text(own), str(own))
     if not project.is_file() and path is None:
         return "", {}
-    tools = toml.parse(toml.read(project), str(project)).get("tool", {})
+    tools = toml.parse(read_text(project), str(project)).get("tool", {})
     content = tools.get("graphpass", {}) if isinstance(tools, dict) else {}
     if not isinstance(content, dict):
         raise UsageError(f"{project}: tool.graphpass is no table")

@@ -23,8 +23,11 @@ _MOST_OF_A_FEW, _FEW = 16_000, 1 / 400
 _MOST_CALLS_DEEP = 200
 
 _MOST_NUMBERS = 1 << 20  # in an attribute
-# nodes, inputs, outputs and initializers of a graph: each is a few KiB of memory once it is read
-_MOST_PARTS = 500_000
+# What a graph takes while it is read, looked at, copied and written: bytes for each, as measured.
+_NODE, _TENSOR, _TYPE, _FUNCTION = 4400, 4400, 2000, 3500
+_ATTRIBUTE, _NAME, _NUMBER, _TEXT, _SIZE = 1700, 150, 40, 100, 350
+_NOTE, _BYTE = 300, 11
+_MOST_BYTES = 900 << 20
 _DATA_TYPES = frozenset(onnx.TensorProto.DataType.values())
 
 Identity = tuple[str, str, str]
@@ -33,19 +36,14 @@ Identity = tuple[str, str, str]
 def require_admissible(model: onnx.ModelProto) -> None:
     """Raise `ModelError`, naming the culprit, where `model` is one that is refused unread.
 
-    A graph has no more parts than fit into memory, and in it a name is made once; a function is
+    A graph is no larger than fits into memory, and in it a name is made once; a function is
     there once and does not call itself, however indirectly; calls stand for a number of nodes that
     can be written out; versions are numbers that ONNX has, or may come to have; types are known;
     only functions have attributes to refer to; no tensor is a segment of another.
     """
+    _require_moderate(model)
     _require_versions(model)
     for graph in all_graphs(model):
-        parts = len(graph.node) + len(graph.input) + len(graph.output) + len(graph.initializer)
-        if parts > _MOST_PARTS:
-            raise ModelError(
-                f"it has {parts} nodes, inputs, outputs and initializers, more than the "
-                f"{_MOST_PARTS} that graphpass takes"
-            )
         made = [value.name for value in graph.input]
         constants = [tensor.name for tensor in graph.initializer]
         constants += [sparse.values.name for sparse in graph.sparse_initializer]
@@ -64,6 +62,45 @@ def require_admissible(model: onnx.ModelProto) -> None:
             raise ModelError(f"tensor '{tensor.name}' is of type {tensor.data_type}: there is none")
         if tensor.HasField("segment"):
             raise ModelError(f"tensor '{tensor.name}' is a segment of another: ONNX dropped these")
+
+
+def _require_moderate(model: onnx.ModelProto) -> None:
+    """Raise where what a model holds besides its weights takes too much memory."""
+    graphs = list(all_graphs(model))
+    nodes = [node for holder in (*graphs, *model.functions) for node in holder.node]
+    taken = len(model.functions) * _FUNCTION + len(nodes) * _NODE
+    taken += len(model.metadata_props) * _NOTE + len(model.opset_import) * _NOTE
+    for graph in graphs:
+        for values in (graph.input, graph.output, graph.value_info):
+            taken += len(values) * _TYPE + sum(map(_rank, values)) * _SIZE
+        taken += (len(graph.initializer) + len(graph.sparse_initializer)) * _TENSOR
+        taken += sum(len(tensor.dims) for tensor in graph.initializer) * _SIZE
+        taken += len(graph.quantization_annotation) * _TYPE
+    for node in nodes:
+        taken += (len(node.input) + len(node.output)) * _NAME + len(node.attribute) * _ATTRIBUTE
+        taken += len(node.metadata_props) * _NOTE
+        for attribute in node.attribute:
+            taken += (len(attribute.ints) + len(attribute.floats)) * _NUMBER
+            taken += len(attribute.strings) * _TEXT
+    if taken < _MOST_BYTES:  # most have long been found to be small: this looks at every byte
+        weights = sum(_payload(tensor) for tensor in tensors(model))
+        taken += max(model.ByteSize() - weights, 0) * _BYTE
+    if taken > _MOST_BYTES:
+        raise ModelError(
+            f"what it holds besides weights ({len(nodes)} nodes, names, types, notes) takes about "
+            f"{taken >> 20} MiB of memory, more than the {_MOST_BYTES >> 20} MiB that are taken"
+        )
+
+
+def _rank(value: onnx.ValueInfoProto) -> int:
+    return len(value.type.tensor_type.shape.dim)
+
+
+def _payload(tensor: onnx.TensorProto) -> int:
+    """Return about how many bytes of a file the elements of a tensor take."""
+    numbers = len(tensor.int32_data) + len(tensor.int64_data) + len(tensor.uint64_data)
+    floats = 4 * len(tensor.float_data) + 8 * len(tensor.double_data)
+    return len(tensor.raw_data) + floats + numbers
 
 
 def _require_versions(model: onnx.ModelProto) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from graphpass.errors import DifferenceError, UsageError
 from graphpass.report.data import SCHEMA_VERSION, input_files
+from graphpass.storage.text import read_text
 from graphpass.storage.wire import read_skeleton
 from graphpass.validate.options import ValidationArguments
 
@@ -42,11 +43,11 @@ def settings(report: Path, original: Path, candidate: Path) -> dict[str, Any]:
 def read_report(report: Path) -> Mapping[str, Any]:
     """Return the data of a report. Raises `UsageError` where the file is none."""
     try:
-        told = json.loads(report.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {report}: {error.strerror}") from None
+        told = json.loads(read_text(report))
     except ValueError as error:
         raise UsageError(f"{report} is no report: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{report} is no report: it is nested too deeply") from None
     if not isinstance(told, dict) or not {"input", "output", "settings"} <= set(told):
         raise UsageError(f"{report} is no report of graphpass")
     if told.get("version") != SCHEMA_VERSION:

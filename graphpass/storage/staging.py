@@ -25,6 +25,9 @@ from graphpass.storage.wire import graph_bytes
 _JOURNAL_LIMIT_BYTES = 1 << 16
 _TOKEN = re.compile("[0-9a-f]{32}")
 _MARK = "user.graphpass"  # the extended attribute that holds a token
+_TAIL = b"\0graphpass"  # before a token at the end of a file, where there are no such attributes
+_TOKEN_BYTES = 16
+_TAIL_BYTES = len(_TAIL) + 2 * _TOKEN_BYTES
 
 
 class Claim:
@@ -34,6 +37,10 @@ class Claim:
     remove. Anybody may have put a journal there, so it is not believed: a file goes only if it
     has a name that we give, beside the destination, and holds the journal's random token, which
     nobody can put into another's file. What else is found is left alone and listed in `left`.
+
+    The token is an extended attribute. Where a file system has none, a new file holds it at its
+    end until the model has its name; old ones are not touched, and those that a process that was
+    killed did not remove any more are listed in `orphans`.
     """
 
     def __init__(self, destination: Path) -> None:
@@ -47,6 +54,7 @@ class Claim:
         self._destination = destination
         self.folder = destination.parent / f".{destination.name}.graphpass"
         self.left: list[Path] = []
+        self.orphans: list[Path] = []
         self._marked: list[Path] = []
         # None of these can be the name of a model or its data here.
         self._lock_path = self.folder / f"{destination.name}.lock"
@@ -64,23 +72,32 @@ class Claim:
             raise
 
     def note(self, data: Path | None, old: list[Path]) -> None:
-        """Note which data file is new and which are the old model's, in case we are killed.
-
-        Those that cannot be marked as ours are not noted: what is left of them then stays.
-        """
-        token = secrets.token_hex(16)
+        """Note which data file is new and which are the old model's, in case we are killed."""
+        token = secrets.token_hex(_TOKEN_BYTES)
         new = [] if data is None else [data]
+        if not new and not old:
+            return
+        for path in new:
+            if not self._mark(path, token):
+                _append(path, _TAIL + token.encode())
+                self._marked.append(self._destination.parent / path.name)
+        for path in old:
+            self._mark(path, token)
         content = {
             "token": token,
-            "new": [path.name for path in new if self._mark(path, token)],
-            "old": [path.name for path in old if self._mark(path, token)],
+            "new": [path.name for path in new],
+            "old": [path.name for path in old],
         }
-        if not self._marked:
-            return
         with Sources({}) as none:
             write_file(self._new_journal, [json.dumps(content).encode()], none, None)
         self._new_journal.rename(self._journal)  # in one step: a journal is never half written
         sync(self.folder)
+
+    def unmark(self) -> None:
+        """Take the token out of what is delivered."""
+        for path in self._marked:
+            _unmark(path)
+        self._marked.clear()
 
     def release(self) -> None:
         """Remove the folder and all of ours that is in it. May be called again."""
@@ -88,8 +105,7 @@ class Claim:
             return
         with contextlib.suppress(OSError, WriteError):
             self._clear()
-            for path in self._marked:
-                _unmark(path)
+            self.unmark()
             self._lock_path.unlink()
             self.folder.rmdir()
         os.close(self._descriptor)
@@ -169,6 +185,8 @@ class Claim:
         for name in noted.new + noted.old:
             path = self._destination.parent / name
             if _token_of(path) != noted.token:
+                if committed and name in noted.old and os.path.lexists(path):
+                    self.orphans.append(path)
                 continue
             if not committed and name in noted.new:
                 path.unlink()
@@ -181,17 +199,13 @@ class Claim:
 
     def _read_journal(self) -> _Noted | None:
         """Return what the journal says; None where it does not say what we write."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            descriptor = os.open(self._journal, flags)
+            with _opened(self._journal, os.O_RDONLY) as descriptor:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return None
+                content = os.read(descriptor, _JOURNAL_LIMIT_BYTES + 1)
         except OSError:
             return None
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
-            content = os.read(descriptor, _JOURNAL_LIMIT_BYTES + 1)
-        finally:
-            os.close(descriptor)
         if len(content) > _JOURNAL_LIMIT_BYTES:
             return None
         try:
@@ -220,12 +234,43 @@ def _token_of(path: Path) -> str | None:
             return None
         return os.getxattr(path, _MARK, follow_symlinks=False).decode(errors="replace")
     except (OSError, AttributeError):
-        return None
+        return _tail_of(path)
+
+
+def _tail_of(path: Path) -> str | None:
+    """Return the token at the end of a file."""
+    with contextlib.suppress(OSError), _opened(path, os.O_RDONLY) as descriptor:
+        size = os.fstat(descriptor).st_size
+        tail = os.pread(descriptor, _TAIL_BYTES, max(size - _TAIL_BYTES, 0))
+        token = tail.removeprefix(_TAIL).decode(errors="replace")
+        return token if tail.startswith(_TAIL) and _TOKEN.fullmatch(token) else None
+    return None
+
+
+def _append(path: Path, tail: bytes) -> None:
+    """Append to a file, durably."""
+    with _opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        while tail:
+            tail = tail[os.write(descriptor, tail) :]
+        os.fsync(descriptor)
 
 
 def _unmark(path: Path) -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.removexattr(path, _MARK, follow_symlinks=False)
+    if _tail_of(path) is not None:
+        with contextlib.suppress(OSError), _opened(path, os.O_WRONLY) as descriptor:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - _TAIL_BYTES)
+            os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _data_name(destination: Path) -> re.Pattern[str]:

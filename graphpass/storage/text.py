@@ -1,13 +1,30 @@
-"""Text files appear in one step."""
+"""Text files are read if they are files, and appear in one step."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
-from graphpass.errors import OutputError
+from graphpass.errors import OutputError, UsageError
 from graphpass.resources import Closing
+
+_LONGEST_BYTES = 1 << 28
+
+
+def read_text(path: Path) -> str:
+    """Return what a file holds; a pipe or device is not waited for. Raises `UsageError`."""
+    try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is not a regular file")
+        if path.stat().st_size > _LONGEST_BYTES:
+            raise UsageError(f"{path} is longer than the {_LONGEST_BYTES >> 20} MiB that are read")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no text in UTF-8") from None
 
 
 class PendingText(Closing):
@@ -16,10 +33,11 @@ class PendingText(Closing):
     def __init__(self, path: Path, text: str) -> None:
         """Raises `OutputError`."""
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         require_place(path)
         try:
-            self._temporary.write_text(text, encoding="utf-8")
+            with self._temporary.open("x", encoding="utf-8") as file:  # never through a link
+                file.write(text)
         except OSError as error:
             self.close()
             raise OutputError(f"cannot write {path}: {error.strerror}") from None

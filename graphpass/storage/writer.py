@@ -19,9 +19,11 @@ import onnx
 
 from graphpass.resources import Closing
 from graphpass.storage.layout import ExternalData, Layout, lay_out
-from graphpass.storage.reference import WriteError
+from graphpass.storage.reference import WireError, WriteError, location_of
 from graphpass.storage.splice import Sources, sync, write_file
 from graphpass.storage.staging import Claim, free_data_name, own_data, remove_unused
+
+_NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP}
 
 __all__ = [
     "StagedModel",
@@ -143,17 +145,20 @@ class StagedModel(Closing):
             size = self.path.stat().st_size
             folder = self._destination.parent
             old = own_data(self._destination)
-            self._claim.note(self._data, old)
             data = None
             if self._data is not None:
                 data = WrittenFile(folder / self.data_name, self._data.stat().st_size)
+            self._claim.note(self._data, old)
+            if data is not None and self._data is not None:
                 _rename_new(self._data, data.path)
                 sync(folder)
             self.path.rename(self._destination)
             sync(folder)
-            kept = tuple(path for path in old if not remove_unused(path))
+            kept = [path for path in old if not remove_unused(path)]
+            kept += [path for path in self._claim.orphans if path not in old and path.exists()]
+            self._claim.unmark()
             left = tuple(self._claim.left)
-            return WrittenFiles(WrittenFile(self._destination, size), data, kept, left)
+            return WrittenFiles(WrittenFile(self._destination, size), data, tuple(kept), left)
 
     def close(self) -> None:
         """Remove what is not committed. May be called again."""
@@ -171,6 +176,10 @@ def _reporting(destination: Path | str) -> Iterator[None]:
 
 def _refuse_special(destination: Path) -> None:
     """Raise WriteError if a rename onto `destination` would not replace a file."""
+    try:
+        location_of(os.path.realpath(destination))
+    except (WireError, ValueError) as error:  # a name that is no text, or with a NUL in it
+        raise WriteError(f"cannot write {str(destination)!r}: {error}") from None
     if not destination.parent.is_dir():
         raise WriteError(f"cannot write {destination}: there is no folder {destination.parent}")
     if destination.is_dir():
@@ -191,7 +200,9 @@ def _rename_new(source: Path, target: Path) -> None:
     """Rename, but never over a file that is there."""
     try:
         os.link(source, target)
-    except PermissionError:  # a file system without hard links
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
         if target.exists():
             raise FileExistsError(errno.EEXIST, f"{target} appeared meanwhile") from None
         source.rename(target)

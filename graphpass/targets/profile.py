@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from graphpass.errors import UsageError
 from graphpass.storage import toml
+from graphpass.storage.text import read_text
 from graphpass.targets.expression import Expression
 from graphpass.targets.facts import NAMES
 from graphpass.wording import nearest
@@ -83,7 +84,7 @@ def load(target: str) -> Profile:
             f"there is no target {target!r}{nearest(target, names())}; there are "
             f"{', '.join(names())}, or give a .toml file"
         )
-    return read(toml.read(path), path.stem, where=str(path))
+    return read(read_text(path), path.stem, where=str(path))
 
 
 def read(text: str, name: str, *, where: str = "") -> Profile:

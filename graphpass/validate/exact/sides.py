@@ -16,7 +16,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from graphpass.ir.operators import Trait, traits
 from graphpass.storage.wire import tensor_array
 from graphpass.validate.exact.field import Array
-from graphpass.validate.exact.number import Number, Numbers, Value
+from graphpass.validate.exact.number import Number, Numbers, UnknownError, Value
 from graphpass.validate.window.alike import FLOATS, content_of, is_float
 
 
@@ -158,7 +158,7 @@ class Inputs:
     ) -> tuple[Array, float]:
         kind = np.dtype(tensor_dtype_to_np_dtype(elem_type))
         if kind.kind not in "iub":
-            raise TypeError(kind.name)
+            raise UnknownError(f"'{name}', which holds no numbers")
         if kind.kind == "b":
             return rng.integers(0, 2, shape).astype(bool), 2.0
         if name in self._places:  # as places, or sizes, they must exist: they say nothing else
