@@ -513,6 +513,24 @@ def test_no_alarm_rings_in_a_process_that_is_ending() -> None:
     assert (done.returncode, done.stdout) == (0, b"0.0\n")
 
 
+def test_a_signal_while_a_claim_is_given_up_leaves_nothing_to_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Claim(tmp_path / "o.onnx")
+    close = os.close
+
+    def close_and_end(descriptor: int) -> None:
+        close(descriptor)
+        raise interrupt.SignalledError(signal.SIGTERM)
+
+    monkeypatch.setattr(os, "close", close_and_end)
+    with pytest.raises(interrupt.SignalledError):
+        claim.release()
+    monkeypatch.undo()
+    claim.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     done = subprocess.run([sys.executable, "-c", IGNORED], capture_output=True, timeout=60)
     assert done.stdout == b"here\n" and done.returncode == 0

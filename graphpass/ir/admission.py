@@ -69,7 +69,7 @@ def _require_moderate(model: onnx.ModelProto) -> None:
     graphs = list(all_graphs(model))
     nodes = [node for holder in (*graphs, *model.functions) for node in holder.node]
     taken = len(model.functions) * _FUNCTION + len(nodes) * _NODE
-    taken += len(model.metadata_props) * _NOTE + len(model.opset_import) * _NOTE
+    taken += len(model.metadata_props) * _NOTE + len(model.opset_import) * _TYPE
     for graph in graphs:
         for values in (graph.input, graph.output, graph.value_info):
             taken += len(values) * _TYPE + sum(map(_rank, values)) * _SIZE

@@ -108,8 +108,9 @@ class Claim:
             self.unmark()
             self._lock_path.unlink()
             self.folder.rmdir()
-        os.close(self._descriptor)
-        self._descriptor = -1
+        # a signal may come in between, and what is closed twice is a "Bad file descriptor"
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
     def _mark(self, path: Path, token: str) -> bool:
         """Let a file hold the token; False where the file system or its owner does not let us."""

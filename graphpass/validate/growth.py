@@ -13,7 +13,7 @@ from graphpass.validate.process.runtime import Limits
 
 _MOST_BYTES = 1 << 29
 _MOST_SHARE = 4  # of what the model holds and reads: large networks have large masks
-_MOST_INPUTS = 10_000  # ONNX Runtime looks through all of them for each
+_MOST_VALUES = 10_000  # inputs and outputs: ONNX Runtime looks through all of them for each
 _MOST_STEPS = 1 << 20  # nodes, which take a microsecond at least
 # Where a run alone shows how much it makes: this, or so many times what the model reads and holds.
 _UNFORESEEN_MIB, _UNFORESEEN_SHARE = 768, 8
@@ -37,12 +37,13 @@ def limits_unasked(
 
     Raises:
         GrowthError: nodes make too much out of next to nothing, loops run too many of them, or
-            there are too many inputs.
+            there are too many inputs and outputs.
     """
-    if len(model.graph.input) - len(model.graph.initializer) > _MOST_INPUTS:
+    count = len(model.graph.input) - len(model.graph.initializer) + len(model.graph.output)
+    if count > _MOST_VALUES:
         raise GrowthError(
-            f"the network is not run: it has {len(model.graph.input)} inputs, more than the "
-            f"{_MOST_INPUTS} that are run unasked"
+            f"the network is not run: it has {count} inputs and outputs, more than the "
+            f"{_MOST_VALUES} that are run unasked"
         )
     growth = growth_of(model, shapes or {})
     if growth.made > max(_MOST_BYTES, _MOST_SHARE * growth.held):
