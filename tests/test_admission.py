@@ -218,6 +218,7 @@ def test_bodies_in_bodies_are_looked_at_once(depth: int) -> None:
     [
         ("nodes", 1_000, 2_200),
         ("initializers", 1_000, 2_200),
+        ("inputs", 500, 1_400),
         ("value types", 2_000, 4_800),
         ("sizes of a value", 1_000, 30_000),
         ("sizes of a tensor", 1_000, 30_000),
@@ -243,6 +244,8 @@ def test_what_does_not_fit_into_memory_is_refused(
             graph.initializer.extend(
                 onnx.TensorProto(name=f"{i}", data_type=1) for i in range(count)
             )
+        elif what == "inputs":
+            graph.input.extend(helper.make_tensor_value_info(f"i{i}", 1, [2]) for i in range(count))
         elif what == "value types":
             graph.value_info.extend([helper.make_tensor_value_info("v", 1, [2])] * count)
         elif what == "sizes of a value":

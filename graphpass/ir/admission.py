@@ -24,7 +24,7 @@ _MOST_CALLS_DEEP = 200
 
 _MOST_NUMBERS = 1 << 20  # in an attribute
 # What a graph takes while it is read, looked at, copied and written: bytes for each, as measured.
-_NODE, _TENSOR, _TYPE, _FUNCTION = 4400, 4400, 2000, 3500
+_NODE, _TENSOR, _VALUE, _TYPE, _FUNCTION = 4400, 4400, 7000, 2000, 3500
 _ATTRIBUTE, _NAME, _NUMBER, _TEXT, _SIZE = 1700, 150, 40, 100, 350
 _NOTE, _BYTE = 300, 11
 _MOST_BYTES = 900 << 20
@@ -71,8 +71,12 @@ def _require_moderate(model: onnx.ModelProto) -> None:
     taken = len(model.functions) * _FUNCTION + len(nodes) * _NODE
     taken += len(model.metadata_props) * _NOTE + len(model.opset_import) * _TYPE
     for graph in graphs:
-        for values in (graph.input, graph.output, graph.value_info):
-            taken += len(values) * _TYPE + sum(map(_rank, values)) * _SIZE
+        for values, each in (
+            (graph.input, _VALUE),
+            (graph.output, _VALUE),
+            (graph.value_info, _TYPE),
+        ):
+            taken += len(values) * each + sum(map(_rank, values)) * _SIZE
         taken += (len(graph.initializer) + len(graph.sparse_initializer)) * _TENSOR
         taken += sum(len(tensor.dims) for tensor in graph.initializer) * _SIZE
         taken += len(graph.quantization_annotation) * _TYPE
