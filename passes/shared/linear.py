@@ -9,8 +9,10 @@ from graphpass import (
     Tensor,
     Weight,
     attribute,
+    constant,
     is_output,
     label,
+    operator,
     producer,
     rank,
     readers,
@@ -88,12 +90,29 @@ def _require_worth_a_copy(weight: Weight, change: Affine) -> None:
     """Refuse to store a weight that others read a second time for one number's sake.
 
     Language models tie their last layer to the embedding and scale it: that is no normalization.
+    Where all that reads it is scaled alike, one copy takes the place of it for all of them.
     """
     if change.scales and (change.factor == change.factor[0]).all():
         require(
-            not is_read_elsewhere(weight.origin),
+            not is_read_elsewhere(weight.origin)
+            or _are_scaled_alike(weight.origin, float(change.factor[0])),
             f"'{weight.name}' has other readers, and one factor is not worth a second copy",
         )
+
+
+def _are_scaled_alike(tensor: Tensor | None, factor: float) -> bool:
+    """Whether all that read a constant are multiplied by the same number, and by nothing else."""
+    if tensor is None or producer(tensor) is not None or is_output(tensor):
+        return False
+    for reader in readers(tensor):
+        below = readers(reader.outputs[0])
+        if len(below) != 1 or operator(below[0]) != "Mul" or is_output(reader.outputs[0]):
+            return False
+        held = [w for w in map(constant, below[0].inputs) if w is not None and w.size == 1]
+        is_weight = any(given is tensor for given in reader.inputs[1:2])
+        if not is_weight or [float(w.array().reshape(())) for w in held] != [factor]:
+            return False
+    return True
 
 
 def is_read_elsewhere(tensor: Tensor | None) -> bool:

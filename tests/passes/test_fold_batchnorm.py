@@ -1387,3 +1387,20 @@ def test_a_normalization_over_other_axes_is_folded(axes: list[int]) -> None:
         W=(5, 8, 1, 1),
     )
     assert len(check(FOLD, model).graph.node) == len(model.graph.node) - 1
+
+
+SHARED = """(float[N,3,4,4] x, float[N,3,4,4] z) => (float[N,5,4,4] y, float[N,5,4,4] w) {{
+    a = Conv(x, W) b = Conv(z, W) y = Mul(a, k) {0} }}"""
+
+
+def test_a_weight_that_all_readers_scale_alike_is_scaled_once() -> None:
+    model = graph(SHARED.format("w = Mul(k, b)"), W=(5, 3, 1, 1), k=np.float32(0.2))
+    result = check(FOLD, model, "Conv Conv")
+    assert len({node.input[1] for node in result.graph.node}) == 1
+
+
+@pytest.mark.parametrize("other", ["w = Mul(b, j)", "w = Relu(b)", "c = Mul(b, k) w = Add(b, c)"])
+def test_a_weight_that_is_scaled_in_one_place_stays(other: str) -> None:
+    held = {"j": np.float32(0.3)} if "j)" in other else {}
+    model = graph(SHARED.format(other), W=(5, 3, 1, 1), k=np.float32(0.2), **held)
+    check_refused(FOLD, model, "one factor is not worth a second copy")
