@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import defs, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from graphpass import optimize
 from graphpass.ir.mixing import mixed_axes
@@ -28,6 +29,7 @@ from graphpass.ir.operators import (
     named,
     of_node,
     row,
+    traits,
 )
 from graphpass.testing import graph
 
@@ -101,7 +103,7 @@ _BOOLEAN = frozenset("And Or Xor Not".split())
 _INTEGER = frozenset("BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor".split())
 _POSITIVE = frozenset("Acosh Log Sqrt ReduceLogSum".split())
 _DROP = frozenset("Slice Split Compress CenterCropPad".split())
-_NO_KERNEL = frozenset("CumProd TensorScatter EyeLike".split())
+_NO_KERNEL = frozenset("CumProd TensorScatter EyeLike RMSNormalization".split())
 
 
 def _session(model: onnx.ModelProto) -> Any:
@@ -347,6 +349,83 @@ def test_bounded(sample: Sample) -> None:
     assert (np.abs(sample(x)) <= 2 * np.abs(x).max() + 1.5).all()
 
 
+@_of(Trait.KEEPS_AXES)
+def test_keeps_axes(sample: Sample) -> None:
+    """A part of the data along an axis that is not mixed gives that part along the same axis."""
+    (x, *rest) = sample.drawn()
+    y = sample(x, *rest)
+    grown = y.ndim - x.ndim
+    assert sample.op == "Expand" or not grown
+    own = {0} if sample.op == "ReverseSequence" else set()  # its lengths have that axis
+    for axis in set(range(4)) - own - (mixed_axes(sample.node) or set(range(4))):
+        part = [each.take([1], axis) for each in (x, *rest)]
+        assert np.allclose(sample(*part), y.take([1], axis + grown), 1e-4, 1e-5)
+
+
+@_of(Trait.COMMUTATIVE)
+def test_commutative(sample: Sample) -> None:
+    (x, small) = sample.drawn()
+    y = np.ascontiguousarray(np.broadcast_to(small, x.shape))
+    if sample.kinds[0].kind == "f":
+        x[0, 0, :, 0], y[0, 0, 0] = [0, -0.0, np.inf, -np.inf], [0, -0.0, np.inf, -np.inf]
+    assert sample(x, y).tobytes() == sample(y, x).tobytes()
+
+
+@_of(Trait.OF_ONE_ITSELF)
+def test_of_one_itself(sample: Sample) -> None:
+    (x,) = sample.drawn()
+    x = x[:, :1, :1, :1]
+    assert sample(x).tobytes() == x.tobytes()
+
+
+def _with_zeros(sample: Sample) -> Iterator[tuple[Any, Any]]:
+    """Yield results for data with zeros, and for the same with the sign of each zero changed."""
+    for size in (0, 0.7, 1):  # how many of them are zeros
+        data = sample.drawn()
+        is_zero = [np.random.default_rng(i).random(x.shape) < size for i, x in enumerate(data)]
+        plus = [np.where(z, x.dtype.type(0), x) for x, z in zip(data, is_zero, strict=True)]
+        minus = [np.where(z, -x, x) for x, z in zip(plus, is_zero, strict=True)]
+        yield sample(*plus), sample(*minus)
+
+
+@_of(Trait.LOSES_SIGN_OF_ZERO)
+def test_loses_the_sign_of_zero(sample: Sample) -> None:
+    for one, other in _with_zeros(sample):
+        assert one.tobytes() == other.tobytes()
+
+
+@_of(Trait.PASSES_SIGN_OF_ZERO)
+def test_passes_the_sign_of_zero_and_no_more(sample: Sample) -> None:
+    for one, other in _with_zeros(sample):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("op", ["Reciprocal", "Div", "Pow", "Sign"])
+def test_what_tells_zeros_apart_has_neither_trait(op: str) -> None:
+    found = row(op)
+    assert found is not None
+    assert not found.traits & (Trait.LOSES_SIGN_OF_ZERO | Trait.PASSES_SIGN_OF_ZERO)
+
+
+def _exact_samples() -> list[Any]:
+    more = _samples(Trait.EXACT) + _samples(Trait.EXACT_ON_INTEGERS)
+    odd = ("ConstantOfShape", "CastLike", "Range")  # ask for what no sample gives
+    return [one for one in more if one.values[0] not in odd]
+
+
+@pytest.mark.parametrize(("op", "attrs", "further"), _exact_samples())
+def test_exact_in_onnx_runtime_and_in_onnx(sample: Sample) -> None:
+    data = sample.drawn()
+    if has(sample.node, Trait.EXACT_ON_INTEGERS):
+        data = [np.trunc(x) + _F(0) for x in data]  # no −0
+    if Trait.MOVEMENT not in traits(sample.op) and sample.op not in ("Div", "Mod"):
+        data[0].reshape(-1)[0] = 0
+    (found,) = ReferenceEvaluator(sample.model).run(
+        ["y"], dict(zip(sample.names, data, strict=True))
+    )
+    assert sample(*data).tobytes() == np.asarray(found).tobytes()
+
+
 @_of(Trait.SIZES_ONLY)
 def test_sizes_only(sample: Sample) -> None:
     same = np.array_equal(sample(*sample.drawn(0)), sample(*sample.drawn(1)))
@@ -521,10 +600,6 @@ def test_nothing_is_known_of_what_a_model_defines_itself() -> None:
 _ROOT = Path(__file__).parent.parent
 _HOME = {_ROOT / "graphpass/ir" / name for name in ("operators.py", "mixing.py")}
 _NAMES = {schema.name for schema in defs.get_all_schemas()}
-_OLDER = {  # to be emptied
-    *("batch_operators.py", "branches.py", "broadcast.py", "counting.py", "equal.py"),
-    *("evaluate.py", "fused_functions.py", "zeros.py"),
-}
 _MOST_IN_A_PATTERN = 4  # as many operators as one pattern, or one branch, may list by name
 
 
@@ -557,7 +632,7 @@ def test_what_is_known_of_operators_is_written_in_one_place() -> None:
     found = [
         f"{path.relative_to(_ROOT)}:{line} lists {' '.join(names)}"
         for path in files
-        if path not in _HOME and path.name not in _OLDER
+        if path not in _HOME
         for line, names in _lists(ast.parse(path.read_text(encoding="utf-8")))
         if len(names) > _MOST_IN_A_PATTERN
     ]

@@ -64,6 +64,7 @@ def test_what_may_be_negative_is_no_axis() -> None:
         "s = Shape(x) t = Add(s, two) u = Mul(t, two) v = Div(u, two)",
         "s = Shape(x) t = Sub(s, three) v = Div(t, two)",
         "s = Shape(x) t = Sub(s, three) v = Mod(t, two)",
+        "s = Shape(x) t = Sub(three, s) v = Mod<fmod=1>(t, two)",
         "s = Shape(x) v = ReduceProd<keepdims=0>(s)",
         "s = Shape(x) v = ReduceSum(s)",
         "s = Shape(x) v = ReduceMax(s)",
@@ -106,6 +107,34 @@ def test_values_are_those_of_onnx_runtime(nodes: str, fixed: bool) -> None:
             assert element.factor * np.prod([sizes[n] for n in element.names]) == wanted
         else:
             assert not fixed
+
+
+@pytest.mark.parametrize(
+    ("call", "held", "with_value"),
+    [
+        ("Mod(s, c)", np.array([3, 5, 0, 2]), False),
+        ("Div(s, c)", np.array([3, 5, 0, 2]), False),
+        ("Mod(s, c)", np.array([3, 5, 4, 2]), True),
+        ("Mul(s, c)", np.array([3, 5, 0, 2]), True),
+        ("ReduceProd(c)", np.array([2**31, 2**31]), False),
+        ("ReduceProd(c)", np.array([2**31, 2**20]), True),
+        ("Max(c, d)", np.array([-0.0], np.float32), False),
+        ("Min(c, d)", np.array([np.nan], np.float32), False),
+        ("Max(c, d)", np.array([2], np.float32), True),
+        ("Cast<to=7>(c)", np.array([2.0**40], np.float32), False),
+        ("Cast<to=7>(c)", np.array([2.0**20], np.float32), True),
+    ],
+)
+def test_what_is_up_to_the_runtime_has_no_value(call: str, held: Any, with_value: bool) -> None:
+    proto = graph(
+        f"(float[2,3,4,6] x) => (int64[A] v) {{ s = Shape(x) v = {call} }}",
+        opset=18,
+        c=held,
+        d=np.array([1], np.float32),
+    )
+    proto.graph.output[0].type.tensor_type.ClearField("elem_type")
+    found = value(Model.load(proto).graph.outputs[0])
+    assert (found is not None and found.dtype != object) == with_value
 
 
 @pytest.mark.parametrize("op", ["Add", "Mul", "Max"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from graphpass.ir.defined import is_defined
 from graphpass.ir.questions import Node, RefusedError, attribute, cast_type, operator
 from graphpass.ir.sizes import Size, called, is_bounded, product, quotient, total
 from graphpass.ir.weight import Array
@@ -31,9 +32,12 @@ def compute(node: Node, *inputs: Array | None) -> Array | None:
     """
     handler = _HANDLERS.get(operator(node))
     known = [array for array in inputs if array is not None]
-    if handler is None or any(a.dtype != object and a.dtype not in _NUMBERS for a in known):
+    numbers = [array for array in known if array.dtype != object]
+    if handler is None or any(array.dtype not in _NUMBERS for array in numbers):
         return None
     try:
+        if len(numbers) == len(known) and not is_defined(node, known):
+            return None
         with np.errstate(all="ignore"):
             result = np.asarray(handler(node, *inputs))
     except (ArithmeticError, IndexError, RefusedError, TypeError, ValueError):
@@ -103,10 +107,14 @@ def _difference(a: Size, b: Size) -> Size | None:
 def _divided(a: Array, b: Array) -> Array:
     if np.result_type(a, b).kind == "f":
         return np.asarray(np.divide(a, b))
-    if not np.all(b):
-        raise ZeroDivisionError
     # rounds towards zero, as C++ does
     return np.asarray(np.abs(a) // np.abs(b) * (np.sign(a) * np.sign(b)))
+
+
+def _mod(node: Node, a: Array, b: Array) -> Any:
+    cut = attribute(node, "fmod")
+    modulo = _elementwise(np.fmod if cut else np.mod, _function("Fmod" if cut else "Mod"))
+    return modulo(node, a, b)
 
 
 def _ratio(a: Size, b: Size) -> Size | None:
@@ -249,8 +257,6 @@ def _reduce(numbers: Any, sizes: Callable[..., Size | None]) -> Callable[..., An
         if data.dtype.kind == "f":
             raise _UnknownError  # the sum of floats depends on their order
         if data.dtype != object:
-            if numbers is np.multiply and not is_product_exact(data):
-                raise _UnknownError
             return numbers.reduce(data, axis=over, keepdims=kept, dtype=data.dtype)
         each = np.frompyfunc(lambda a, b: _checked(sizes(_size(a), _size(b))), 2, 1)
         shape = [1 if i in over else n for i, n in enumerate(data.shape)] if over else data.shape
@@ -259,11 +265,6 @@ def _reduce(numbers: Any, sizes: Callable[..., Size | None]) -> Callable[..., An
         return _numeric(np.asarray(data).reshape(shape) if kept else data)
 
     return run
-
-
-def is_product_exact(numbers: Array) -> bool:
-    """Whether the product of integers is the same for runtimes that compute it in float64."""
-    return math.prod(max(1, abs(int(value))) for value in numbers.reshape(-1)) < 2**53
 
 
 def _multiplied(a: Size, b: Size) -> Size | None:
@@ -288,7 +289,7 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "Identity": lambda node, a: a,
     "Max": _elementwise(lambda *a: np.maximum.reduce(np.broadcast_arrays(*a)), _larger),
     "Min": _elementwise(lambda *a: np.minimum.reduce(np.broadcast_arrays(*a)), _smaller),
-    "Mod": _elementwise(np.mod, _function("Mod")),
+    "Mod": _mod,
     "Mul": _elementwise(np.multiply, _multiplied),
     "Neg": _elementwise(np.negative, lambda a: product((a, Size(-1)))),
     "Not": lambda node, a: ~a,
@@ -308,4 +309,4 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "Where": _where,
 }
 
-__all__ = ["MOST_ELEMENTS", "compute", "is_computed", "is_product_exact", "of_sizes"]
+__all__ = ["MOST_ELEMENTS", "compute", "is_computed", "of_sizes"]

@@ -59,6 +59,15 @@ class Trait(Flag):
     MONOTONE = auto()  # no element of the output falls where one of the data rises
     KEEPS_ZERO = auto()  # zeros make zeros
     KEEPS_NAN = auto()  # what is computed from NaN is NaN
+    KEEPS_AXES = auto()  # what it does not mix lies on the same axis of its outputs
+    COMMUTATIVE = auto()  # f(a, b) = f(b, a), to the bit
+    OF_ONE_ITSELF = auto()  # of one element alone it makes that one, −0 maybe as 0
+    LOSES_SIGN_OF_ZERO = auto()  # 0 and -0 make the same
+    PASSES_SIGN_OF_ZERO = auto()  # 0 and -0 make the same, or 0 and -0
+    # what every runtime, ONNX's reference among them, computes to the same bit: moved elements,
+    # what IEEE 754 rounds in one way only, comparisons
+    EXACT = auto()
+    EXACT_ON_INTEGERS = auto()  # on integers only: sums of floats depend on their order
     # what decides how precisely numbers must be held
     AVERAGES = auto()  # divides by how many there are, which no float may hold exactly
     CLAMPS = auto()  # beyond a bound all data are the same to it
@@ -210,8 +219,38 @@ _ROWS: tuple[Operator, ...] = (
     *_row("Gelu FastGelu QuickGelu", _E | _0 | _NAN | _TAME, domain="com.microsoft"),
 )
 
-# what decides how precisely numbers must be held cuts across the kinds above
-_PRECISION = (
+# what cuts across the kinds above
+_ACROSS = (
+    (Trait.COMMUTATIVE, "Add Mul And Or Xor Equal"),
+    (Trait.OF_ONE_ITSELF, "ReduceMean ReduceMax ReduceMin ReduceSum ReduceProd"),
+    (
+        Trait.KEEPS_AXES,
+        "Concat Split Slice Pad Tile DepthToSpace SpaceToDepth Trilu ReverseSequence Compress"
+        " Expand",
+    ),
+    (
+        Trait.EXACT,
+        "Concat Expand Flatten Gather Identity Pad Reshape Slice Squeeze Tile Transpose Unsqueeze"
+        " Where Abs Add Ceil Div Floor Mul Neg Reciprocal Sqrt Sub"
+        " And Equal Greater GreaterOrEqual Less LessOrEqual Not Or Cast CastLike ConstantOfShape",
+    ),
+    (Trait.EXACT_ON_INTEGERS, "Max Min Mod Range ReduceMax ReduceMin ReduceProd ReduceSum"),
+    (
+        Trait.LOSES_SIGN_OF_ZERO,
+        "Abs ArgMax ArgMin Cos Cosh Equal Exp Greater GreaterOrEqual Hardmax HardSigmoid IsInf"
+        " IsNaN Less LessOrEqual Shape Sigmoid Size Softmax Softplus",
+    ),
+    (
+        Trait.PASSES_SIGN_OF_ZERO,
+        "Add AveragePool BatchNormalization Celu Clip Concat Conv ConvTranspose DepthToSpace"
+        " Dropout Einsum Elu Erf Expand Flatten Gather GatherElements GatherND Gelu Gemm"
+        " GlobalAveragePool GlobalMaxPool GroupNormalization HardSwish Identity"
+        " InstanceNormalization LayerNormalization LeakyRelu MatMul Max MaxPool Mean Min Mish Mul"
+        " Neg PRelu Pad ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum"
+        " ReduceSumSquare Relu Reshape Resize RMSNormalization Selu Slice SpaceToDepth Split"
+        " Squeeze Sub Sum Swish Tanh Tile Transpose Unsqueeze Where",
+    ),
+    # what decides how precisely numbers must be held
     (
         Trait.AVERAGES,
         "Mean ReduceMean AveragePool GlobalAveragePool LayerNormalization InstanceNormalization"
@@ -251,12 +290,12 @@ UNCLASSIFIED: Final = frozenset(
 )
 
 
-def _with_precision(row: Operator) -> Operator:
-    more = [trait for trait, names in _PRECISION if not row.domain and row.name in names.split()]
+def _with_all(row: Operator) -> Operator:
+    more = [trait for trait, names in _ACROSS if not row.domain and row.name in names.split()]
     return replace(row, traits=reduce(or_, more, row.traits))
 
 
-_TABLE: Final = {(row.domain, row.name): _with_precision(row) for row in _ROWS}
+_TABLE: Final = {(row.domain, row.name): _with_all(row) for row in _ROWS}
 
 
 def row(op: str, domain: str = "", version: int | None = None) -> Operator | None:

@@ -22,7 +22,7 @@ from graphpass import (
     rank,
     static_dim,
 )
-from graphpass.ir.operators import Trait, has
+from graphpass.ir.operators import Trait, has, named
 from graphpass.ir.shapes import slices, values
 
 from .neutral import keeps_shape
@@ -168,16 +168,10 @@ def _reduction(op: str | tuple[str, ...]) -> Op:
     return Op(op, any_("x"), ..., bind="reduction")
 
 
-_REDUCTIONS = (
-    *("ArgMax", "ArgMin", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"),
-    *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
-)
-
-
 class KeepDims(Rule):
     """Unsqueeze(Reduce(x, axes, keepdims=0), axes) = Reduce(x, axes, keepdims=1), and back."""
 
-    pattern = Op(("Unsqueeze", "Squeeze"), _reduction(_REDUCTIONS), ..., bind="view")
+    pattern = Op(("Unsqueeze", "Squeeze"), _reduction(named(Trait.REDUCTION)), ..., bind="view")
 
     def rewrite(self, view: Node, reduction: Node, x: Tensor) -> Any:
         count = rank(x)

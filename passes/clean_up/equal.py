@@ -12,19 +12,16 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphpass import Constant, Graph, Node, Survey, Tensor, Weight, attribute, is_output, operator
-from graphpass.ir.operators import is_training
+from graphpass.ir.operators import Trait, is_training, named
 from graphpass.ir.questions import has_effects, schema
 from graphpass.ir.refusal import IS_OUTPUT, RefusedError
 from graphpass.rewrite.survey import Refused, Twin
 
 _SMALL_BYTES = 4096  # what is compared at once; of what is larger a part is looked at first
 _PART_BYTES = 1 << 24  # of a large weight, read in one piece
-_COMMUTATIVE = frozenset(("Add", "And", "Equal", "Mul", "Or", "Xor"))
+_COMMUTATIVE = frozenset(named(Trait.COMMUTATIVE))
 # another result each time, or one that is to stay on its own
-_ALONE = frozenset(
-    "Bernoulli Dropout Identity Multinomial RandomNormal RandomNormalLike RandomUniform "
-    "RandomUniformLike".split()
-)
+_ALONE = frozenset((*named(Trait.RANDOM), "Identity"))
 
 
 class EqualInitializers(Survey):

@@ -34,7 +34,8 @@ from graphpass import (
     require,
     static_shape,
 )
-from graphpass.ir.integers import is_product_exact
+from graphpass.ir.defined import GUARDED, is_defined, lost
+from graphpass.ir.operators import Trait, named, traits
 from graphpass.ir.questions import RefusedError, has_effects
 from graphpass.ir.shapes import value
 from graphpass.ir.writer import node_proto
@@ -45,29 +46,16 @@ Array = npt.NDArray[Any]
 _LARGEST_SIZE = 2**31 - 1
 _LARGEST_BYTES = 1 << 26  # of what is computed on the way, unless its inputs are as large
 
-# operators whose result is fixed to the bit: those that move elements and leave them as they are,
-_MOVES = frozenset(
-    "Concat Expand Flatten Gather Identity Pad Reshape Slice Squeeze Tile Transpose Unsqueeze "
-    "Where".split()
-)
-# those that IEEE 754 rounds in one way only (not in float16, which runtimes compute in float32 and
-# round when they please),
-_ARITHMETIC = frozenset("Abs Add Ceil Div Floor Mul Neg Reciprocal Sqrt Sub".split())
-_COMPARISONS = frozenset("And Equal Greater GreaterOrEqual Less LessOrEqual Not Or".split())
-# and those that are exact on integers: sums of floats depend on their order, max(-0, 0) on taste
-_COUNTS = frozenset("Max Min Mod Range ReduceMax ReduceMin ReduceProd ReduceSum".split())
 SHAPES = frozenset(("Shape", "Size"))
-_EXACT = _MOVES | _ARITHMETIC | _COMPARISONS | _COUNTS | {"Cast", "CastLike", "ConstantOfShape"}
-
 # What is not the same in each run, has bodies, makes no tensor, or is a weight in small form.
 _NEVER = frozenset(
-    "Bernoulli Constant DequantizeLinear Dropout DynamicQuantizeLinear If Loop Multinomial "
-    "Optional OptionalGetElement OptionalHasElement QuantizeLinear RandomNormal RandomNormalLike "
-    "RandomUniform RandomUniformLike Scan SequenceMap".split()
+    (
+        *named(Trait.RANDOM, Trait.CONTROL),
+        *named(Trait.QUANTIZING, without=Trait.CONTRACTION),
+        *("Constant", "DynamicQuantizeLinear"),
+    )
 )
-# what makes an element of elements in the same place, and of numbers that are up to the runtime
-# no more than another such number
-_IN_PLACE = frozenset("Abs Add Cast Max Min Mul Neg Sub".split())
+_MAKES_NO_TENSOR = ("Sequence", "Optional")
 _INTEGERS = frozenset(("int32", "int64"))
 _NUMBERS = _INTEGERS | {"float32", "float64"}
 _COMPUTED = _NUMBERS | {"bool", "float16", "int8", "int16", "uint8", "uint16", "uint32", "uint64"}
@@ -90,7 +78,9 @@ def is_computable(node: Node) -> bool:
     CastLike looks at no element of its second input.
     """
     op = operator(node)
-    if op in _NEVER or op in SHAPES or "Sequence" in op or not node.inputs:
+    if op in _NEVER or op in SHAPES or any(kind in op for kind in _MAKES_NO_TENSOR):
+        return False
+    if not node.inputs:
         return False
     opaque = (gs.Node.AttributeRef, onnx.AttributeProto)
     if any(isinstance(value, opaque) for value in node.attrs.values()):
@@ -103,9 +93,10 @@ def is_computable(node: Node) -> bool:
     made = static_shape(node.outputs[0])
     if "None" in kinds or "object" in kinds or made is None or None in shapes:
         return False
-    if op not in _MOVES and not kinds <= _COMPUTED:
+    exact = traits(op) & (Trait.EXACT | Trait.EXACT_ON_INTEGERS)
+    if not (exact and Trait.MOVEMENT in traits(op)) and not kinds <= _COMPUTED:
         return False
-    if op not in _EXACT and ("::" in op or has_effects(node)):
+    if not exact and ("::" in op or has_effects(node)):
         return False
     held = [8 * math.prod(shape or ()) for shape in shapes]
     return 8 * math.prod(made) <= max(_LARGEST_BYTES, *held)
@@ -181,17 +172,17 @@ def _is_exact(node: Node) -> bool:
     """Whether the result on elements of these types is fixed to the bit."""
     op = operator(node)
     kinds = {str(dtype(tensor)) for tensor in (*sources(node), node.outputs[0])}
-    if op in _ARITHMETIC:
-        return kinds <= _NUMBERS
-    if op in _COMPARISONS:
-        return kinds <= _NUMBERS | {"float16", "bool"}
-    if op in ("Cast", "CastLike"):
-        return kinds <= _NUMBERS | {"float16", "bool"}
-    if op in _COUNTS:
+    if Trait.EXACT_ON_INTEGERS in traits(op):
         return kinds <= _INTEGERS and not (op == "Mod" and attribute(node, "fmod"))
-    if op == "Pad":
-        return str(attribute(node, "mode")) == "constant"
-    return op in _EXACT
+    if Trait.EXACT not in traits(op):
+        return False
+    if Trait.MOVEMENT in traits(op):
+        return op != "Pad" or str(attribute(node, "mode")) == "constant"
+    if op == "ConstantOfShape":
+        return True
+    # float16 is computed in float32, and rounded when the runtime pleases
+    once = op in ("Cast", "CastLike") or dtype(node.outputs[0]) == np.bool_
+    return kinds <= _NUMBERS | ({"float16", "bool"} if once else set())
 
 
 def _step(node: Node, known: dict[int, Array], doubts: _Doubts) -> None:
@@ -248,12 +239,12 @@ class _Doubts:
         read, output = sources(node), node.outputs[0]
         doubted = [self._found[id(t)] for t in read if id(t) in self._found]
         if held is not None and not doubted and operator(node) in ("Cast", "CastLike"):
-            lost = _lost(node, held[0])
-            if lost is not None and lost.any():
-                self._found[id(output)] = lost, node
+            gone = lost(node, held[0])
+            if gone is not None and gone.any():
+                self._found[id(output)] = gone, node
                 return
         if held is not None:
-            sound = _is_defined(node, held)
+            sound = is_defined(node, held)
             require(sound, _up_to_the_runtime(node))
         if not doubted:
             return
@@ -264,7 +255,7 @@ class _Doubts:
             found = np.where(held[0], places[1], places[2])
         else:
             kind = dtype(output)
-            follows = operator(node) in _IN_PLACE and kind is not None and kind.kind in "iu"
+            follows = _is_in_place(node) and kind is not None and kind.kind in "iu"
             require(follows, _up_to_the_runtime(doubted[0][1]))
             found = np.logical_or.reduce(
                 [np.broadcast_to(place, shape) for place in places if place.any()]
@@ -278,53 +269,25 @@ class _Doubts:
             raise RefusedError(_up_to_the_runtime(self._found[id(tensor)][1]))
 
 
+def _is_in_place(node: Node) -> bool:
+    """Whether elements come of those in the same place, and of one that is open another such."""
+    found = traits(operator(node))
+    exact = found & (Trait.EXACT | Trait.EXACT_ON_INTEGERS)
+    places = found & (Trait.ELEMENTWISE | Trait.BROADCASTING)
+    return bool(exact and places) and operator(node) not in ("Div", "Mod", "Where")
+
+
 def _up_to_the_runtime(node: Node) -> str:
     return f"the value of {label(node)} is up to the runtime"
 
 
-def _lost(node: Node, held: Array) -> Array | None:
-    """Return where a Cast of floats to integers has a number that some runtime does not hold."""
-    target = np.dtype(dtype(node.outputs[0]))
-    if target.kind not in "iu" or held.dtype.kind != "f":
-        return None
-    least, most = (0, 2**7) if target.itemsize == 1 else (-(2.0**15), 2.0**15)
-    if target.itemsize >= 4:
-        least, most = (-(2.0**30) if target.kind == "i" else 0), 2.0**30
-    return np.asarray(~((held >= least) & (held < most)))  # NaN among them
-
-
-def _is_defined(node: Node, held: list[Array]) -> bool:
-    """Whether ONNX says what the result is, for these values."""
-    op = operator(node)
-    if op in ("Div", "Mod") and held[1].dtype.kind in "iu":
-        return bool(held[1].all() and not (held[1] == -1).any())
-    if op == "ReduceProd":
-        return is_product_exact(held[0])
-    if op == "Where" and held[1].dtype.kind == "f":  # computed as a sum by some, which loses -0
-        return not any((np.signbit(part) & (part == 0)).any() for part in held[1:])
-    if op in ("Max", "Min") and held[0].dtype.kind == "f":
-        return not any(((part == 0) | np.isnan(part)).any() for part in held)
-    if op in ("Cast", "CastLike"):
-        target = np.dtype(dtype(node.outputs[0]))
-        if target == np.float16 and held[0].dtype not in (np.float16, np.float32, np.bool_):
-            # some go by way of float32, which rounds twice, and some leave out what comes between
-            with np.errstate(over="ignore"):
-                return bool((held[0].astype(np.float16).astype(held[0].dtype) == held[0]).all())
-        lost = _lost(node, held[0])
-        return lost is None or not lost.any()
-    return True
-
-
 # ------------------------------------------------------------------ as ONNX Runtime has it
-
-# what `_is_defined` looks at the values of
-_GUARDED = frozenset("Cast CastLike Div Max Min Mod ReduceProd Where".split())
 
 
 def _run(chain: list[Node], wanted: list[Tensor], known: dict[int, Array], doubts: _Doubts) -> None:
     """Have ONNX Runtime compute a chain, and look at what its guarded operators were given."""
     made = {id(node.outputs[0]) for node in chain}
-    guarded = [node for node in chain if operator(node) in _GUARDED]
+    guarded = [node for node in chain if operator(node) in GUARDED]
     outputs = {id(t): t for t in wanted if id(t) in made}
     for node in guarded:
         for tensor in sources(node):

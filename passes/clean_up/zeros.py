@@ -25,26 +25,12 @@ from graphpass import (
     readers,
     require,
 )
+from graphpass.ir.operators import Trait, traits
 
 from .neutral import PATTERN_ELEMENTS, keeps_shape
 
 _MOST_LOOKED_AT = 256  # nodes below an addition: what has not lost the sign by then keeps it
 
-# 0 and −0 give the same
-_LOSE = frozenset(
-    "Abs ArgMax ArgMin Cos Cosh Equal Exp Greater GreaterOrEqual Hardmax HardSigmoid IsInf IsNaN "
-    "Less LessOrEqual Shape Sigmoid Size Softmax Softplus".split()
-)
-# 0 and −0 give the same, or 0 and −0: what reads the result has to tell them apart then
-_PASS = frozenset(
-    "Add AveragePool BatchNormalization Celu Clip Concat Conv ConvTranspose DepthToSpace Dropout "
-    "Einsum Elu Erf Expand Flatten Gather GatherElements GatherND Gelu Gemm GlobalAveragePool "
-    "GlobalMaxPool GroupNormalization HardSwish Identity InstanceNormalization "
-    "LayerNormalization LeakyRelu MatMul Max MaxPool Mean Min Mish Mul Neg PRelu Pad ReduceL1 "
-    "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape Resize "
-    "RMSNormalization Selu Slice SpaceToDepth Split Squeeze Sub Sum Swish Tanh Tile Transpose "
-    "Unsqueeze Where".split()
-)
 # those that add their last input, by its place: a sum with what is no −0 is no −0
 _ADDED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LayerNormalization": 2}
 
@@ -93,7 +79,7 @@ def _told_apart(tensor: Tensor) -> str | None:
 
 def _loses(reader: Node, value: Tensor) -> bool:
     op = operator(reader)
-    if op in _LOSE:
+    if Trait.LOSES_SIGN_OF_ZERO in traits(op):
         return True
     if op == "Cast":
         return attribute(reader, "to") not in (1, 10, 11, 16)  # integers and booleans
@@ -129,7 +115,7 @@ def _passes_on(reader: Node, value: Tensor, origin: Tensor) -> bool:
         return (
             divisor is not None and divisor.size <= PATTERN_ELEMENTS and bool(divisor.array().all())
         )
-    return op in _PASS
+    return Trait.PASSES_SIGN_OF_ZERO in traits(op)
 
 
 __all__ = ["DropZero"]

@@ -46,16 +46,13 @@ _SOFTMAX_BY_AXIS = 13  # before this opset Softmax flattens everything from its 
 _OPEN_END = (1 << 31) - 1  # the end of a Slice that means "to the end", or beyond it
 _MATMULS = ("MatMul", "MatMulInteger")
 _STAYS = (
+    Trait.KEEPS_AXES,
     Trait.SLIDING,
     Trait.POOL,
     Trait.ALONG_AXIS,
     Trait.NORMALIZATION,
     Trait.SAMPLING,
     Trait.QUANTIZING,
-)
-_MOVES_WITHIN = frozenset(
-    """Concat Split Slice Pad Tile DepthToSpace SpaceToDepth Trilu ReverseSequence Compress
-    Expand""".split()
 )
 
 
@@ -89,7 +86,7 @@ def place_after(batch: Ranks, node: Node, index: int, axis: int) -> int:
     if has(node, Trait.REDUCTION):
         return _after_reduction(batch, node, axis)
     require(
-        op in _MOVES_WITHIN or any(has(node, trait) for trait in _STAYS),
+        any(has(node, trait) for trait in _STAYS),
         f"{label(node)} is not known to treat the rows of a batch one by one",
     )
     return axis
@@ -180,7 +177,7 @@ def _reduce(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
     )
     rest = [axis for axis in over if axis != rows.axis]
     require(
-        rest or operator(node) in _OF_ONE,
+        rest or has(node, Trait.OF_ONE_ITSELF),
         f"{label(node)} reduces over the batch alone",
     )
 
@@ -357,17 +354,6 @@ def _resize(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
 
     batch.change(change, f"{label(node)} computes the size of the batch")
     return [rows]
-
-
-_OF_ONE = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd")
-_REDUCTIONS = (
-    *_OF_ONE,
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceSumSquare",
-)
 
 
 def _max_pool(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:

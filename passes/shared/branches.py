@@ -23,6 +23,7 @@ from graphpass import (
     require,
     static_dim,
 )
+from graphpass.ir.operators import Trait, named
 from graphpass.ir.questions import is_overridable
 from graphpass.ir.windows import windows_of
 
@@ -44,7 +45,7 @@ from .linear_map import (
 WEIGHTY = ("Conv", "MatMul", "Gemm")
 Branch = tuple[Node, ...]  # from the input outwards; empty: the input itself
 
-AFFINE = ("BatchNormalization", "Mul", "Add", "Sub", "Div")
+AFFINE = ("BatchNormalization", *named(Trait.ARITHMETIC))
 
 
 def kind_of(*nodes: Node) -> Node | None:

@@ -11,7 +11,11 @@ import contextlib
 from graphpass import Node, Tensor, axes_of, constant, label, operator, producer, rank, require
 from graphpass.ir.questions import RefusedError
 
-_BETWEEN = ("Sqrt", "Reciprocal", "Pow", "Cast", "Add", "Div")
+# a deviation: the mean of squares, a small shift, the root, perhaps inverted, in another type
+_ROOTS = ("Sqrt", "Pow")
+_BETWEEN = (*_ROOTS, "Add", "Cast")
+_INVERSES = ("Reciprocal", "Div")
+_MOST_BETWEEN = len(_BETWEEN) + len(_INVERSES)  # each of them once at most
 
 
 def require_not_the_end_of_a_function(affine: Node, x: Tensor) -> None:
@@ -66,15 +70,15 @@ def _is_divided_by_its_deviation(node: Node | None) -> bool:
 
 def _is_a_deviation(tensor: Tensor) -> bool:
     rooted = False
-    for _ in range(len(_BETWEEN)):  # each of them once at most
+    for _ in range(_MOST_BETWEEN):
         node = producer(tensor)
         if node is None:
             return False
         if operator(node) == "ReduceMean":
             return rooted and _is_over_the_last_axis(node)
-        if operator(node) not in _BETWEEN:
+        if operator(node) not in (*_BETWEEN, *_INVERSES):
             return False
-        rooted = rooted or operator(node) in ("Sqrt", "Pow")
+        rooted = rooted or operator(node) in _ROOTS
         varying = _only_varying(node)
         if varying is None:
             return False

@@ -583,6 +583,10 @@ def test_products_that_some_compute_in_float64_are_left_to_the_runtime(numbers: 
     assert operators(result) == "ReduceProd"
 
 
+def test_a_product_of_floats_is_what_the_runtime_makes_of_it() -> None:
+    assert check_folding("ReduceProd(a)", {"a": np.array([[2**30, 2**30, np.inf]], np.float32)})
+
+
 def check_folding(call: str, arrays: dict[str, Any]) -> bool:
     """Compute `call` in ONNX Runtime and by folding; return whether it was folded at all."""
     used = {name: value for name, value in arrays.items() if name in call.split("(")[1]}
