@@ -304,9 +304,137 @@ def _control(g: Draw) -> str | None:
     return g.add("Loop", [g.constant(np.array(2)), "", x], shape, body=graph)
 
 
+def _scan(g: Draw) -> str | None:
+    """Step along an axis, with or without something that is carried from step to step."""
+    x = g.pick()
+    if x is None or g.opset < 9 or len(g.shapes[x]) < 2:
+        return None
+    shape = g.shapes[x]
+    axis = int(g.rng.integers(1, len(shape)))
+    sliced = (*shape[:axis], *shape[axis + 1 :])
+    if not shape[axis]:
+        return None
+    stem = g.name()
+    g.shapes[f"{stem}v"] = sliced
+    body, made = _body(g, f"{stem}v", f"{stem}v", f"{stem}b")
+    del g.shapes[f"{stem}v"]
+    carried = [name for name, s in g.shapes.items() if s == sliced and g.rng.random() < 0.5][:1]
+    dims = [None] * len(sliced)
+    inputs, outputs = [f"{stem}v"], [made]
+    if carried:
+        body.nodes.append(helper.make_node("Add", [f"{stem}s", made], [f"{stem}o"]))
+        inputs, outputs = [f"{stem}s", *inputs], [f"{stem}o", made]
+    graph = helper.make_graph(
+        body.nodes,
+        "step",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in outputs],
+        body.held,
+    )
+    attrs: dict[str, Any] = {"scan_input_axes": [axis], "scan_output_axes": [axis]}
+    attrs |= {"body": graph, "num_scan_inputs": 1}
+    if not carried:
+        return g.add("Scan", [x], shape, **attrs)
+    last, name = f"{stem}l", g.name()
+    g.nodes.append(helper.make_node("Scan", [*carried, x], [last, name], **attrs))
+    g.shapes |= {last: sliced, name: shape}
+    return name
+
+
+def _foreign(g: Draw) -> str | None:
+    """Operators of ONNX Runtime's own, and of classical machine learning."""
+    x = g.pick()
+    if x is None or not g.shapes[x]:
+        return None
+    shape = g.shapes[x]
+    own: dict[str, Any] = {"domain": "com.microsoft"}
+    kind = g.rng.integers(3)
+    if kind == 0:
+        op = g.one_of(["Gelu", "FastGelu", "QuickGelu"])
+        return g.add(op, [x], shape, **own)
+    if kind == 1 and len(shape) > 1:
+        if g.rng.random() < 0.5:
+            return g.add("BiasGelu", [x, g.weight(shape[-1])], shape, **own)
+        turned, m = int(g.rng.integers(2)), int(g.one_of([2, 3]))
+        weight = g.weight(m, shape[-1]) if turned else g.weight(shape[-1], m)
+        attrs = {"transB": turned, "alpha": float(g.one_of([1.0, 0.5])), **own}
+        return g.add("FusedMatMul", [x, weight], (*shape[:-1], m), **attrs)
+    return _classical(g)
+
+
+def _classical(g: Draw) -> str | None:
+    x = g.pick(2)
+    if x is None:
+        return None
+    shape = g.shapes[x]
+    count = shape[1]
+    own: dict[str, Any] = {"domain": "ai.onnx.ml"}
+    op = g.one_of(["Scaler", "Normalizer", "LinearRegressor", "Imputer"])
+    factors = g.rng.uniform(0.5, 2, count).tolist()
+    if op == "Scaler":
+        return g.add(op, [x], shape, scale=factors, offset=factors[::-1], **own)
+    if op == "Normalizer":
+        return g.add(op, [x], shape, norm="L2", **own)
+    if op == "Imputer":
+        attrs = {"imputed_value_floats": factors, "replaced_value_float": 7.0, **own}
+        return g.add(op, [x], shape, **attrs)
+    coefficients = {"coefficients": factors * 2, "intercepts": [1.0, -0.5], "targets": 2}
+    return g.add(op, [x], (shape[0], 2), **coefficients, **own)
+
+
+def _more(g: Draw) -> str | None:
+    """What picks, repeats and normalizes."""
+    x = g.pick()
+    if x is None or len(g.shapes[x]) < 2 or 0 in g.shapes[x]:
+        return None
+    shape = g.shapes[x]
+    axis = int(g.rng.integers(1, len(shape)))
+    kind = g.rng.integers(8)
+    if kind == 0 and g.opset >= 17:
+        factors = g.constant(g.rng.uniform(0.5, 2, shape[-1]).astype(_F))
+        return g.add("LayerNormalization", [x, factors, g.weight(shape[-1])], shape, axis=-1)
+    if kind == 1:
+        indices = g.rng.integers(shape[axis], size=int(g.one_of([1, 2, shape[axis]])))
+        made = tuple(len(indices) if i == axis else n for i, n in enumerate(shape))
+        return g.add("Gather", [x, g.constant(indices)], made, axis=axis)
+    if kind == 2 and g.opset >= 9:
+        mask = g.constant(g.rng.random([1, *shape[1:]]) < g.one_of([0, 0.5, 1]))
+        same = [n for n, s in g.shapes.items() if s == shape]
+        return g.add("Where", [mask, x, g.one_of(same)], shape)
+    if kind == 3 and g.opset >= 8:
+        made = tuple(3 if i == axis and n == 1 else n for i, n in enumerate(shape))
+        return g.add("Expand", [x, g.constant(np.array([1, *made[1:]]))], made)
+    if kind == 4:
+        made = tuple(2 * n if i == axis else n for i, n in enumerate(shape))
+        repeats = np.array([2 if i == axis else 1 for i in range(len(shape))])
+        return g.add("Tile", [x, g.constant(repeats)], made)
+    if kind == 5 and len(shape) == 4:
+        n, c, h, w = shape
+        if g.rng.random() < 0.5 and h % 2 == w % 2 == 0:
+            return g.add("SpaceToDepth", [x], (n, 4 * c, h // 2, w // 2), blocksize=2)
+        if c % 4 == 0:
+            return g.add("DepthToSpace", [x], (n, c // 4, 2 * h, 2 * w), blocksize=2)
+        if g.opset >= 13:
+            scales = g.constant(np.array([1, 1, 2, 2], _F))
+            mode = g.one_of(["nearest", "linear"])
+            return g.add("Resize", [x, "", scales], (n, c, 2 * h, 2 * w), mode=mode)
+    if kind == 6 and len(shape) > 2:
+        factors = g.constant(g.rng.uniform(0.5, 2, shape[1]).astype(_F))
+        return g.add("InstanceNormalization", [x, factors, g.weight(shape[1])], shape)
+    if kind == 7 and g.opset >= 13 and shape[axis] > 1:
+        parts = np.array([1, shape[axis] - 1])
+        names = [f"{g.name()}a", f"{g.name()}b"]
+        g.nodes.append(helper.make_node("Split", [x, g.constant(parts)], names, axis=axis))
+        for name, size in zip(names, parts.tolist(), strict=True):
+            g.shapes[name] = tuple(size if i == axis else n for i, n in enumerate(shape))
+        return names[1]
+    return None
+
+
 _STEPS: tuple[Step, ...] = (
     *(_unary, _unary, _binary, _binary, _binary, _conv, _conv, _norm, _norm),
     *(_pool, _dense, _dense, _left, _view, _view, _view, _along, _along, _control),
+    *(_scan, _foreign, _more, _more, _more),
 )
 
 
@@ -335,4 +463,7 @@ def drawn(seed: int, nodes: int, opset: int, fixed: bool) -> onnx.ModelProto:
         g.held,
     )
     imports = [helper.make_opsetid("", opset)]
+    used = {node.domain for node in g.nodes}
+    versions = {"com.microsoft": 1, "ai.onnx.ml": 3}
+    imports += [helper.make_opsetid(d, v) for d, v in versions.items() if d in used]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)

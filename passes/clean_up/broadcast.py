@@ -51,6 +51,8 @@ class DropBroadcast(Rule):
             others = [sizes(other) for i, other in enumerate(f.inputs) if i != place]
             if small is None or not _covers(final, [_shape(small), *others]):
                 continue
+            if operator(node) == "Tile" and not _is_broadcast(final, _shape(small)):
+                continue
             operands = [small if i == place else other for i, other in enumerate(f.inputs)]
             return Beyond(Op(f.op, *operands, **f.attrs), [node])
         return None
@@ -104,6 +106,14 @@ def _covers(final: list[Size] | None, shapes: list[list[Size] | None]) -> bool:
         if final[-axis] not in there:
             return False
     return True
+
+
+def _is_broadcast(final: list[Size] | None, small: list[Size] | None) -> bool:
+    """Whether `small`, which a Tile repeats, has one element wherever it is not `final`."""
+    if final is None or small is None:
+        return False
+    pairs = zip(reversed(small), reversed(final), strict=False)
+    return all(size in (Size(1), wanted) for size, wanted in pairs)
 
 
 class DropZeroState(Rule):

@@ -531,6 +531,8 @@ BROADCASTS = {
     "a fill": ("d = Shape(x) a = ConstantOfShape<value=value>(d) y = Add(x, a)", "Add"),
     "both": ("a = Expand(u, s) b = Neg(a) y = Add(b, a)", "Expand Neg Add"),
     "what the other does not": ("a = Expand(u, larger) y = Add(x, a)", "Expand Add"),
+    "one element, repeated": ("a = Tile(u, four) y = Add(x, a)", "Add"),
+    "several elements, repeated": ("a = Tile(v, four) y = Add(z, a)", "Tile Add"),
 }
 
 
@@ -538,11 +540,12 @@ BROADCASTS = {
 def test_what_broadcasts_by_itself(name: str) -> None:
     body, after = BROADCASTS[name]
     body = body.replace("<value=value>", "<value = float[1] {2.0}>")
-    held = {"s": array(2, 3, 4), "larger": array(5, 2, 3, 4)}
+    held = {"s": array(2, 3, 4), "larger": array(5, 2, 3, 4), "four": array(1, 4)}
     used = {key: value for key, value in held.items() if f" {key})" in body}
     inputs = "float[3,1] u" if "(x" not in body else "float[2,3,4] x, float[3,1] u"
     inputs = inputs if "(u" in body else "float[2,3,4] x"
-    made = "5,2,3,4" if "larger" in body else "2,3,4"
+    inputs = "float[2,3,8] z, float[3,2] v" if "(z" in body else inputs
+    made = "5,2,3,4" if "larger" in body else "2,3,8" if "(z" in body else "2,3,4"
     becomes(f"({inputs}) => (float[{made}] y) {{{body}}}", after, **used)
 
 
