@@ -12,7 +12,8 @@ import pytest
 
 from graphpass import Op, Pass, Rule, any_, const, require, static_shape
 from graphpass.ir.model import Model
-from graphpass.rewrite.driver import Applied, apply
+from graphpass.rewrite.applied import Applied
+from graphpass.rewrite.driver import apply
 from graphpass.testing import graph, operators
 
 

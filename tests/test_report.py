@@ -23,7 +23,7 @@ from graphpass.report.junit import junit
 from graphpass.report.markdown import markdown
 from graphpass.report.rows import refusals, remarks, size
 from graphpass.report.terminal import terminal
-from graphpass.rewrite.driver import Refusal
+from graphpass.rewrite.applied import Refusal
 from graphpass.testing import graph
 from graphpass.validate import Latency
 

@@ -13,7 +13,7 @@ from graphpass.report.data import model_facts
 from graphpass.report.rows import by_reason
 from graphpass.report.summary import counted
 from graphpass.report.terminal import say
-from graphpass.rewrite.driver import described
+from graphpass.rewrite.applied import described
 from graphpass.run.inspection import about, caller_inputs, find_node, heading, names_of
 from graphpass.validate.cost import natural_shapes
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from graphpass.ir.model import Model
-    from graphpass.rewrite.driver import Applied
+    from graphpass.rewrite.applied import Applied
     from graphpass.run.inspection import Inspected
 
 

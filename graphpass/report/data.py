@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
     from graphpass.ir.cost import Cost
-    from graphpass.rewrite.driver import Refusal, Rewrite
+    from graphpass.rewrite.applied import Refusal, Rewrite
     from graphpass.validate.compare import OutputComparison
     from graphpass.validate.latency import Latency
     from graphpass.validate.verdict import Verdict

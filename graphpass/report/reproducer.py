@@ -13,7 +13,7 @@ import onnx
 
 from graphpass.errors import OutputError
 from graphpass.report.data import Report, environment, plain
-from graphpass.rewrite.driver import Rewrite
+from graphpass.rewrite.applied import Rewrite
 from graphpass.storage.wire import attach
 from graphpass.validate.process.runtime import Runtime
 from graphpass.validate.window.check import Example, example

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from graphpass.report.data import Check, PassReport, Quarantined, Report, TunedSite
 from graphpass.report.summary import counted
-from graphpass.rewrite.driver import Failure, Refusal, described
+from graphpass.rewrite.applied import Failure, Refusal, described
 
 if TYPE_CHECKING:
     from graphpass.ir.cost import Cost

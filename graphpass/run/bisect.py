@@ -14,7 +14,7 @@ from graphpass.errors import OutputError, UsageError
 from graphpass.ir.model import Model
 from graphpass.report.data import PassReport
 from graphpass.report.reproducer import write
-from graphpass.rewrite.driver import Rewrite
+from graphpass.rewrite.applied import Rewrite
 from graphpass.rewrite.rule import Pass
 from graphpass.run.blame import blamed
 from graphpass.run.judge import Judge

@@ -13,7 +13,8 @@ from graphpass.ir.cost import NodeCost, cost_of, node_costs
 from graphpass.ir.model import Model
 from graphpass.ir.type_text import dtype_text, type_text
 from graphpass.report.data import model_facts, nodes_of, operator_name, plain
-from graphpass.rewrite.driver import Applied, apply, described
+from graphpass.rewrite.applied import Applied, described
+from graphpass.rewrite.driver import apply
 from graphpass.rewrite.rule import Pass
 from graphpass.validate.cost import natural_shapes
 from graphpass.validate.process.constants import runtime_for_constants

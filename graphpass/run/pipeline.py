@@ -22,8 +22,9 @@ from graphpass.errors import DifferenceError, GraphpassError, RuleError, Runtime
 from graphpass.ir.model import Model
 from graphpass.report.data import Check, PassReport, Quarantined
 from graphpass.report.summary import counted
+from graphpass.rewrite.applied import Applied, Rewrite, SpoiltError, described
 from graphpass.rewrite.choice import Chooser
-from graphpass.rewrite.driver import Applied, Rewrite, SpoiltError, apply, described
+from graphpass.rewrite.driver import apply
 from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import WindowVerdict

@@ -21,8 +21,9 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from graphpass.errors import RuleError
 from graphpass.ir.model import Model
+from graphpass.rewrite.applied import Applied, described
 from graphpass.rewrite.choice import Chooser, Everything
-from graphpass.rewrite.driver import Applied, apply, described
+from graphpass.rewrite.driver import apply
 from graphpass.rewrite.rule import Pass
 from graphpass.validate.process.constants import runtime_for_constants
 

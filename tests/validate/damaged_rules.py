@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from graphpass.rewrite.driver import Rewrite
+from graphpass.rewrite.applied import Rewrite
 from graphpass.rewrite.making import Made, Trial
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.window import Window

@@ -17,8 +17,9 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from onnx.reference import ReferenceEvaluator
 
 from graphpass.ir.model import Model
+from graphpass.rewrite.applied import Rewrite
 from graphpass.rewrite.choice import Everything
-from graphpass.rewrite.driver import Rewrite, apply
+from graphpass.rewrite.driver import apply
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import Window
 from graphpass.storage.wire import tensor_array

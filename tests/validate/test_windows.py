@@ -22,7 +22,8 @@ from onnx import numpy_helper
 
 import graphpass
 from graphpass.ir.model import Model
-from graphpass.rewrite.driver import Rewrite, apply
+from graphpass.rewrite.applied import Rewrite
+from graphpass.rewrite.driver import apply
 from graphpass.rewrite.registry import make, pass_types
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import Window, WindowVerdict

@@ -13,7 +13,7 @@ from graphpass.ir.proto_walk import all_nodes, label_of
 from graphpass.report.rows import amount, size
 
 if TYPE_CHECKING:
-    from graphpass.rewrite.driver import Rewrite
+    from graphpass.rewrite.applied import Rewrite
 
 Shapes = Mapping[str, Sequence[int]]
 
