@@ -13,9 +13,10 @@ import pytest
 import graphpass
 from graphpass.errors import DifferenceError, RuntimeUnavailableError, UsageError
 from graphpass.report.data import Check
+from graphpass.rewrite.building import Built
 from graphpass.rewrite.match import Match
 from graphpass.rewrite.rule import Pass
-from graphpass.rewrite.surgery import Built, Surgeon
+from graphpass.rewrite.surgery import Surgeon
 from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
 from graphpass.testing import graph

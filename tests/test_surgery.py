@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from graphpass import Op, Pass, Rule, any_, const
 from graphpass.ir.model import Model
-from graphpass.rewrite import surgery
+from graphpass.rewrite import building
 from graphpass.rewrite.driver import apply
 from graphpass.testing import apply_to, check, check_equal, check_valid, graph
 
@@ -298,8 +298,8 @@ def test_what_is_made_of_a_shared_constant_is_shared() -> None:
 def test_constants_of_one_checksum_are_shared_only_if_they_are_equal(
     part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphpass.rewrite.surgery.zlib.crc32", lambda data, start=0: 0)
-    monkeypatch.setattr(surgery, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr("graphpass.rewrite.building.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr(building, "_PART_BYTES", part_bytes)
     first = np.arange(500, dtype=np.float32)
     model = graph(
         "(float[N,500] x) => (float[N,500] y, float[N,500] z, float[N,500] w)"

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
 
 from graphpass.ir.nodes import Constant, Graph, Node, Tensor, Variable
 from graphpass.ir.questions import producer
@@ -153,7 +152,7 @@ class Editor:
     ) -> None:
         if kind is not None:
             return  # no tensor of the graph knows of what was made
-        surgeon = Surgeon(numpy_helper.from_array, lambda: self._names, 0)
+        surgeon = Surgeon(self.fresh)
         surgeon.insert(self.graph, self._made, self._replaced, self._kept)
         surgeon.close([self.graph])
         self._keep_names()

@@ -12,12 +12,13 @@ from graphpass.ir.nodes import Constant, Graph, Node
 from graphpass.ir.questions import is_output, is_unread, label, operator, producer
 from graphpass.ir.refusal import RefusedError
 from graphpass.rewrite.applied import REMOVAL, Applied, Failure, Refusal, Rewrite, SpoiltError
+from graphpass.rewrite.building import Builder, Built
 from graphpass.rewrite.choice import Chooser, Offer
 from graphpass.rewrite.making import built_by
 from graphpass.rewrite.match import Match, computing, match
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.site import site_windows
-from graphpass.rewrite.surgery import Built, Surgeon
+from graphpass.rewrite.surgery import Surgeon
 from graphpass.rewrite.survey import Proposal, Refused, Several, Survey, Twin
 from graphpass.rewrite.term import Operand, read
 from graphpass.rewrite.window import Window, capture, capture_constants
@@ -49,7 +50,8 @@ class Fixpoint:
         self._applied = applied
         self._orders = orders
         self._quarantine = orders.quarantine | {f.rewrite.key for f in applied.failures}
-        self._surgeon = Surgeon(model.store, lambda: model.names, model.proto.ir_version)
+        self._builder = Builder(model.store, lambda: model.names, model.proto.ir_version)
+        self._surgeon = Surgeon(self._builder.fresh)
         rules = [rule for rule in step.rules if self._is_tried(rule)]
         self._nodes = Worklist(rules, self._surgeon.is_dead)
         self._nodes.index({operator(node) for scope in scopes for node in scope.nodes})
@@ -157,7 +159,7 @@ class Fixpoint:
             else:
                 found = Match([node], {}, [node], [], [node.outputs[0]])
                 terms = [proposal.value]
-            built = self._surgeon.build(found, terms)
+            built = self._builder.build(found, terms)
             windows = capture(found, built) if self._orders.windows else []
             self._commit_or_spoil(survey, found, built, windows)
         except RefusedError as refusal:
@@ -235,7 +237,7 @@ class Fixpoint:
         if found.blockers:
             return self._refuse(rule, found, found.blockers[0])
         try:
-            built = built_by(rule, found, self._surgeon)
+            built = built_by(rule, found, self._builder)
             if built is None or self._is_left_out(found.nodes):
                 return False
             self._choose(rule, found, built)
@@ -297,6 +299,7 @@ class Fixpoint:
         before = tuple(label(node) for node in computing(changed, found.nodes))
         around = [tensor for node in found.nodes for tensor in node.inputs]
         again = self._surgeon.commit(found, built)
+        self._builder.remember(built)
         inner = [scope for body in built.bodies for scope in body.scopes()]
         self._scopes.extend(inner)
         made = [*built.nodes, *(node for scope in inner for node in scope.nodes)]

@@ -15,14 +15,14 @@ from graphpass.ir.questions import constant
 from graphpass.ir.reader import read_graph
 from graphpass.ir.weight import Array, Weight
 from graphpass.ir.writer import node_proto
+from graphpass.rewrite.building import Builder, Built
 from graphpass.rewrite.match import Match, match
 from graphpass.rewrite.pattern import Beyond
 from graphpass.rewrite.rule import Rule
-from graphpass.rewrite.surgery import Built, Surgeon
 from graphpass.rewrite.term import read
 
 
-def built_by(rule: Rule, found: Match, surgeon: Surgeon) -> Built | None:
+def built_by(rule: Rule, found: Match, builder: Builder) -> Built | None:
     """Return the nodes of what `rule` makes of a match; None where that is nothing.
 
     Raises `RefusedError`, and `RuleError` where what it returns is no term.
@@ -39,7 +39,7 @@ def built_by(rule: Rule, found: Match, surgeon: Surgeon) -> Built | None:
         raise RuleError("None among its terms: give the output itself where it stays")
     if all(term is None or term is r for term, r in zip(terms, found.results, strict=True)):
         return None
-    return surgeon.build(found, terms)
+    return builder.build(found, terms)
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,18 @@ class Trial:
             if tensor.name in constants:
                 tensor.values = _held(tensor.weight, constants[tensor.name])
         names = set(self._names)
-        surgeon = _Hasty(onnx.numpy_helper.from_array, lambda: names, self._ir_version)
+        builder = _Hasty(onnx.numpy_helper.from_array, lambda: names, self._ir_version)
         for node in reversed(self._graph.nodes):
             if self._wanted.isdisjoint(tensor.name for tensor in node.outputs):
                 continue
-            made = _made_at(rule, node, surgeon)
+            made = _made_at(rule, node, builder)
             if made is not None:
                 return made
         return None
 
 
-class _Hasty(Surgeon):
-    """A surgeon whose work takes no place: it infers no shapes, and stores no constants."""
+class _Hasty(Builder):
+    """A builder whose work takes no place: it infers no shapes, and stores no constants."""
 
     def infer(self, node: Node) -> None:
         """Leave the types of outputs open."""
@@ -109,7 +109,7 @@ class _Hasty(Surgeon):
         return made
 
 
-def _made_at(rule: Rule, node: Node, surgeon: Surgeon) -> Made | None:
+def _made_at(rule: Rule, node: Node, builder: Builder) -> Made | None:
     found = match(rule.form, node)
     if isinstance(found, Node):  # the first of siblings
         found = match(rule.form, found)
@@ -117,7 +117,7 @@ def _made_at(rule: Rule, node: Node, surgeon: Surgeon) -> Made | None:
         return None
     if found.blockers:
         raise found.blockers[0]
-    built = built_by(rule, found, surgeon)
+    built = built_by(rule, found, builder)
     if built is None:
         return None
     constants: dict[str, Array] = {}

@@ -9,8 +9,8 @@ import onnx
 from graphpass.ir.nodes import Graph, Node, Tensor
 from graphpass.ir.operators import Trait, has
 from graphpass.ir.questions import constant, is_output
+from graphpass.rewrite.building import Built
 from graphpass.rewrite.match import Match, computing
-from graphpass.rewrite.surgery import Built
 from graphpass.rewrite.window import Window, cut, sources_of
 
 # An activation, or a sum with a shortcut, is fused into what it reads: with it in the window, what

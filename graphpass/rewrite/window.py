@@ -15,8 +15,8 @@ from graphpass.ir.nodes import Constant, Graph, Node, Tensor
 from graphpass.ir.questions import constant, operator, producer
 from graphpass.ir.writer import node_proto
 from graphpass.ir.zeros import makers_of_zeros
+from graphpass.rewrite.building import Built
 from graphpass.rewrite.match import Match, computing
-from graphpass.rewrite.surgery import Built
 
 _MOST_NODES = 64  # of a window with what computes its shapes
 _MOST_FIXED = 1024  # of one that is replaced by a constant
