@@ -312,6 +312,7 @@ def plain(value: Any) -> Any:
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         named.pop("window", None)  # models, not data
         named.pop("further", None)
+        named.pop("is_removal", None)
         if hasattr(value, "needed_tolerance"):
             named["needed_tolerance"] = value.needed_tolerance
         return plain(named)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from graphpass.errors import RuleError
 from graphpass.ir.refusal import CONDITION, RefusedError
 from graphpass.rewrite.rule import Rule
 from graphpass.rewrite.survey import Survey
 from graphpass.rewrite.window import Window, WindowVerdict
-
-REMOVAL: Final = "what nothing reads = nothing"  # the law of what the driver itself removes
 
 
 @dataclass(frozen=True)
@@ -22,6 +19,7 @@ class Rewrite:
 
     `window`: its nodes before and after, until they were checked; `proof`: what came of that.
     `further`: the windows of what else it computes anew, where it replaces several nodes.
+    `is_removal`: it only removes what nothing reads, so that there is nothing to run.
     """
 
     number: int
@@ -33,6 +31,7 @@ class Rewrite:
     window: Window | None = None
     proof: WindowVerdict | None = None
     further: tuple[Window | None, ...] = ()
+    is_removal: bool = False
 
     @property
     def windows(self) -> tuple[Window | None, ...]:
@@ -43,11 +42,6 @@ class Rewrite:
     def key(self) -> tuple[str, str]:
         """What identifies this rewrite when the pass is run again."""
         return self.rule, self.site
-
-    @property
-    def is_removal(self) -> bool:
-        """Whether it only removes what nothing reads, so that there is nothing to run."""
-        return self.law == REMOVAL
 
 
 @dataclass(frozen=True)

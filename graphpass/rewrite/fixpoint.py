@@ -11,7 +11,7 @@ from graphpass.ir.model import Model
 from graphpass.ir.nodes import Constant, Graph, Node
 from graphpass.ir.questions import is_output, is_unread, label, operator, producer
 from graphpass.ir.refusal import RefusedError
-from graphpass.rewrite.applied import REMOVAL, Applied, Failure, Refusal, Rewrite, SpoiltError
+from graphpass.rewrite.applied import Applied, Failure, Refusal, Rewrite, SpoiltError
 from graphpass.rewrite.building import Builder, Built
 from graphpass.rewrite.choice import Chooser, Offer
 from graphpass.rewrite.making import built_by
@@ -117,7 +117,8 @@ class Fixpoint:
             self._surgeon.remove_constant(what)
         else:
             self._surgeon.remove(what)
-        self._note(rule, REMOVAL, site, (shown,), ())
+        law = "what nothing reads = nothing"
+        self._note(rule, law, site, (shown,), (), is_removal=True)
 
     def _look_at_all(self, survey: Survey, spare_bytes: int) -> None:
         """Do what a survey finds, scope by scope, outer ones first."""
@@ -197,12 +198,13 @@ class Fixpoint:
         before: tuple[str, ...],
         after: tuple[str, ...],
         windows: Sequence[Window | None] = (),
+        is_removal: bool = False,
     ) -> None:
         number = self._orders.first_number + len(self._applied.rewrites)
         window = windows[0] if windows else None
         further = tuple(windows[1:])
         self._applied.rewrites.append(
-            Rewrite(number, rule, law, site, before, after, window, further=further)
+            Rewrite(number, rule, law, site, before, after, window, None, further, is_removal)
         )
         self._orders.progress()
 

@@ -22,8 +22,8 @@ class DataFiles:
     own folder, whichever way the location or the file system spells it, or where the user allows.
     """
 
-    def __init__(self, model: Path, folder: Path, allowed: Sequence[Path]) -> None:
-        """`folder` is the model's own, `allowed` are others that it may read from."""
+    def __init__(self, model: str, folder: Path, allowed: Sequence[Path]) -> None:
+        """`model`: what errors call it; `folder`: its own; `allowed`: others to read from."""
         self._model = model
         self._folder = folder
         self._allowed = [os.path.realpath(path) for path in allowed]

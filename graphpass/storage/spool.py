@@ -114,10 +114,8 @@ class Spool(Closing):
         except OSError as error:
             message = f"cannot keep a model in {self.folder.parent}: {error.strerror}"
             raise WriteError(message) from None
-        try:
-            return read_skeleton(path, threshold=self._threshold, data_folder=folder)
-        except WireError as error:
-            raise WireError(str(error).replace(str(path), "the model in memory")) from None
+        shown = "the model in memory"
+        return read_skeleton(path, threshold=self._threshold, data_folder=folder, shown=shown)
 
     def _detach_over_2_gib(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Do what `detach` does for a model that protobuf can hold, but not serialize."""

@@ -75,6 +75,7 @@ def read_skeleton(
     threshold: int = 1024,
     allow_external: Sequence[Path] = (),
     data_folder: str | os.PathLike[str] | None = None,
+    shown: str = "",
 ) -> onnx.ModelProto:
     """Read a model, but leave tensors of `threshold` bytes and more in the file.
 
@@ -83,25 +84,27 @@ def read_skeleton(
         threshold: smaller tensors are read, in bytes.
         allow_external: folders outside of the data folder that external data may lie in.
         data_folder: where external data is looked for; by default beside the model.
+        shown: what errors call the file; by default its path.
 
     Raises:
         WireError: the file is no readable ONNX model, or its external data is not where it may be.
     """
     file = Path(path)
-    content, own = _content(file, threshold)
+    shown = shown or str(file)
+    content, own = _content(file, threshold, shown)
     model: onnx.ModelProto = onnx.ModelProto.FromString(content)
     if not (model.graph.node or model.graph.output or model.graph.initializer):
-        raise WireError(f"{file} holds no graph: no nodes, no outputs, no initializers")
+        raise WireError(f"{shown} holds no graph: no nodes, no outputs, no initializers")
     if EXTERNAL_TAG in model.SerializeToString():
         folder = file.parent if data_folder is None else Path(data_folder)
-        data_files = DataFiles(file, folder, allow_external)
+        data_files = DataFiles(shown, folder, allow_external)
         for tensor in tensors(model):
             if is_external(tensor) and not _refers_to(tensor, own):
                 refer(tensor, data_files.reference(tensor))
         for sparse in sparse_tensors(model):
             if is_external(sparse.values) or is_external(sparse.indices):
                 raise WireError(
-                    f"sparse tensor '{sparse.values.name}' in {file} is kept in another file, "
+                    f"sparse tensor '{sparse.values.name}' in {shown} is kept in another file, "
                     "which is not supported"
                 )
     return model
@@ -113,7 +116,7 @@ def graph_bytes(path: Path) -> bytes:
     External data is not looked for: the locations are what the file says.
     """
     try:
-        return _content(path, 1024)[0]
+        return _content(path, 1024, str(path))[0]
     except WireError:
         return b""
 
@@ -211,23 +214,25 @@ def _decode(tensor: TensorProto) -> npt.NDArray[Any]:
         raise WireError(f"tensor '{tensor.name}' is malformed: {error}") from None
 
 
-def _content(file: Path, threshold: int) -> tuple[bytes, Reference]:
+def _content(file: Path, threshold: int, shown: str) -> tuple[bytes, Reference]:
     """Return the bytes of a skeleton of `file`, surely valid, and a reference to the whole file."""
     try:
-        descriptor = _open_regular(file)
+        descriptor = _open_regular(file, shown)
         try:
             status = os.fstat(descriptor)
             path = "/" + location_of(os.path.realpath(file))
             own = Reference(path, 0, status.st_size, "raw_data", stamp(status))
+            content = b""
             content = _without_payloads(FileSource(descriptor), own, max(threshold, 1))
             _strict_model().FromString(content)
             return content, own
         except (MalformedError, DecodeError) as error:
-            raise WireError(_why_not_a_model(file, os.pread(descriptor, 4096, 0), error)) from None
+            head = os.pread(descriptor, 4096, 0)
+            raise WireError(_why_not_a_model(shown, head, content, error)) from None
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise WireError(f"cannot read {file}: {error.strerror}") from None
+        raise WireError(f"cannot read {shown}: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
         raise WireError(f"cannot read {file!r}: {error}") from None
 
@@ -247,7 +252,7 @@ def _strict_model() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
-def _open_regular(file: Path) -> int:
+def _open_regular(file: Path, shown: str) -> int:
     """Open a regular file; a pipe or device, which could block or never end, is refused unread."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
@@ -255,7 +260,7 @@ def _open_regular(file: Path) -> int:
         return descriptor
     os.close(descriptor)
     kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-    raise WireError(f"{file} is {kind}, not an ONNX model")
+    raise WireError(f"{shown} is {kind}, not an ONNX model")
 
 
 def _without_payloads(source: FileSource, own: Reference, threshold: int) -> bytes:
@@ -310,16 +315,26 @@ def _defer(
     return [rest, marks.SerializeToString()]
 
 
-def _why_not_a_model(file: Path, head: bytes, error: Exception) -> str:
-    """Return a sentence on what is wrong with `file`."""
+def _why_not_a_model(shown: str, head: bytes, content: bytes, error: Exception) -> str:
+    """Return a sentence on what is wrong with a file, of which `content` is left, if anything."""
     kind = describe(head)
     if kind is not None:
-        return f"{file} is not an ONNX model but {kind}"
-    if "UTF-8" in str(error):
-        return f"{file} is not a valid ONNX model: a name or text in it is not UTF-8"
+        return f"{shown} is not an ONNX model but {kind}"
+    if content and _is_parsed(content):  # only the strict parser minds
+        return f"{shown} is not a valid ONNX model: a name or text in it is not UTF-8"
     if isinstance(error, DecodeError):
-        return f"{file} is not a valid ONNX model: it is damaged, or nested too deeply for protobuf"
-    return f"{file} is not a valid ONNX model: {error}"
+        return (
+            f"{shown} is not a valid ONNX model: it is damaged, or nested too deeply for protobuf"
+        )
+    return f"{shown} is not a valid ONNX model: {error}"
+
+
+def _is_parsed(content: bytes) -> bool:
+    try:
+        onnx.ModelProto.FromString(content)
+    except DecodeError:
+        return False
+    return True
 
 
 def _refers_to(tensor: TensorProto, own: Reference) -> bool:
