@@ -431,10 +431,164 @@ def _more(g: Draw) -> str | None:
     return None
 
 
+def _strided(g: Draw) -> str | None:
+    """Windows with strides, dilations, automatic and uneven pads."""
+    x = g.pick(4)
+    if x is None or min(g.shapes[x]) < 1:
+        return None
+    n, c, h, w = g.shapes[x]
+    k, stride = int(g.one_of([1, 2, 3])), int(g.one_of([1, 2]))
+    if k > min(h, w):
+        return None
+    kind = g.rng.integers(4)
+    attrs: dict[str, Any] = {"kernel_shape": [k, k], "strides": [stride, stride]}
+    padded = [h, w]
+    if kind == 0:
+        attrs["auto_pad"] = g.one_of(["SAME_UPPER", "SAME_LOWER", "VALID"])
+        if attrs["auto_pad"] != "VALID":
+            padded = [-(-size // stride) * stride + k - stride for size in padded]
+    elif kind == 1:
+        pads = [int(p) for p in g.rng.integers(0, k, 4)]
+        attrs["pads"] = pads
+        padded = [h + pads[0] + pads[2], w + pads[1] + pads[3]]
+    sizes = tuple((size - k) // stride + 1 for size in padded)
+    op = g.one_of(["Conv", "Conv", "AveragePool", "MaxPool", "LpPool"])
+    if op != "Conv":
+        if op == "LpPool" and "auto_pad" in attrs:
+            return None
+        if op == "AveragePool":
+            attrs["count_include_pad"] = int(g.rng.integers(2))
+        return g.add(op, [x], (n, c, *sizes), **attrs)
+    out = int(g.one_of([2, 3]))
+    if kind == 2 and stride == 1 and 2 * (k - 1) < min(h, w):
+        attrs["dilations"] = [2, 2]
+        sizes = (h - 2 * (k - 1), w - 2 * (k - 1))
+    inputs = [x, g.weight(out, c, k, k), *([g.weight(out)] if g.rng.random() < 0.5 else [])]
+    return g.add("Conv", inputs, (n, out, *sizes), **attrs)
+
+
+def _picked(g: Draw) -> str | None:
+    """Elements by their places, filled edges, running sums."""
+    x = g.pick()
+    if x is None or len(g.shapes[x]) < 2 or 0 in g.shapes[x] or g.opset < 11:
+        return None
+    shape = g.shapes[x]
+    axis = int(g.rng.integers(1, len(shape)))
+    kind = g.rng.integers(7)
+    if kind == 0:
+        return g.add("CumSum", [x, g.constant(np.array(axis))], shape, exclusive=1)
+    if kind == 1:
+        indices = g.rng.integers(shape[axis], size=shape)
+        return g.add("GatherElements", [x, g.constant(indices)], shape, axis=axis)
+    if kind == 2 and g.opset >= 14 and len(shape) > 2:
+        return g.add("Trilu", [x], shape, upper=int(g.rng.integers(2)))
+    if kind == 3 and shape[axis] > 1:
+        made = tuple(n + 1 if i == axis else n for i, n in enumerate(shape))
+        pads = np.array([int(i == axis) for i in range(len(shape))] + [0] * len(shape))
+        return g.add("Pad", [x, g.constant(pads)], made, mode=g.one_of(["reflect", "edge"]))
+    if kind == 4:
+        update = g.constant(g.rng.normal(size=shape[1:]).astype(_F)[None])
+        place = g.constant(np.array([[0]]))
+        return g.add("ScatterND", [x, place, update], shape)
+    if kind == 5 and shape[axis] > 1:
+        step = int(g.one_of([-1, 2, -2]))
+        bounds = (-1, -(2**31), axis, step) if step < 0 else (0, 2**31, axis, step)
+        made = tuple(-(-n // abs(step)) if i == axis else n for i, n in enumerate(shape))
+        return g.add("Slice", [x, *(g.constant(np.array([b])) for b in bounds)], made)
+    if len(shape) == 2:
+        turned = g.one_of(["nc,ck->nk", "nc,ck->kn"])
+        made = (shape[0], 3) if turned.endswith("nk") else (3, shape[0])
+        if g.opset < 12 or made[0] != shape[0]:
+            return None
+        return g.add("Einsum", [x, g.weight(shape[1], 3)], made, equation=turned)
+    return None
+
+
+def _normalized(g: Draw) -> str | None:
+    x = g.pick()
+    if x is None or len(g.shapes[x]) < 2 or 0 in g.shapes[x]:
+        return None
+    shape = g.shapes[x]
+    kind = g.rng.integers(5)
+    if kind == 0 and len(shape) == 4:
+        return g.add("LRN", [x], shape, size=3)
+    if kind == 1 and len(shape) == 4 and g.opset >= 9:
+        return g.add("MeanVarianceNormalization", [x], shape)
+    if kind == 2 and len(shape) > 2 and g.opset >= 21 and shape[1] % 2 == 0:
+        factors = g.constant(g.rng.uniform(0.5, 2, shape[1]).astype(_F))
+        inputs = [x, factors, g.weight(shape[1])]
+        return g.add("GroupNormalization", inputs, shape, num_groups=2)
+    if kind == 3 and g.opset >= 23:
+        factors = g.constant(g.rng.uniform(0.5, 2, shape[-1]).astype(_F))
+        return g.add("RMSNormalization", [x, factors], shape)
+    # a normalization as exporters write it out
+    mean = _reduced(g, x)
+    apart = g.add("Sub", [x, mean], shape)
+    squared = g.add("Mul", [apart, apart], shape)
+    spread = g.add("Add", [_reduced(g, squared), g.constant(_F(1))], (*shape[:-1], 1))
+    root = g.add("Sqrt", [spread], (*shape[:-1], 1))
+    made = g.add("Div", [apart, root], shape)
+    for name in (spread, squared, root):
+        del g.shapes[name]
+    return made
+
+
+def _reduced(g: Draw, x: str) -> str:
+    shape = (*g.shapes[x][:-1], 1)
+    if g.opset < 18:
+        return g.add("ReduceMean", [x], shape, axes=[-1 if g.opset >= 11 else len(shape) - 1])
+    return g.add("ReduceMean", [x, g.constant(np.array([-1]))], shape)
+
+
+def _quantized(g: Draw) -> str | None:
+    """A layer whose weights are integers in small form."""
+    x = g.pick(2)
+    if x is None or g.opset < 13:
+        return None
+    n, k = g.shapes[x]
+    m = int(g.one_of([2, 3]))
+    integers = g.constant(g.rng.integers(-9, 10, (k, m)).astype(np.int8))
+    by_column = g.rng.random() < 0.5
+    scale = g.constant(g.rng.uniform(0.1, 0.3, m if by_column else ()).astype(_F))
+    weight = g.add("DequantizeLinear", [integers, scale], (), axis=1)
+    del g.shapes[weight]
+    return g.add(g.one_of(["MatMul", "Gemm"]), [x, weight], (n, m))
+
+
+def _recurrent(g: Draw) -> str | None:
+    x = g.pick(3)
+    if x is None or g.opset < 14:
+        return None
+    n, t, k = g.shapes[x]
+    op, gates, m = g.one_of([("LSTM", 4, 2), ("GRU", 3, 2), ("RNN", 1, 3)])
+    steps = g.add("Transpose", [x], (), perm=[1, 0, 2])
+    inputs = [steps, g.weight(1, gates * m, k), g.weight(1, gates * m, m)]
+    if g.rng.random() < 0.5:
+        inputs.append(g.weight(1, 2 * gates * m))
+    states = g.add(op, inputs, (), hidden_size=m)
+    for name in (steps, states):
+        del g.shapes[name]
+    return g.add("Transpose", [states], (n, t, 1, m), perm=[2, 0, 1, 3])
+
+
+def _attended(g: Draw) -> str | None:
+    """Softmax(x·xᵀ)·x."""
+    x = g.pick(3)
+    if x is None or 0 in g.shapes[x]:
+        return None
+    n, t, k = g.shapes[x]
+    turned = g.add("Transpose", [x], (n, k, t), perm=[0, 2, 1])
+    scores = g.add("MatMul", [x, turned], (n, t, t))
+    scaled = g.add("Mul", [scores, g.constant(_F(0.5))], (n, t, t))
+    weights = g.add("Softmax", [scaled], (n, t, t), axis=2)
+    return g.add("MatMul", [weights, x], (n, t, k))
+
+
 _STEPS: tuple[Step, ...] = (
     *(_unary, _unary, _binary, _binary, _binary, _conv, _conv, _norm, _norm),
     *(_pool, _dense, _dense, _left, _view, _view, _view, _along, _along, _control),
-    *(_scan, _foreign, _more, _more, _more),
+    *(_scan, _foreign, _more, _more, _more, _strided, _strided, _picked, _picked),
+    *(_normalized, _quantized, _recurrent, _attended),
 )
 
 
