@@ -219,17 +219,8 @@ class AheadOfConv(Rule):
         weight: Weight,
         bias: Weight | None,
     ) -> Op | None:
-        if _is_bias(affine, x):
-            return None
-        require_not_the_end_of_a_function(affine, x)
-        require_numbers(weight)
-        channels = input_channels(conv, weight.shape)
-        seen = channels_before(between, channels, weight)
-        change = change_of(affine, term, seen, f"the input of {label(conv)}")
-        require_not_widened(affine, x, term, seen)
-        ahead = conv_ahead(conv, again(between, x), weight, bias, change)
-        _require_all_readers(affine, between or conv, seen, change)
-        return ahead
+        change = _ahead_of(conv, between, affine, x, term, weight)
+        return None if change is None else conv_ahead(conv, again(between, x), weight, bias, change)
 
 
 class AheadOfGemm(Rule):
@@ -253,15 +244,8 @@ class AheadOfGemm(Rule):
         weight: Weight,
         bias: Weight | None,
     ) -> Op | None:
-        if _is_bias(affine, x):
-            return None
-        require_not_the_end_of_a_function(affine, x)
-        require_numbers(weight)
-        seen = channels_before(between, input_channels(gemm, weight.shape), weight)
-        change = change_of(affine, term, seen, f"the input of {label(gemm)}")
-        require_not_widened(affine, x, term, seen)
-        _require_all_readers(affine, between or gemm, seen, change)
-        return gemm_ahead(gemm, again(between, x), weight, bias, change)
+        change = _ahead_of(gemm, between, affine, x, term, weight)
+        return None if change is None else gemm_ahead(gemm, again(between, x), weight, bias, change)
 
 
 class AheadOfMatMul(Rule):
@@ -283,16 +267,33 @@ class AheadOfMatMul(Rule):
         term: Weight | None,
         weight: Weight,
     ) -> Op | None:
-        if _is_bias(affine, x):
-            return None
-        require_not_the_end_of_a_function(affine, x)
-        require_numbers(weight)
-        require(weight.ndim == 2, f"the weight of {label(matmul)} is no matrix")
-        seen = channels_before(between, input_channels(matmul, weight.shape), weight)
-        change = change_of(affine, term, seen, f"the input of {label(matmul)}")
-        require_not_widened(affine, x, term, seen)
-        _require_all_readers(affine, between or matmul, seen, change)
-        return matmul_ahead(matmul, again(between, x), weight, change)
+        change = _ahead_of(matmul, between, affine, x, term, weight)
+        return None if change is None else matmul_ahead(matmul, again(between, x), weight, change)
+
+
+def _ahead_of(
+    layer: Node,
+    between: Node | None,
+    affine: Node,
+    x: Tensor,
+    term: Weight | None,
+    weight: Weight,
+) -> Affine | None:
+    """Return what `affine` does to each input channel of `layer`; None where it belongs to `x`.
+
+    Refuses where it would have to stay, or be widened.
+    """
+    if _is_bias(affine, x):
+        return None
+    require_not_the_end_of_a_function(affine, x)
+    require_numbers(weight)
+    is_matrix = layer.op != "MatMul" or weight.ndim == 2
+    require(is_matrix, f"the weight of {label(layer)} is no matrix")
+    seen = channels_before(between, input_channels(layer, weight.shape), weight)
+    change = change_of(affine, term, seen, f"the input of {label(layer)}")
+    require_not_widened(affine, x, term, seen)
+    _require_all_readers(affine, between or layer, seen, change)
+    return change
 
 
 def _is_bias(affine: Node, x: Tensor) -> bool:
