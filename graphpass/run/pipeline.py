@@ -27,9 +27,8 @@ from graphpass.rewrite.choice import Chooser
 from graphpass.rewrite.driver import apply
 from graphpass.rewrite.interface import Interface
 from graphpass.rewrite.rule import Pass
-from graphpass.rewrite.window import WindowVerdict
 from graphpass.run.judge import Judge
-from graphpass.validate.exact.check import Site, with_exact
+from graphpass.run.proving import prove
 
 _log = logging.getLogger(__name__)
 
@@ -304,45 +303,9 @@ class Pipeline:
         if not self.judge.validates:
             return []
         start = time.perf_counter()
-        compared = [rewrite for rewrite in applied.rewrites if not rewrite.is_removal]
-        windows = [window for rewrite in compared for window in rewrite.windows]
-        verdicts = iter(self.judge.check_windows(windows))
-        proofs = [
-            _REMOVED if rewrite.is_removal else _worst([next(verdicts) for _ in rewrite.windows])
-            for rewrite in applied.rewrites
-        ]
-        rules = {rule.name: rule for rule in state.step.rules}
-        sites = [
-            Site(rules.get(rewrite.rule), rewrite.rule, rewrite.windows)
-            for rewrite in applied.rewrites
-            if not rewrite.is_removal
-        ]
-        exactly = iter(self.judge.check_exactly(sites))
-        applied.rewrites[:] = [
-            dataclasses.replace(
-                rewrite, proof=proof if rewrite.is_removal else with_exact(proof, next(exactly))
-            )
-            for rewrite, proof in zip(applied.rewrites, proofs, strict=True)
-        ]
+        wrong = prove(applied, state.step, self.judge)
         state.report.check_s += time.perf_counter() - start
-        wrong = [
-            Quarantined(rewrite, rewrite.proof.reason)
-            for rewrite in applied.rewrites
-            if rewrite.proof is not None and not rewrite.proof.ok
-        ]
-        return wrong or self._unproven(applied)
-
-    def _unproven(self, applied: Applied) -> list[Quarantined]:
-        """Return what no level can answer for: the model does not run, nor the rewrite alone."""
-        if not self.judge.not_run:
-            return []
-        return [
-            Quarantined(rewrite, f"its window cannot be run either: {rewrite.proof.reason}")
-            for rewrite in applied.rewrites
-            if rewrite.proof is not None
-            and rewrite.proof.status == "not run"
-            and not rewrite.is_removal
-        ]
+        return wrong
 
     def _check(self, state: _State) -> Check:
         start = time.perf_counter()
@@ -457,15 +420,6 @@ class Pipeline:
 
     def _rewrites_left(self) -> int | None:
         return None if self.max_rewrites is None else self.max_rewrites - self._rewrites_kept()
-
-
-_REMOVED = WindowVerdict("not run", reason="nothing reads it: there is nothing to compare")
-
-
-def _worst(verdicts: Sequence[WindowVerdict]) -> WindowVerdict:
-    """Return the verdict that counts for all: what differs, what was not run, what was farthest."""
-    order = {"differs": 2, "not run": 1}
-    return max(verdicts, key=lambda verdict: (order.get(verdict.status, 0), verdict.ratio))
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
