@@ -196,7 +196,7 @@ class ReduceOfOne(Rule):
     Also of NaN, infinity and −0: a sum begins with its first element, in ONNX Runtime as well.
     """
 
-    pattern = _reduction(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"))
+    pattern = _reduction(named(Trait.OF_ONE_ITSELF))
 
     def rewrite(self, reduction: Node, x: Tensor) -> Any:
         count = rank(x)
