@@ -301,9 +301,25 @@ def _names_left(found: Match, replaced: set[int]) -> dict[str, list[str]]:
         if id(node) in gone or stays:
             continue
         gone.add(id(node))
-        if node.name:
+    for node in _as_made(found):
+        if id(node) in gone and node.name:
             left.setdefault(str(node.op), []).append(str(node.name))
     return left
+
+
+def _as_made(found: Match) -> list[Node]:
+    """Return the matched nodes in the order in which a term of their form is made: from the results
+    upwards, input by input.
+    """
+    inside = {id(node): node for node in found.nodes}
+    order: dict[int, Node] = {}
+    waiting = [producer(result) for result in reversed(found.results)]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and id(node) in inside and id(node) not in order:
+            order[id(node)] = node
+            waiting.extend(producer(tensor) for tensor in reversed(node.inputs))
+    return list((order | inside).values())
 
 
 def _imports(node: Node, wanted: int | None) -> dict[str, int]:

@@ -292,9 +292,31 @@ def _resized(node: Node, values: Floats) -> Floats:
     return values if plain and inside else np.full_like(values, np.nan)
 
 
+def _clipped(node: Node, values: Floats) -> Floats:
+    bounds = []
+    for name, place, otherwise in (("min", 1, -np.inf), ("max", 2, np.inf)):
+        given = node.attrs.get(name)
+        if given is None and len(node.inputs) > place and node.inputs[place].name:
+            weight = constant(node.inputs[place])
+            given = np.nan if weight is None else weight.array().reshape(-1)[0]
+        bounds.append(otherwise if given is None else float(given))
+    clipped: Floats = np.minimum(np.maximum(values, bounds[0]), bounds[1])
+    return clipped
+
+
+def _hard_sigmoid(node: Node, values: Floats) -> Floats:
+    alpha, beta = float(attribute(node, "alpha")), float(attribute(node, "beta"))
+    return np.clip(alpha * values + beta, 0, 1)
+
+
 _VALUES: dict[str, Callable[[Node, Floats], Floats]] = {
     "Relu": lambda node, values: np.maximum(values, 0),
     "LeakyRelu": _leaky,
+    "Clip": _clipped,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda node, values: values * np.clip(values / 6 + 0.5, 0, 1),
+    "Sigmoid": lambda node, values: 0.5 + 0.5 * np.tanh(0.5 * values),
+    "Tanh": lambda node, values: np.tanh(values),
     "Identity": _same,
     "MaxPool": _same,
     "GlobalMaxPool": _same,

@@ -97,12 +97,11 @@ def test_another_structure(body: str) -> None:
             "2 channels of Conv of 'a' are constant, but not 0 where Conv of 'y' pads",
         ),
         (
-            "a = Conv(x, W, b) r = Sigmoid(a) y = Conv(r, P, c)",
+            "a = Conv(x, W, b) r = Softplus(a) y = Conv(r, P, c)",
             "2 channels of Conv of 'a' are constant, but not of a known value where Conv of 'y'",
         ),
         (
-            "a = Conv(x, W, b) r = Relu(a) s = Tanh(r) t = Conv(r, P) u = Conv(s, P2) "
-            "y = Add(t, u)",
+            "a = Conv(x, W, b) r = Relu(a) s = Exp(r) t = Conv(r, P) u = Conv(s, P2) y = Add(t, u)",
             "not of a known value where Conv of 'u' reads them",
         ),
         (
@@ -417,6 +416,28 @@ def test_float16_and_an_overflowing_bias() -> None:
     halved = {name: value.astype(np.float16) for name, value in held.items()}
     before = graph(f"(float16[N,3,8,7] x) => (float16[?,?,?,?] y) {{{body}}}", **halved)
     check_refused(PASS, before, "would overflow float16")
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "r = Clip(a, low, high)",
+        "r = HardSigmoid<alpha=0.25, beta=0.5>(a)",
+        "r = HardSwish(a)",
+        "r = Tanh(a)",
+        "h = Sigmoid(a) r = Mul(a, h)",
+        "h = Elu(a) r = Mul(a, h)",  # of what is 0 alone
+    ],
+)
+def test_what_activations_make_of_a_constant(activation: str) -> None:
+    held = {
+        "A": weights(6, 3, 1, 1, zero=(1, 2, 3, 4)),
+        "b6": np.array([1, -1, 0, 2, -9, 1], np.float32),
+        "low": np.array(-1.5, np.float32),
+        "high": np.array(1.5, np.float32),
+    }
+    result = check(PASS, stream(f"a = Conv(x, A, b6) {activation} y = Conv(r, L, lb)", **held))
+    assert sizes(result) == [5 if "Elu" in activation else 2, 4]
 
 
 # ------------------------------------------------------------------------------ whole branches
