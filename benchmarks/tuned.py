@@ -56,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 files[how] = Path(scratch) / f"{how}.onnx"
                 passes = None if how == "tuned" else "fast"
                 with graphpass.optimize(
-                    path, passes, tune=how == "tuned", tune_cache=False, threads=threads
+                    path,
+                    passes,
+                    tune=how == "tuned",
+                    tune_cache=False,
+                    threads=threads,
+                    latency=False,
                 ) as result:
                     result.save(files[how])
                     reports[how] = result.report
