@@ -41,7 +41,9 @@ class DropChannels(Survey):
             # what shares a node with another one is looked at again in the next round
             if done.isdisjoint(nodes):
                 done |= nodes
-                yield region.proposal()
+                proposal = region.proposal()
+                if proposal is not None:
+                    yield proposal
         for node, sentence in kept:
             if id(node) not in done:
                 yield Refused(node, RefusedError(sentence))

@@ -72,12 +72,13 @@ class Region:
         self.nodes = [part.node for part in reversed(parts)]
         self._terms: dict[int, Any] = {}  # by tensor
 
-    def proposal(self) -> Several | Refused:
-        """Return what is computed anew."""
+    def proposal(self) -> Several | Refused | None:
+        """Return what is computed anew; None where nobody reads any of it."""
         try:
-            return Several(self.nodes, self._values())
+            values = self._values()
         except RefusedError as refusal:
             return Refused(self.nodes[-1], refusal)
+        return Several(self.nodes, values) if values else None
 
     def _values(self) -> list[tuple[Tensor, Any]]:
         values = []

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphpass import Graph, Node, Tensor, is_output, label, readers, static_dim
+from graphpass import Graph, Node, Tensor, is_output, label, producer, readers, static_dim
 from graphpass.ir.copying import captured
+from graphpass.ir.questions import has_effects
 from graphpass.ir.refusal import RefusedError
 
 from ..shared.affine import Floats
@@ -69,8 +70,10 @@ class Wiring:
         self._ties: list[tuple[Ints, Ints]] = []
         self._pins: list[tuple[Ints, str]] = []
         self._even: list[Ints] = []
+        needed = _needed(scope)
         for node in scope.nodes:
-            part = self._looked_at(part_of, node)
+            # what nobody needs stays as it is, and what it reads
+            part = self._looked_at(part_of, node) if id(node) in needed else None
             if part is None:
                 for tensor in _read_by(node):
                     if id(tensor) in self._held:
@@ -211,6 +214,25 @@ class Wiring:
             for tensor in node.outputs:
                 if id(tensor) in self._held:
                     yield id(tensor), tensor
+
+
+def _needed(scope: Graph) -> set[int]:
+    """Return the nodes that an output, or a body, depends on."""
+    needed: set[int] = set()
+    waiting = [
+        node
+        for node in scope.nodes
+        for tensor in node.outputs
+        if is_output(tensor) or any(reader.graph is not scope for reader in readers(tensor))
+    ]
+    waiting.extend(node for node in scope.nodes if has_effects(node))
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in needed:
+            needed.add(id(node))
+            sources = (producer(tensor) for tensor in _read_by(node))
+            waiting.extend(source for source in sources if source is not None)
+    return needed
 
 
 def _read_by(node: Node) -> Iterable[Tensor]:

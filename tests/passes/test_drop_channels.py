@@ -105,7 +105,8 @@ def test_another_structure(body: str) -> None:
             "not of a known value where Conv of 'u' reads them",
         ),
         (
-            "a = Conv(x, W) r = Relu(a) p = Conv(r, P) q = Conv(x, W) y = Conv(q, P)",
+            "a = Conv(x, W) r = Relu(a) p = Conv(r, P) q = Conv(x, W) t = Conv(q, P2) "
+            "y = Add(p, t)",
             "2 channels of Conv of 'a' are constant, but 'W' has other readers",
         ),
         ("a = Conv(x, W) y = Softmax<axis=1>(a)", "but Softmax of 'y' reads them"),
@@ -382,6 +383,15 @@ def test_what_a_body_reads_stays() -> None:
         "else_branch = other () => (float[?,?,?,?] v) {v = Conv(a, L)}>"
     )
     check_refused(PASS, stream(body), "'a' is read in a body")
+
+
+def test_what_nobody_needs_stays_as_it_is() -> None:
+    """It reads a part of which channels could go: clean-up removes it, not this pass."""
+    body = (
+        "a = Conv(x, A) p, q = Split<axis=1>(a, half) d = Sigmoid(p) e = Mul(p, d) y = Conv(q, L33)"
+    )
+    check(PASS, stream(body, L33=weights(4, 3, 1, 1)), exact=True)
+    check(PASS, stream("a = Conv(x, A) d = Relu(a) y = Conv(x, L33)"), exact=True)
 
 
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 18, 21])
