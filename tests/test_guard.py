@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -191,6 +192,24 @@ def test_what_a_pass_opens_and_closes_is_its_own_affair(tmp_path: Path) -> None:
     with guarded("it"):
         np.save(tmp_path / "a.npy", np.ones(3))
         assert np.load(tmp_path / "a.npy").sum() == 3
+
+
+def test_what_a_thread_beside_it_closes_is_not_laid_to_its_charge(tmp_path: Path) -> None:
+    """A notebook's threads are daemons, and open and close what they like."""
+    beside = (tmp_path / "f").open("w")
+    closes, ends = threading.Event(), threading.Event()
+
+    def close() -> None:
+        closes.wait()
+        beside.close()
+        ends.set()
+
+    thread = threading.Thread(target=close, daemon=True)
+    thread.start()
+    with guarded("it"):
+        closes.set()
+        ends.wait()
+    thread.join()
 
 
 def test_the_guard_costs_next_to_nothing() -> None:

@@ -34,7 +34,7 @@ def guarded(what: str, time_limit_s: float | None = None) -> Iterator[None]:
     closed are put back, which is an error, too. `what` names it at the beginning of a sentence.
     """
     # files that were forgotten before close when garbage is collected: no fault of what runs here
-    with _Surroundings() as before, collection_paused():
+    with collection_paused(), _Surroundings() as before:
         try:
             with _without_exit(), time_limit(time_limit_s):
                 yield
@@ -121,10 +121,7 @@ def _folder() -> str:
 
 def _descriptors() -> list[int]:
     """Return what is open, where nobody else can open and close files at the same time."""
-    others = (t for t in threading.enumerate() if t is not threading.main_thread())
-    if threading.current_thread() is not threading.main_thread() or any(
-        not thread.daemon for thread in others
-    ):
+    if threading.enumerate() != [threading.main_thread()]:
         return []
     try:
         return [int(name) for name in os.listdir(_DESCRIPTORS)]  # noqa: PTH208

@@ -86,6 +86,8 @@ def _types(
 
 
 def _load(point: EntryPoint) -> Any:
+    if point.name == _BUILTIN:
+        return import_module(point.value)
     try:
         with guarded("it", _LONGEST_IMPORT_S):
             return import_module(point.value)
