@@ -29,7 +29,19 @@ def _bert() -> tuple[Any, tuple[Any, ...]]:
     sizes = {"hidden_size": 128, "intermediate_size": 512}
     config = transformers.BertConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
     tokens = torch.randint(0, config.vocab_size, (1, TOKENS))
-    return transformers.BertModel(config), (tokens, torch.ones_like(tokens))
+
+    class Bert(torch.nn.Module):  # type: ignore[misc, name-defined]
+        """BERT without arguments in between, which the exporter would pass by their place."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = transformers.BertModel(config)
+
+        def forward(self, tokens: Any, mask: Any) -> tuple[Any, Any]:
+            found = self.bert(input_ids=tokens, attention_mask=mask)
+            return found.last_hidden_state, found.pooler_output
+
+    return Bert(), (tokens, torch.ones_like(tokens))
 
 
 NETWORKS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {

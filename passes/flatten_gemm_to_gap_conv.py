@@ -130,6 +130,35 @@ class WholeWindowIsGlobalPool(Rule):
         return Op(_GLOBAL[operator(pool)], y)
 
 
+class MeanOfOneRow(Rule):
+    """ReduceMean(Unsqueeze(y[N, C, L], a), b) = Unsqueeze(GlobalAveragePool(y), a).
+
+    With keepdims, and b all axes behind the channels, a among them; ReduceMax likewise. PyTorch's
+    newer exporter pools signals as images of one row.
+    """
+
+    pattern = Op(
+        ("ReduceMean", "ReduceMax"),
+        Op("Unsqueeze", any_("y"), ..., bind="view"),
+        ...,
+        bind="reduce",
+        keepdims=1,
+    )
+
+    def rewrite(self, reduce: Node, view: Node, y: Tensor) -> Any:
+        count, new, listed = rank(y), axes_of(view), axes_of(reduce)
+        if count is None or not new or not listed or not feeds_layer(reduce.outputs[0], reduce):
+            return None
+        whole = count + len(new)
+        added, pooled = ({axis % whole for axis in given} for given in (new, listed))
+        old = [axis for axis in range(whole) if axis not in added]
+        left = [place for place, axis in enumerate(old) if axis in pooled]
+        if not added < pooled or left != list(range(2, count)) or not _can_pool(y):
+            return None
+        inner = Op(_GLOBAL[operator(reduce)], y)
+        return Op("Unsqueeze", inner, *view.inputs[1:], **view.attrs)
+
+
 def _can_pool(y: Tensor) -> bool:
     # ONNX Runtime pools no double numbers; ReduceMean of whole numbers rounds otherwise
     return dtype(y) in (np.dtype(np.float32), np.dtype(np.float16))
@@ -221,6 +250,7 @@ class FlattenGemmToGapConv(Pass):
         """What is looked for node by node."""
         return (
             MergeMeans(),
+            MeanOfOneRow(),
             ReduceIsGlobalPool(self.grow),
             WholeWindowIsGlobalPool(),
             DenseOnEqualPixels(),

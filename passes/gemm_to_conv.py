@@ -24,11 +24,13 @@ from graphpass import (
 )
 from graphpass.errors import UsageError
 from graphpass.ir.refusal import POSITIONS
+from graphpass.rewrite.survey import Survey
 
 from .clean_up.layouts import DropTranspose, MergeTransposes
 from .shared.attention_by_head import AttentionByHead
 from .shared.dense import DENSE_ON_MAP, dense, dense_on_map, resolve
 from .shared.fewer_axes import FEWER_AXES
+from .shared.fewest_transposes import FewestTransposes
 from .shared.flatten import FLATTEN_RULES
 from .shared.integer_layers import IntegerDense, QuantizedGemm
 from .shared.positions import DenseOnMergedPositions, DenseOnPositions
@@ -165,3 +167,8 @@ class GemmToConv(Pass):
         if self.by_head:
             plain = (*plain, AttentionByHead())
         return (DenseOnFeatureMap(everything), *plain, *FLATTEN_RULES)
+
+    @property
+    def surveys(self) -> tuple[Survey, ...]:  # type: ignore[override]
+        """What moves layers along a residual stream together."""
+        return (FewestTransposes(),) if self.target == "all" else ()

@@ -137,5 +137,5 @@ def _merged(
 def _reason(error: Exception) -> str:
     lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
     told = " ".join(filter(None, lines)) or type(error).__name__
-    told = told.split("Assertion ")[-1]
+    told = told.split("` failed: ")[-1]  # behind the assertion itself
     return told if len(told) <= 200 else f"{told[:199]}…"

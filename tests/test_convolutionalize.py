@@ -624,3 +624,140 @@ def test_a_size_that_is_declared_to_vary_and_does_not_is_told() -> None:
 
 def test_a_symbolic_batch_is_said_as_such() -> None:
     assert shown([7919, 8, 2 * 7919, 0, 1]) == "[N, 8, 2·N, 0, 1]"
+
+
+# --------------------------------------------------------------------- signals and volumes
+
+# input without its batch; trunk and head; how many dimensions
+SIGNALS: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "a signal, flattened": (
+        "2,26", "c = Conv<strides=[2]>(x, W) r = Relu(c) p = MaxPool<kernel_shape=[2]>(r)"
+        " f = Flatten(p) g = Gemm(f, U) s = Relu(g) y = Gemm<transB=1>(s, V, b)",
+        {"W": (4, 2, 3), "U": (44, 6), "V": (5, 6), "b": (5,)}, 1),
+    "a signal, pooled": (
+        "2,26", "c = Conv<strides=[3], dilations=[2]>(x, W) r = Relu(c) p = GlobalAveragePool(r)"
+        " f = Flatten(p) g = Gemm(f, V, b) y = Softmax<axis=-1>(g)",
+        {"W": (4, 2, 3), "V": (4, 5), "b": (5,)}, 1),
+    "a signal, its mean": (
+        "2,26", "c = Conv(x, W) r = Relu(c) m = ReduceMean<axes=[-1], keepdims=0>(r)"
+        " y = Gemm(m, V, b)", {"W": (4, 2, 3), "V": (4, 5), "b": (5,)}, 1),
+    "a signal, its largest values": (
+        "2,26", "c = Conv(x, W) r = Relu(c) m = MaxPool<kernel_shape=[24], strides=[24]>(r)"
+        " f = Flatten(m) y = Gemm(f, V, b)", {"W": (4, 2, 3), "V": (4, 5), "b": (5,)}, 1),
+    "a signal that is pooled as one row": (
+        "2,26", "c = Conv(x, W) u = Unsqueeze(c, two) m = ReduceMean<axes=[-1, -2]>(u)"
+        " s = Squeeze(m, two) f = Flatten(s) y = Gemm(f, V, b)",
+        {"W": (4, 2, 3), "V": (4, 5), "b": (5,), "two": np.array([2], np.int64)}, 1),
+    "a volume, flattened": (
+        "2,5,8,10", "c = Conv<strides=[1,2,2]>(x, W) r = Relu(c)"
+        " p = MaxPool<kernel_shape=[1,2,2]>(r) f = Flatten(p) y = Gemm<transB=1>(f, V, b)",
+        {"W": (4, 2, 3, 3, 3), "V": (5, 72), "b": (5,)}, 3),
+    "a video, pooled, channels last": (
+        "2,5,8,6", "c = Conv(x, W) r = Relu(c) p = AveragePool<kernel_shape=[3,6,4]>(r)"
+        " t = Transpose<perm=[0,2,3,4,1]>(p) g = MatMul(t, V) h = Add(g, b)"
+        " s = Softmax<axis=4>(h) y = ReduceMean<axes=[1,2,3], keepdims=0>(s)",
+        {"W": (4, 2, 3, 3, 3), "V": (4, 5), "b": (5,)}, 3),
+    "a video with attention to channels": (
+        "2,4,6,6", "c = Conv<pads=[1,1,1,1,1,1]>(x, W) g = GlobalAveragePool(c) e = Conv(g, E)"
+        " s = Sigmoid(e) m = Mul(c, s) p = ReduceMean<axes=[2,3,4]>(m) f = Flatten(p)"
+        " y = Gemm(f, V)", {"W": (4, 2, 3, 3, 3), "E": (4, 4, 1, 1, 1), "V": (4, 5)}, 3),
+}  # fmt: skip
+
+
+def signal_network(name: str) -> onnx.ModelProto:
+    shape, body, held = SIGNALS[name][:3]
+    return graph(f"(float[N,{shape}] x) => (float[N,5] y) {{{body}}}", opset=17, **held)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_signals_and_volumes_become_maps(name: str) -> None:
+    before = signal_network(name)
+    dims = SIGNALS[name][3]
+    native = shape_of(before.graph.input[0])[2:]
+    larger = tuple(size + 3 * (1 + dim) for dim, size in enumerate(native))
+    result = convolutionalize(before, sizes=[larger])
+    assert {"NCW": 1, "NCDHW": 3}[result.report.layout] == dims
+    assert len(result.report.checks) > 6 and all(check.ok for check in result.report.checks)
+    after = result.model.to_proto()
+    names = ["length"] if dims == 1 else ["depth", "height", "width"]
+    assert shape_of(after.graph.input[0]) == ["N", 2, *names]
+    assert shape_of(after.graph.output[0]) == ["N", 5, *(f"map_{name}" for name in names)]
+    cells = result.report.map_sizes[larger]["y"]
+    image = np.random.default_rng(1).normal(size=(2, 2, *larger)).astype(np.float32)
+    (found,) = session(after).run(None, {"x": image})
+    assert found.shape == (2, 5, *cells) and np.prod(cells) > 1
+
+
+@pytest.mark.parametrize("name", [n for n in SIGNALS if "attention" not in n])
+def test_without_padding_each_cell_is_what_the_original_says_of_its_crop(name: str) -> None:
+    before = signal_network(name)
+    native = shape_of(before.graph.input[0])[2:]
+    larger = [size + 2 + 2 * dim for dim, size in enumerate(native)]
+    result = convolutionalize(before, check=False)
+    (place,) = result.report.geometry
+    image = np.random.default_rng(1).normal(size=(1, 2, *larger)).astype(np.float32)
+    (found,) = session(result.model.to_proto()).run(None, {"x": image})
+    original = session(before)
+    for cell in np.ndindex(*found.shape[2:]):
+        begins = [index * stride for index, stride in zip(cell, place.stride, strict=True)]
+        crop = image
+        for axis, (begin, count) in enumerate(zip(begins, native, strict=True), 2):
+            crop = np.take(crop, range(begin, begin + count), axis)
+        (wanted,) = original.run(None, {"x": crop})
+        answer = found[0].reshape(5, -1)[:, np.ravel_multi_index(cell, found.shape[2:])]
+        np.testing.assert_allclose(answer, wanted[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in SIGNALS if "flattened" not in n])
+def test_a_global_head_answers_once_for_a_signal_of_any_size(name: str) -> None:
+    result = convolutionalize(signal_network(name), head="global")
+    assert shape_of(result.model.to_proto().graph.output[0]) == ["N", 5]
+    assert all(check.ok for check in result.report.checks)
+
+
+def test_a_signal_whose_channels_lie_last() -> None:
+    model = graph(
+        "(float[N,26,2] x) => (float[N,5] y) {t = Transpose<perm=[0,2,1]>(x) c = Conv(t, W)"
+        " f = Flatten(c) y = Gemm(f, V)}",
+        W=(4, 2, 3),
+        V=(96, 5),
+    )
+    result = convolutionalize(model)
+    assert result.report.layout == "NWC"
+    assert shape_of(result.model.to_proto().graph.output[0]) == ["N", "map_length", 5]
+
+
+def test_sizes_of_signals_and_volumes_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(signal_network("a signal, pooled"), tmp_path / "a.onnx")
+    onnx.save(signal_network("a volume, flattened"), tmp_path / "v.onnx")
+    assert run(["convolutionalize", str(tmp_path / "a.onnx"), "--size", "40"]) == 0
+    assert "made for 26 pixels (NCW)" in capsys.readouterr().out
+    assert run(["convolutionalize", str(tmp_path / "v.onnx"), "--size", "7x9x14"]) == 0
+    assert "image 7x9x14: 'y' 3x2x3" in capsys.readouterr().out
+    assert run(["convolutionalize", str(tmp_path / "v.onnx"), "--size", "7x9"]) == 2
+    assert "--size 7x9 does not fit an input that wants 3 numbers" in capsys.readouterr().err
+
+
+TIED = {
+    "a recurrent layer": ("c = Conv(x, W) t = Transpose<perm=[2,0,1]>(c) h, l = LSTM<hidden_size=3>"
+                          "(t, P, R) s = Squeeze(l, zero) y = Gemm(s, V)", "a recurrent layer"),
+    "a place of its own": ("c = Conv(x, W) a = Add(c, places) p = GlobalAveragePool(a)"
+                           " f = Flatten(p) y = Gemm(f, V)", "a value for each position"),
+    "length among the batch": ("c = Conv(x, W) t = Transpose<perm=[0,2,1]>(c)"
+                               " f = Flatten<axis=2>(t) y = Gemm(f, V)",
+                               "flattens length together with the batch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body, reason", TIED.values(), ids=TIED)
+def test_what_ties_a_signal_to_its_length(body: str, reason: str) -> None:
+    held: dict[str, Any] = {
+        "W": (4, 2, 3), "V": (3 if "LSTM" in body else 4, 5), "P": (1, 12, 4), "R": (1, 12, 3),
+        "zero": np.array([0], np.int64), "places": (1, 4, 24),
+    }  # fmt: skip
+    used = {name: value for name, value in held.items() if name in body}
+    model = graph(f"(float[N,2,26] x) => (float[N,5] y) {{{body}}}", **used)
+    with pytest.raises(ModelError, match=reason):
+        convolutionalize(model)

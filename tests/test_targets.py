@@ -128,6 +128,30 @@ def test_each_built_in_profile_is_whole_and_every_fact_has_its_source(name: str)
     assert listed - known <= {"*"}
 
 
+LIMITS_OF_TI = [
+    ("(float[1,8,8,8] x) => (float[1,8,8,8] y) {y = Softmax<axis=2>(x)}", ""),
+    ("(float[1,8,8,8] x) => (float[1,8,8,8] y) {y = Softmax<axis=1>(x)}", "axis >= input_rank"),
+    ("(float[1,8,8,8,8,1] x) => (float[1,8,8,8,8,1] y) {y = Softmax<axis=-1>(x)}", ""),
+    ("(float[2,2,2,2,2,2,2] x) => (float[2,2,2,2,2,2,2] y) {y = Relu(x)}", "wide_axes <= 6"),
+    ("(float[1,3,2,2] x) => (float[1,1,2,2] y) {y = ArgMax<axis=1>(x)}", ""),
+    ("(float[1,3,2,2] x) => (float[1,2,2] y) {y = ArgMax<axis=1,keepdims=0>(x)}", "keepdims == 1"),
+    ("(float[1,3,4,2] x) => (float[1,3,1,2] y) {y = ReduceMax<axes=[-2]>(x)}", ""),
+    ("(float[1,3,4,2] x) => (float[1,3,4,1] y) {y = ReduceMax<axes=[3]>(x)}", "axes =="),
+    ("(float[1,3] x, float[3,2] w) => (float[1,2] y) {y = Gemm(x, w)}", "weight_constant"),
+    ("(float[1,3] x, float[1,2] w) => (float[1,5] y) {y = Concat<axis=1>(x, w)}", ""),
+    ("(float[1,3] x, float[1,3] w) => (float[2,3] y) {y = Concat<axis=0>(x, w)}", "axis > 0"),
+    ("(float[1,3] x) => (float[3] y) {y = Add(x, x)}", ""),
+    ("(float[1,40,40,2] x) => (float[1,40,1,1] y) {y = GlobalAveragePool(x)}", ""),
+    ("(float[1,2,40,40] x) => (float[1,2,1,1] y) {y = GlobalAveragePool(x)}", "<= 1024"),
+]
+
+
+@pytest.mark.parametrize(("text", "limit"), LIMITS_OF_TI)
+def test_limits_of_texas_instruments(text: str, limit: str) -> None:
+    found = fit(Model.load(graph(text, opset=13)), load("tidl"), {})
+    assert [limit in m.reason for m in found.misfits] == [True] * bool(limit)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
@@ -259,6 +283,13 @@ def test_an_operator_that_no_document_lists_does_not_fit() -> None:
     listed = MINE.replace("{limit}", "9") + '[[operators]]\nnames = ["Conv"]\nsource = "manual"\n'
     found = fitted(graph(PLAIN, W=(4, 3, 5, 5)), listed)
     assert [m.reason for m in found.misfits] == ["Relu is not among the operators it takes"]
+    assert found.misfits[0].advice.startswith("the network has to do without Relu")
+
+
+def test_what_can_be_written_out_is_told() -> None:
+    listed = MINE.replace("{limit}", "9") + '[[operators]]\nnames = ["Mul"]\nsource = "manual"\n'
+    found = fitted(graph("(float[4] x) => (float[4] y) { y = HardSwish(x) }", opset=14), listed)
+    assert "write-out{operators=HardSwish}" in found.misfits[0].advice
 
 
 def test_what_cannot_be_told_does_not_fit() -> None:
@@ -266,6 +297,7 @@ def test_what_cannot_be_told_does_not_fit() -> None:
     model = graph(text)
     found = fitted(model, MINE.replace("{limit}", "9"))
     assert "cannot be told: kernel_h is not known" in found.misfits[0].reason
+    assert found.misfits[0].advice
 
 
 def test_nodes_that_make_constants_are_not_counted() -> None:

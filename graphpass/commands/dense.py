@@ -23,24 +23,26 @@ from graphpass.wording import visible
 if TYPE_CHECKING:
     from graphpass.dense.approximate import ApproximationReport
     from graphpass.dense.convolutionalize import DenseReport
+    from graphpass.dense.map_geometry import Size
 
-_SIZE = re.compile(r"(\d+)(?:[xX×](\d+))?")
+_SIZE = re.compile(r"\d+(?:[xX×]\d+){0,2}")
 
 
-def _size(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[int, int] | None:
+def _size(context: click.Context, parameter: click.Parameter, text: str | None) -> Size | None:
     if text is None:
         return None
-    found = _SIZE.fullmatch(text)
-    if found is None or int(found[1]) < 1:
-        raise click.BadParameter(f"{text!r} is not HEIGHTxWIDTH in pixels, as in 384x512")
-    return int(found[1]), int(found[2] or found[1])
+    size = tuple(int(part) for part in re.split("[xX×]", text)) if _SIZE.fullmatch(text) else (0,)
+    if 0 in size:
+        raise click.BadParameter(
+            f"{text!r} is not HEIGHTxWIDTH in pixels, as in 384x512 (one number for a signal, three"
+            " for a volume)"
+        )
+    return size
 
 
 def _sizes(
     context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
-) -> tuple[tuple[int, int], ...]:
+) -> tuple[Size, ...]:
     read = [_size(context, parameter, text) for text in given]
     return tuple(size for size in read if size is not None)
 
@@ -136,8 +138,8 @@ def convolutionalize(
     model: Path,
     output: Path | None,
     head: Any,
-    sizes: tuple[tuple[int, int], ...],
-    native: tuple[int, int] | None,
+    sizes: tuple[Size, ...],
+    native: Size | None,
     keep_batch: bool,
     logits: bool,
     cam: bool,
@@ -156,7 +158,8 @@ def convolutionalize(
 ) -> None:
     """Turn the classifier MODEL into a network that scores every place of an image of any size.
 
-    Height and width become symbolic, outputs become maps [N, classes, h, w]. Whether the map is
+    Height and width become symbolic, outputs become maps [N, classes, h, w]; of signals the length,
+    of volumes and videos depth, height and width. Whether the map is
     right is decided by the original: its own head, run on every window of its own feature map.
     """
     target = output or beside(model, ".dense.onnx")
@@ -260,12 +263,12 @@ def _print_approximation(report: ApproximationReport) -> None:
         click.echo(visible(f"warning: {warning}"), err=True)
 
 
-def _pair(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+def _pair(size: Size) -> str:
+    return "x".join(map(str, size))
 
 
-def _at(offset: tuple[int, int]) -> str:
-    return f"({offset[0]}, {offset[1]})"
+def _at(offset: Size) -> str:
+    return f"({', '.join(map(str, offset))})"
 
 
 @click.command()

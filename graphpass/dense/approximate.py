@@ -16,6 +16,7 @@ import onnx
 
 from graphpass.dense.extract import cut
 from graphpass.dense.heatmap import image_input
+from graphpass.dense.map_geometry import Size
 from graphpass.dense.picture import Preprocessing, read_inputs
 from graphpass.errors import ModelError, RuntimeUnavailableError, UsageError
 from graphpass.follow.image_axes import Spatial
@@ -59,7 +60,7 @@ def approximate_gap(
     test: Path | None = None,
     preprocessing: Preprocessing | None = None,
     *,
-    native: tuple[int, int] | None = None,
+    native: Size | None = None,
 ) -> tuple[Model, ApproximationReport]:
     """Replace each dense layer that reads a whole feature map by GlobalAveragePool and Conv 1x1.
 

@@ -25,13 +25,14 @@ from graphpass.dense.map_geometry import (
     geometries,
     map_sizes,
     pair,
+    spelled,
     strides,
     write_metadata,
 )
 from graphpass.dense.oracle import Checked, Oracle, Probe, giving_logits
 from graphpass.dense.picture import Preprocessing
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError, UsageError
-from graphpass.follow.image_input import images, native_size, trace_image
+from graphpass.follow.image_input import images, layouts_of, native_size, trace_image
 from graphpass.follow.trace import LAYOUTS, FixedResolutionError
 from graphpass.follow.traced import Trace
 from graphpass.ir.model import Model
@@ -139,11 +140,14 @@ def convolutionalize(
 ) -> DenseResult:
     """Turn an image classifier into a network that scores every place of an image of any size.
 
+    Likewise one of signals `[N, C, length]` or volumes and videos `[N, C, depth, height, width]`.
+
     Args:
         model: a file, the bytes of one, a ModelProto (which stays as it is) or a `Model`.
         head: "dense": outputs become maps `[N, classes, h, w]` (`[N, h, w, classes]` where the
             image is NHWC); "global": a pooled head stays global, one answer for each image.
-        sizes: further (height, width) in pixels at which to report the map and to check it.
+        sizes: further (height, width) in pixels at which to report the map and to check it;
+            (length,) of signals, (depth, height, width) of volumes.
         native: the resolution that the network was made for, where its input does not say it.
         logits: leave out the final Softmax.
         cam: with `head="global"`, add the class activation map as output `<name>.cam`.
@@ -176,7 +180,7 @@ def convolutionalize(
         if native is not None:
             set_native(original, native)
         found = _traced(original)
-        _require_sizes(found, sizes)
+        sizes = _fitting(found, sizes)
         if cam and head != "global":
             raise UsageError("--cam goes with --head global: a dense head is a map already")
         report = DenseReport(head, found.size, found.layout)
@@ -202,10 +206,11 @@ def _is_done(model: Model, native: Size | None) -> bool:
     found = images(model.graph)
     if native is not None or len(found) != 1:
         return False
-    if any(native_size(found[0], layout) is not None for layout in LAYOUTS):
+    if any(native_size(found[0], layout) is not None for layout in layouts_of(found[0])):
         return False
     marked = any(entry.key == HEAD for entry in model.proto.metadata_props)
-    maps = [o.shape is not None and len(o.shape) == 4 for o in model.graph.outputs]
+    rank = len(found[0].shape)
+    maps = [o.shape is not None and len(o.shape) == rank for o in model.graph.outputs]
     return marked or all(maps)
 
 
@@ -224,8 +229,9 @@ def _require_free(model: Model) -> None:
 
 def _report_of_done(model: Model, head: str) -> DenseReport:
     noted = {entry.key: entry.value for entry in model.proto.metadata_props}
-    size = re.fullmatch(r"(\d{1,9}),(\d{1,9})", noted.get(NATIVE, "0,0"))
-    native = (0, 0) if size is None else (int(size[1]), int(size[2]))
+    text = noted.get(NATIVE, "")
+    known = re.fullmatch(r"\d{1,9}(,\d{1,9}){0,2}", text)
+    native = tuple(map(int, text.split(","))) if known else (0, 0)
     return DenseReport(noted.get(HEAD, head), native, "", unchanged=True)
 
 
@@ -235,17 +241,26 @@ def set_native(model: Model, native: Size) -> None:
     if len(found) != 1:
         return
     shape = list(found[0].shape or ())
-    layout = "NHWC" if isinstance(shape[3], int) and not isinstance(shape[1], int) else "NCHW"
+    first, last = layouts_of(found[0])
+    layout = last if isinstance(shape[-1], int) and not isinstance(shape[1], int) else first
+    native = _for_each(native, len(shape) - 2, "--native")
     for axis, pixels in zip(LAYOUTS[layout], native, strict=True):
         declared = shape[axis]
         if isinstance(declared, int) and declared != pixels:
             raise UsageError(
-                f"'{found[0].name}' is declared as {shape}: --native {native[0]}x{native[1]} "
-                "does not fit"
+                f"'{found[0].name}' is declared as {shape}: --native {spelled(native)} does not fit"
             )
         shape[axis] = pixels
     with model.editing(interface=True):
         found[0].shape = shape
+
+
+def _for_each(size: Size, dims: int, option: str) -> Size:
+    """Return `size` with a number for each dimension: one that stands alone is for all."""
+    if len(size) not in (1, dims):
+        numbers = "1 number" if dims == 1 else f"{dims} numbers"
+        raise UsageError(f"{option} {spelled(size)} does not fit an input that wants {numbers}")
+    return size * dims if len(size) == 1 else size
 
 
 def _traced(model: Model) -> Trace:
@@ -265,14 +280,16 @@ def _traced(model: Model) -> Trace:
     return found
 
 
-def _require_sizes(found: Trace, sizes: Sequence[Size]) -> None:
-    height, width = found.size
-    for size in sizes:
-        if size[0] < height or size[1] < width:
+def _fitting(found: Trace, sizes: Sequence[Size]) -> list[Size]:
+    """Return the sizes that were asked for. Raises UsageError where one is none, or too small."""
+    asked = [_for_each(size, len(found.size), "--size") for size in sizes]
+    for size in asked:
+        if any(pixels < native for pixels, native in zip(size, found.size, strict=True)):
             raise UsageError(
-                f"--size {size[0]}x{size[1]} is smaller than {height}x{width}, which the network "
+                f"--size {spelled(size)} is smaller than {spelled(found.size)}, which the network "
                 "was made for: not one window fits"
             )
+    return asked
 
 
 def _steps(head: str, logits: bool, cam: bool, keep_batch: bool) -> list[str]:
@@ -338,7 +355,7 @@ def _check(
             tell("checking at the native size", 0.3)
             report.checks += oracle.check_native(candidate, batches[-1])
             for index, size in enumerate(report.map_sizes):
-                tell(f"checking at {size[0]}x{size[1]}", 0.4 + 0.6 * index / len(report.map_sizes))
+                tell(f"checking at {spelled(size)}", 0.4 + 0.6 * index / len(report.map_sizes))
                 for batch in batches:
                     report.checks += oracle.check(candidate, size, batch)
             _judge(report)

@@ -21,6 +21,7 @@ from graphpass.validate.process.runtime import RunError, Runtime
 
 Pair = tuple[int, int]
 
+_PICTURE_RANK = 4
 _ROUNDING = 1e-6
 _FLAT = 0.05  # of the scale: so much should a map differ between places
 
@@ -184,9 +185,9 @@ def score(
 def image_input(model: Model) -> ImageInput:
     """Return what the model's image input wants. Raises ModelError where there is not just one."""
     found = images(model.graph)
-    if len(found) != 1:
+    shape = (found[0].shape or []) if found else []
+    if len(found) != 1 or len(shape) != _PICTURE_RANK:
         raise ModelError("the model does not have exactly one image input")
-    shape = found[0].shape or []
     layout = "NCHW" if isinstance(shape[1], int) else "NHWC"
     if isinstance(shape[1], int) and isinstance(shape[3], int):
         layout = "NHWC" if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) else "NCHW"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import onnx
 
@@ -15,7 +16,7 @@ from graphpass.ir.model import Model
 from graphpass.ir.questions import RefusedError, Tensor, operator
 from graphpass.ir.windows import Window
 
-Size = tuple[int, int]
+Size = tuple[int, ...]  # (height, width); of signals (length,), of volumes (depth, height, width)
 
 STRIDE, WINDOW, OFFSET = "graphpass.stride", "graphpass.window", "graphpass.offset"
 NATIVE, HEAD = "graphpass.native", "graphpass.head"
@@ -27,8 +28,8 @@ _ODD_PIXELS = 5  # that the second size checked has beyond a multiple of the str
 class MapGeometry:
     """Where the cells of an output lie on the image, in pixels, as (height, width).
 
-    Cell (i, j) has the box from (offset + i·stride) on, `window` pixels large, of which pixels
-    beyond the image are padding.
+    Of signals as (length,), of volumes as (depth, height, width). Cell (i, j) has the box from
+    (offset + i·stride) on, `window` pixels large, of which pixels beyond the image are padding.
     """
 
     output: str
@@ -61,16 +62,15 @@ def cams(done: Model, found: Trace) -> dict[str, str]:
 def strides(found: Trace) -> Size:
     """Return how far apart the cells of the coarsest map are, in pixels."""
     lines = [found.lines(collapse.source) for collapse in found.heads]
-    return max(h.stride for h, _ in lines), max(w.stride for _, w in lines)
+    return tuple(max(line.stride for line in along) for along in zip(*lines, strict=True))
 
 
 def checked_sizes(native: Size, stride: Size) -> list[Size]:
-    """Two larger sizes, one of them no multiple of the stride, and one that is not square."""
-    (height, width), (down, right) = native, stride
+    """Two larger sizes, one of them no multiple of the stride, and one larger in one dimension."""
     return [
-        (height + down, width + right),
-        (height + 2 * down + _ODD_PIXELS, width + 2 * right + _ODD_PIXELS),
-        (height, width + 2 * right),
+        tuple(n + s for n, s in zip(native, stride, strict=True)),
+        tuple(n + 2 * s + _ODD_PIXELS for n, s in zip(native, stride, strict=True)),
+        (*native[:-1], native[-1] + 2 * stride[-1]),
     ]
 
 
@@ -78,22 +78,20 @@ def _geometry(found: Trace, output: str) -> MapGeometry:
     """Put the head's window on top of the feature map's own cells."""
     spans = []
     for source in _sources(found, output):
-        height, width = found.lines(source)
+        lines = found.lines(source)
         if source.name != output:
-            height, width = (line.through(Window(line.size)) for line in (height, width))
-        spans.append((height, width))
+            lines = tuple(line.through(Window(line.size)) for line in lines)
+        spans.append(lines)
     return _put_together(output, spans)
 
 
-def _put_together(output: str, spans: Sequence[tuple[Line, Line]]) -> MapGeometry:
-    height, width = spans[0]
-    for one, two in spans[1:]:
-        height, width = height.joined(one), width.joined(two)
+def _put_together(output: str, spans: Sequence[tuple[Line, ...]]) -> MapGeometry:
+    lines = [reduce(Line.joined, along) for along in zip(*spans, strict=True)]
     return MapGeometry(
         output,
-        (height.stride, width.stride),
-        (height.window, width.window),
-        (height.offset, width.offset),
+        tuple(line.stride for line in lines),
+        tuple(line.window for line in lines),
+        tuple(line.offset for line in lines),
     )
 
 
@@ -122,17 +120,17 @@ def map_sizes(found: Trace, size: Size, head: str) -> dict[str, Size]:
     try:
         at_size = trace(found.graph, found.image, found.layout, size, found)
     except RefusedError as error:
-        raise ModelError(f"at {size[0]}x{size[1]} pixels, {error}") from None
+        raise ModelError(f"at {spelled(size)} pixels, {error}") from None
     made: dict[str, Size] = {}
     for output in found.graph.outputs:
         source = _sources(found, output.name)[0]
-        (rows, columns), window = at_size.map_size(source), found.map_size(source)
+        cells, window = at_size.map_size(source), found.map_size(source)
         if source.name == output.name:
-            made[output.name] = (rows, columns)
+            made[output.name] = cells
         elif head == "global":
-            made[output.name] = (1, 1)
+            made[output.name] = (1,) * len(size)
         else:
-            made[output.name] = (rows - window[0] + 1, columns - window[1] + 1)
+            made[output.name] = tuple(n - w + 1 for n, w in zip(cells, window, strict=True))
     return made
 
 
@@ -160,5 +158,10 @@ def set_metadata(model: onnx.ModelProto, values: Mapping[str, str]) -> None:
 
 
 def pair(size: Size) -> str:
-    """Write (height, width) as in the metadata."""
-    return f"{size[0]},{size[1]}"
+    """Write a size as in the metadata."""
+    return ",".join(map(str, size))
+
+
+def spelled(size: Size) -> str:
+    """Write a size for people: 384x512."""
+    return "x".join(map(str, size))

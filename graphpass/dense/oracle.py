@@ -8,6 +8,7 @@ it, the window sees its neighbours (Long, Shelhamer & Darrell, 2015, section 3.1
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphpass.dense.map_geometry import Size, spelled
 from graphpass.dense.trunk_and_heads import (
     Head,
     cut_heads,
     cut_trunk,
     declared,
-    height_and_width,
     start_of,
 )
 from graphpass.errors import DifferenceError, ModelError, RuntimeUnavailableError
@@ -46,6 +47,8 @@ from graphpass.validate.noise import arithmetic_epsilon, base_tolerance, moved_b
 from graphpass.validate.process.runtime import Limits, RunError, Runtime, Session
 from graphpass.validate.resolutions import Resolutions
 
+Cell = tuple[int, ...]  # its image, and where in it
+
 _CELLS_AT_ONCE = 32
 _MOST_CELLS = 256  # of one output at one size; beyond, a seeded sample with the corners in it
 # A cell that reads other pixels is off by the scale itself; one that sums them in another order
@@ -59,14 +62,14 @@ _DRAWN = 100  # integers that an image of integers is drawn from, when it is not
 class Checked:
     """One output at one size and batch: how far the map was from the original's own answers.
 
-    `size`: the image, (height, width) in pixels. `map_size`: cells. `cells`: how many of them
-    were compared, over all images of the batch.
+    `size`: the image, (height, width) in pixels or such. `map_size`: cells. `cells`: how many of
+    them were compared, over all images of the batch.
     """
 
     output: str
-    size: tuple[int, int]
+    size: Size
     batch: int
-    map_size: tuple[int, int]
+    map_size: Size
     cells: int
     comparison: OutputComparison
 
@@ -163,7 +166,7 @@ class Oracle:
         batch = self.native.axes[id(self.native.image)][0]
         return batch if isinstance(batch, int) else None
 
-    def check(self, candidate: Session, size: tuple[int, int], batch: int) -> list[Checked]:
+    def check(self, candidate: Session, size: Size, batch: int) -> list[Checked]:
         """Compare every output of `candidate` on a drawn image of `size` pixels."""
         image = self._draw(size, batch)
         name = self.native.image.name
@@ -177,7 +180,7 @@ class Oracle:
         return [self._compare(out, expected, found, size, batch, noise[out]) for out in expected]
 
     def _noise(
-        self, image: Array, size: tuple[int, int], expected: Mapping[str, tuple[Array, Any]]
+        self, image: Array, size: Size, expected: Mapping[str, tuple[Array, Any]]
     ) -> dict[str, Noise]:
         """Measure how far the answers move with the image, and with what the head reads, by ulps.
 
@@ -213,7 +216,8 @@ class Oracle:
             cells = np.asarray(found[name]).reshape(batch, -1)
             noise = measure_noise({name: expected}, {name: noisy})[name]
             compared = self._compared(name, expected, cells, "native size", noise)
-            checks.append(Checked(name, self.native.size, batch, (1, 1), batch, compared))
+            one = (1,) * len(self.native.size)
+            checks.append(Checked(name, self.native.size, batch, one, batch, compared))
         return checks
 
     def probe(self, candidate: Session) -> Probe:
@@ -232,7 +236,7 @@ class Oracle:
 
     # ------------------------------------------------------------------------ what must come
 
-    def _draw(self, size: tuple[int, int], batch: int) -> Array:
+    def _draw(self, size: Size, batch: int) -> Array:
         shape = [int(s) if isinstance(s, int) else 0 for s in self.native.image.shape or ()]
         shape[0] = batch
         for axis, pixels in zip(LAYOUTS[self.native.layout], size, strict=True):
@@ -240,7 +244,7 @@ class Oracle:
         kind = np.dtype(self.native.image.dtype)
         if math.prod(shape) > _MOST_VALUES:
             raise RuntimeUnavailableError(
-                f"an image of {size[0]}x{size[1]} pixels has {math.prod(shape)} values, too many "
+                f"an image of {spelled(size)} pixels has {math.prod(shape)} values, too many "
                 "to check anything with (--no-validate writes without running the model)"
             )
         rng = np.random.default_rng([*size, batch])
@@ -258,7 +262,7 @@ class Oracle:
             ) from None
 
     def _expected(
-        self, image: Array, size: tuple[int, int], *, stirred: bool = False
+        self, image: Array, size: Size, *, stirred: bool = False
     ) -> dict[str, tuple[Array, Any]]:
         """Return, for each output, its cells as rows and which cells these are.
 
@@ -268,7 +272,7 @@ class Oracle:
         expected: dict[str, tuple[Array, Any]] = {}
         for number, head in enumerate(self.heads):
             if self.pooled:
-                cells = [(index, 0, 0) for index in range(len(image))]
+                cells = [(index, *[0] * len(size)) for index in range(len(image))]
                 inputs = self._pooled_inputs(head, features)
             else:
                 cells = self._cells(head, features, size)
@@ -293,9 +297,9 @@ class Oracle:
         """Let the head answer for every pixel of the map as if that were the mean: the CAM."""
         wanted = {out: cam for out, cam in self.cams.items() if out in head.outputs}
         (collapse,) = head.collapses
-        places = height_and_width(self.bare, collapse.source)
-        array = np.moveaxis(features[collapse.source.name], places, (1, 2))
-        cells = _sample(array.shape[0], array.shape[1], array.shape[2])
+        places = self.bare.places(collapse.source)
+        array = np.moveaxis(features[collapse.source.name], places, range(1, 1 + len(places)))
+        cells = _sample(array.shape[: 1 + len(places)])
         rows = np.stack([array[cell] for cell in cells])
         start = start_of(collapse, True)
         shape = [s if isinstance(s, int) else -1 for s in declared(self.bare, start)[1]]
@@ -324,7 +328,7 @@ class Oracle:
         }
 
     def _windows(
-        self, head: Head, features: Mapping[str, Array], cells: Sequence[tuple[int, int, int]]
+        self, head: Head, features: Mapping[str, Array], cells: Sequence[Cell]
     ) -> dict[str, Array]:
         """Cut a window of the native size for each cell; they lie along the batch."""
         return {
@@ -342,23 +346,20 @@ class Oracle:
             pooled[start_of(collapse, True).name] = window
         return pooled
 
-    def _cells(
-        self, head: Head, features: Mapping[str, Array], size: tuple[int, int]
-    ) -> list[tuple[int, int, int]]:
-        """Return (image, row, column) of the cells to look at: all, or a sample."""
+    def _cells(self, head: Head, features: Mapping[str, Array], size: Size) -> list[Cell]:
+        """Return the cells to look at, such as (image, row, column): all, or a sample."""
         counts = set()
         for collapse in head.collapses:
             array = features[collapse.source.name]
-            places = height_and_width(self.native, collapse.source)
+            places = self.native.places(collapse.source)
             window = self.native.map_size(collapse.source)
             counts.add(tuple(array.shape[p] - w + 1 for p, w in zip(places, window, strict=True)))
         if len(counts) != 1:
             raise ModelError(
-                f"the head joins maps whose windows differ in number at {size[0]}x{size[1]}"
+                f"the head joins maps whose windows differ in number at {spelled(size)}"
             )
-        (rows, columns) = counts.pop()
         batch = len(features[head.collapses[0].source.name])
-        return _sample(batch, rows, columns)
+        return _sample((batch, *counts.pop()))
 
     def _answers(
         self, key: str, head: Head, inputs: Mapping[str, Array], count: int, pooled: bool
@@ -405,25 +406,25 @@ class Oracle:
         name: str,
         expected: Mapping[str, tuple[Array, Any]],
         found: Mapping[str, Any],
-        size: tuple[int, int],
+        size: Size,
         batch: int,
         noise: Noise | None,
     ) -> Checked:
         rows, cells = expected[name]
         array = np.asarray(found[name])
-        map_size = (1, 1)
+        map_size: Size = (1,) * len(size)
         if cells is None or (self.pooled and name not in self.cams.values()):
             picked = array.reshape(batch, -1)
         else:
-            channels_last = self.native.layout == "NHWC" or array.ndim == 3
-            by_cell = array if channels_last else array.transpose(0, 2, 3, 1)
-            map_size = (by_cell.shape[1], by_cell.shape[2])
-            windows = tuple(max(cell[dim] for cell in cells) + 1 for dim in (1, 2))
+            channels_last = self.native.channels_last or array.ndim == 1 + len(size)
+            by_cell = array if channels_last else np.moveaxis(array, 1, -1)
+            map_size = by_cell.shape[1 : 1 + len(size)]
+            windows = tuple(max(cell[1 + dim] for cell in cells) + 1 for dim in range(len(size)))
             if map_size != windows:  # not as many cells as there are windows
                 picked = np.empty((0, 0), array.dtype)
             else:
                 picked = np.stack([by_cell[cell].reshape(-1) for cell in cells])
-        feed = f"{size[0]}x{size[1]}, batch {batch}"
+        feed = f"{spelled(size)}, batch {batch}"
         compared = self._compared(name, rows, picked, feed, noise)
         return Checked(name, size, batch, map_size, len(rows), compared)
 
@@ -447,21 +448,23 @@ def giving_logits(model: Model) -> Model:
     return bare
 
 
-def _sample(batch: int, rows: int, columns: int) -> list[tuple[int, int, int]]:
-    """Return (image, row, column) of every cell, or of a seeded sample where they are many."""
-    cells = [(b, i, j) for b in range(batch) for i in range(rows) for j in range(columns)]
-    if len(cells) <= _MOST_CELLS:
-        return cells
-    picked = np.random.default_rng(0).choice(len(cells), _MOST_CELLS, replace=False)
-    return sorted({cells[0], cells[-1], cells[columns - 1], *(cells[k] for k in picked)})
+def _sample(shape: Sequence[int]) -> list[Cell]:
+    """Return the index of every cell; of many, a seeded sample and the corners."""
+    if math.prod(shape) <= _MOST_CELLS:
+        return list(np.ndindex(*shape))
+    picked = np.random.default_rng(0).choice(math.prod(shape), _MOST_CELLS, replace=False)
+    corners = itertools.product((0,), *[(0, size - 1) for size in shape[1:]])
+    last = tuple(size - 1 for size in shape)
+    drawn = zip(*(index.tolist() for index in np.unravel_index(picked, shape)), strict=True)
+    return sorted({*corners, last, *drawn})
 
 
 def _cut_window(
-    native: Trace, collapse: Collapse, features: Mapping[str, Array], cell: tuple[int, int, int]
+    native: Trace, collapse: Collapse, features: Mapping[str, Array], cell: Cell
 ) -> Array:
     image, *corner = cell
     array = features[collapse.source.name]
-    places = height_and_width(native, collapse.source)
+    places = native.places(collapse.source)
     index: list[slice] = [slice(None)] * array.ndim
     index[0] = slice(image, image + 1)
     for place, start, length in zip(places, corner, native.map_size(collapse.source), strict=True):
@@ -471,8 +474,8 @@ def _cut_window(
 
 def _pooled(collapse: Collapse, native: Trace, feature: Array) -> Array:
     """Pool over the whole map in double precision."""
-    axes = height_and_width(native, collapse.source)
-    maximum = operator(collapse.node) in ("GlobalMaxPool", "ReduceMax")
+    axes = native.places(collapse.source)
+    maximum = operator(collapse.node) in ("GlobalMaxPool", "MaxPool", "ReduceMax")
     wide = feature.astype(np.float64)
     pooled = wide.max(axes) if maximum else wide.mean(axes)
     shape = [size if isinstance(size, int) else -1 for size in _declared_out(native, collapse)]

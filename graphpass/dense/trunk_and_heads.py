@@ -106,9 +106,3 @@ def cut_trunk(
 def _tensors(native: Trace) -> list[Tensor]:
     made = [tensor for node in native.graph.nodes for tensor in node.outputs]
     return [*native.graph.inputs, *made]
-
-
-def height_and_width(native: Trace, tensor: Tensor) -> tuple[int, int]:
-    """Return which axes are height and width."""
-    found = {a.dim: i for i, a in enumerate(native.axes[id(tensor)]) if isinstance(a, Spatial)}
-    return found[0], found[1]

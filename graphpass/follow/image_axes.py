@@ -1,17 +1,20 @@
 """What the axes of a tensor mean in a network that sees an image.
 
 Following an image through a network, each axis of each tensor is a plain size (channels), the
-batch, height or width (`Spatial`), or pixels and perhaps channels in one (`Merged`).
+batch, height or width (`Spatial`), or pixels and perhaps channels in one (`Merged`). A signal has
+a length in place of height and width, a volume a depth as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphpass.follow.geometry import Line
 
+# what the dimensions of a signal, an image and a volume are called
+DIMENSIONS = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 # Stands in for a symbolic batch: a prime that no product of sizes meets by accident.
 SYMBOLIC_SIZE = 7919
 
@@ -28,15 +31,11 @@ def shown(sizes: Sequence[int]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Spatial:
-    """Height (`dim` 0) or width (`dim` 1) of a feature map."""
+    """One of the dimensions of a feature map: number `dim` of them, and what people call it."""
 
     dim: int
     line: Line
-
-    @property
-    def name(self) -> str:
-        """What people call the dimension."""
-        return ("height", "width")[self.dim]
+    name: str
 
     def __str__(self) -> str:
         return f"{self.name} {self.line.size}"
@@ -117,9 +116,9 @@ def _join(one: Axis, two: Axis) -> Axis:
     if not (isinstance(one, Spatial) and isinstance(two, Spatial)):
         raise AxisError("joins a feature map with a sequence of pixels")
     if one.dim != two.dim:
-        raise AxisError("joins height with width")
+        raise AxisError(f"joins {one.name} with {two.name}")
     if one.line.size == two.line.size and one.line.stride == two.line.stride:
-        return Spatial(one.dim, one.line.joined(two.line))
+        return replace(one, line=one.line.joined(two.line))
     if one.line.size == 1 and two.line.size == 1:
         return one  # only at this resolution: the caller looks at others
     raise AxisError(f"joins a map of {one} (stride {one.line.stride}) with one of {two}")

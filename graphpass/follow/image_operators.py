@@ -7,6 +7,7 @@ the operator ties the network to one resolution; the text goes on after the node
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from graphpass.ir.questions import (
 from graphpass.ir.windows import Window, windows_of
 
 _SOFTMAX_BY_AXIS = 13  # before this opset Softmax flattens everything from its axis on
+_SPELLED = {2: "two of four", 3: "three of five"}
 _OPEN_END = 1 << 30  # the end of a Slice that means "to the end"
 
 Handler = Callable[[Visit, Node, list[Axes]], Sequence[Axes]]
@@ -64,13 +66,15 @@ def _elementwise(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]
         ) from None
 
 
-def _map_axes(node: Node, axes: Axes) -> tuple[Spatial, Spatial]:
-    height_width = axes[2:]
-    if len(axes) != 4 or not all(isinstance(axis, Spatial) for axis in height_width):
-        raise AxisError("does not find height and width on the last two of four axes")
+def _map_axes(visit: Visit, axes: Axes) -> tuple[Spatial, ...]:
+    dimensions = [axis for axis in axes[2:] if isinstance(axis, Spatial)]
+    names = visit.found.names
+    if not len(axes) - 2 == len(dimensions) == len(names):
+        last = "the last of three" if len(names) == 1 else f"the last {_SPELLED[len(names)]}"
+        raise AxisError(f"does not find {' and '.join(names)} on {last} axes")
     if sees_pixels(axes[:2]):
-        raise AxisError("finds height or width where batch and channels belong")
-    return height_width  # type: ignore[return-value]
+        raise AxisError(f"finds {' or '.join(names)} where batch and channels belong")
+    return tuple(dimensions)
 
 
 def _conv(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
@@ -78,13 +82,15 @@ def _conv(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     if channels is None or sees_pixels(channels):
         raise AxisError("has a kernel that is computed from the image")
     if _is_dense(visit, node, inputs[0], channels):
-        return [(inputs[0][0], channels[0], 1, 1)]
-    return [(inputs[0][0], channels[0], *_slide(node, _map_axes(node, inputs[0])))]
+        return [(inputs[0][0], channels[0], *[1] * len(inputs[0][2:]))]
+    return [(inputs[0][0], channels[0], *_slide(node, _map_axes(visit, inputs[0])))]
 
 
 def _is_dense(visit: Visit, node: Node, axes: Axes, weight: Axes) -> bool:
     """Whether a Conv is a dense layer over a map that does not lie as [N, C, H, W]."""
-    if len(axes) != 4 or all(isinstance(axis, Spatial) for axis in axes[2:]):
+    if len(axes) != 2 + len(visit.found.size) or all(
+        isinstance(axis, Spatial) for axis in axes[2:]
+    ):
         return False
     if visit.native is not None:
         return id(node) in visit.pools
@@ -92,45 +98,63 @@ def _is_dense(visit: Visit, node: Node, axes: Axes, weight: Axes) -> bool:
     return whole and all(window.padding(1) == (0, 0) for window in windows_of(node))
 
 
-def _slide(node: Node, axes: tuple[Spatial, Spatial]) -> list[Spatial]:
+def _slide(node: Node, axes: tuple[Spatial, ...]) -> list[Spatial]:
     windows = windows_of(node)
-    return [Spatial(a.dim, a.line.through(w)) for a, w in zip(axes, windows, strict=True)]
+    return [replace(a, line=a.line.through(w)) for a, w in zip(axes, windows, strict=True)]
 
 
 def _pool(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
-    axes = _map_axes(node, inputs[0])
+    axes = _map_axes(visit, inputs[0])
     full = all(
         window.covers(axis.line.size) for axis, window in zip(axes, windows_of(node), strict=True)
     )
     if visit.native is not None:
         whole = id(node) in visit.pools
     else:
-        whole = full and operator(node) == "AveragePool"
+        whole = full and (operator(node) == "AveragePool" or _is_head(node))
     if whole:
-        return [(*inputs[0][:2], 1, 1)]
+        return [(*inputs[0][:2], *[1] * len(axes))]
     return [(*inputs[0][:2], *_slide(node, axes))] * len(node.outputs)
 
 
+def _is_head(pool: Node) -> bool:
+    """Whether nothing but dense layers, and what works element by element, comes after a pool."""
+    waiting, seen = [pool], {id(pool)}
+    while waiting:
+        for tensor in waiting.pop().outputs:
+            for reader in tensor.outputs:
+                if operator(reader) not in _AFTER_POOLING:
+                    return False
+                if id(reader) not in seen:
+                    seen.add(id(reader))
+                    waiting.append(reader)
+    return True
+
+
 def _global_pool(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
-    _map_axes(node, inputs[0])
-    return [(*inputs[0][:2], 1, 1)]
+    axes = inputs[0]
+    # a signal may be pooled as an image of one row
+    _map_axes(visit, (*axes[:2], *(axis for axis in axes[2:] if axis != 1)))
+    return [(*axes[:2], *[1] * len(axes[2:]))]
 
 
 def _reduce(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     given = axes_of(node)
     rank = len(inputs[0])
     axes = {a % rank for a in given} if given is not None else set(range(rank))
-    return _reduced(node, inputs[0], axes)
+    return _reduced(visit, node, inputs[0], axes)
 
 
 def _arg(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
-    return _reduced(node, inputs[0], {attribute(node, "axis") % len(inputs[0])})
+    return _reduced(visit, node, inputs[0], {attribute(node, "axis") % len(inputs[0])})
 
 
-def _reduced(node: Node, axes: Axes, over: set[int]) -> Sequence[Axes]:
+def _reduced(visit: Visit, node: Node, axes: Axes, over: set[int]) -> Sequence[Axes]:
     spatial = {i for i, axis in enumerate(axes) if is_spatial(axis)}
-    if spatial & over and over != spatial:
-        raise AxisError("reduces height or width together with, or without, other axes")
+    ones = {i for i, axis in enumerate(axes) if axis == 1}
+    if spatial & over and over - ones != spatial:
+        names = " or ".join(visit.found.names)
+        raise AxisError(f"reduces {names} together with, or without, other axes")
     if any(isinstance(axes[i], Merged) for i in over):
         raise AxisError("reduces a sequence of pixels")
     keep = attribute(node, "keepdims") != 0
@@ -164,7 +188,7 @@ def _as_natively(native: Trace, node: Node, axes: Axes) -> Axes:
     if made is None:
         raise AxisError("reads one cell of a map, which has more of them at other sizes")
     if any(isinstance(axis, Spatial) and axis.dim not in spatial for axis in made):
-        raise AxisError("makes height and width of what was one axis")
+        raise AxisError(f"makes {' and '.join(native.names)} of what was one axis")
     return tuple(spatial[axis.dim] if isinstance(axis, Spatial) else axis for axis in made)
 
 
@@ -176,7 +200,8 @@ def _flatten(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     if at == 1:
         return [regroup(axes, [sizes[0], int(np.prod(sizes[1:]))])]
     if at == 0 or sees_pixels(axes[:at]):
-        raise AxisError("flattens height or width together with the batch")
+        names = " or ".join(visit.found.names)
+        raise AxisError(f"flattens {names} together with the batch")
     return [regroup(axes, [int(np.prod(sizes[:at])), int(np.prod(sizes[at:]))])]
 
 
@@ -190,7 +215,7 @@ def _squeeze(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     if any(size_of(axes[i]) != 1 for i in over):
         raise AxisError("squeezes an axis that is larger than 1 at other sizes")
     if dropped and any(isinstance(a, Spatial) for i, a in enumerate(axes) if i not in over):
-        raise AxisError("squeezes one of height and width")
+        raise AxisError(f"squeezes one of {' and '.join(visit.found.names)}")
     return [tuple(a for i, a in enumerate(axes) if i not in over)]
 
 
@@ -221,7 +246,7 @@ def _split(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     at = attribute(node, "axis") % len(axes)
     if is_spatial(axes[at]):
-        raise AxisError("splits height or width")
+        raise AxisError(f"splits {' or '.join(visit.found.names)}")
     shapes = [tensor.shape for tensor in node.outputs]
     require(all(shape is not None for shape in shapes), f"{label(node)} has unknown sizes")
     return [tuple(shape[at] if i == at else a for i, a in enumerate(axes)) for shape in shapes]
@@ -232,7 +257,7 @@ def _to_sequence(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]
     axes = inputs[0]
     at = attribute(node, "axis") % len(axes)
     if is_spatial(axes[at]):
-        raise AxisError("splits height or width")
+        raise AxisError(f"splits {' or '.join(visit.found.names)}")
     sizes = parts_of(node, size_of(axes[at]), visit.integers(node, 1, "split"))
     if sizes is None:
         raise AxisError("splits into parts that are computed")
@@ -285,7 +310,7 @@ def _sliced(axis: Any, start: int, end: int, step: int, computed: bool) -> Any:
     if step < 1 or start < 0 or (not to_the_end and end < size):
         raise AxisError(f"cuts {axis.name} at constant positions")
     first = positions.start if len(positions) else 0
-    return Spatial(axis.dim, axis.line.taken(first, step, len(positions)))
+    return replace(axis, line=axis.line.taken(first, step, len(positions)))
 
 
 def _pad(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
@@ -296,7 +321,7 @@ def _pad(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
         begin, end = pads[index], pads[len(over) + index]
         axis = axes[place]
         if isinstance(axis, Spatial):
-            axes[place] = Spatial(axis.dim, axis.line.through(Window(1, 1, begin, end)))
+            axes[place] = replace(axis, line=axis.line.through(Window(1, 1, begin, end)))
         elif begin or end:
             if not isinstance(axis, int):
                 raise AxisError("pads the batch or a sequence of pixels")
@@ -328,7 +353,8 @@ def _topk(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
 def _layer_norm(visit: Visit, node: Node, inputs: list[Axes]) -> Sequence[Axes]:
     axes = inputs[0]
     if sees_pixels(axes[attribute(node, "axis") % len(axes) :]):
-        raise AxisError("normalizes over height and width with a weight per pixel")
+        names = " and ".join(visit.found.names)
+        raise AxisError(f"normalizes over {names} with a weight per pixel")
     return [axes] * len(node.outputs)
 
 
@@ -377,6 +403,14 @@ _GLOBAL_POOLS = named(Trait.POOL, without=Trait.SLIDING)
 _POOLS = named(Trait.POOL | Trait.SLIDING)
 # what slides over an image, or pools it: it tells in which layout the network reads
 SLIDING = frozenset(("Conv", *_POOLS, *_GLOBAL_POOLS, *_REDUCTIONS))
+
+_AFTER_POOLING = frozenset(
+    named(
+        *(Trait.ELEMENTWISE, Trait.BROADCASTING, Trait.VIEW),
+        *(Trait.NORMALIZATION, Trait.CONTRACTION),
+        without=Trait.SLIDING,
+    )
+)
 
 HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(_SAME, _same),

@@ -37,7 +37,15 @@ from graphpass.ir.questions import (
     require,
 )
 
-LAYOUTS = {"NCHW": (2, 3), "NHWC": (1, 2)}
+# which axes of an input are its dimensions
+LAYOUTS = {
+    "NCHW": (2, 3),
+    "NHWC": (1, 2),
+    "NCW": (2,),
+    "NWC": (1,),
+    "NCDHW": (2, 3, 4),
+    "NDHWC": (1, 2, 3),
+}
 _FLATTENS = ("Flatten", "Reshape", "Squeeze")
 
 
@@ -53,12 +61,12 @@ def trace(
     graph: Graph,
     image: Tensor,
     layout: str,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     native: Trace | None = None,
     *,
     sliding: bool = False,
 ) -> Trace:
-    """Follow `image` through `graph`. `layout` is "NCHW" or "NHWC", `size` is (height, width).
+    """Follow `image` through `graph`. `layout` is one of `LAYOUTS`, `size` such as (height, width).
 
     Without `native`, `size` is the resolution that the network was made for: an AveragePool over
     its whole map counts as global. With `native`, the trace at that resolution, pools and
@@ -81,11 +89,11 @@ class Tracer:
         if native is not None:
             whole = native.trunk_pools if sliding else {id(c.node) for c in native.collapses}
             self.visit.pools.update(whole)
-        height, width = LAYOUTS[found.layout]
         axes: list[Any] = list(found.image.shape or ())
+        places = LAYOUTS[found.layout]
         try:
-            axes[height] = Spatial(0, Line.image(found.size[0]))
-            axes[width] = Spatial(1, Line.image(found.size[1]))
+            for dim, (place, name) in enumerate(zip(places, found.names, strict=True)):
+                axes[place] = Spatial(dim, Line.image(found.size[dim]), name)
         except TooLargeError as error:
             raise FixedResolutionError(f"the image '{found.image.name}' {error}", 0) from None
         found.axes[id(found.image)] = tuple(axes)

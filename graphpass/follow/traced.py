@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graphpass.follow.geometry import Line
-from graphpass.follow.image_axes import Axes, Spatial
+from graphpass.follow.image_axes import DIMENSIONS, Axes, Spatial
 from graphpass.ir.questions import Graph, Node, Tensor, constant, label, needed
 from graphpass.ir.weight import Array
 
@@ -27,12 +27,15 @@ class Collapse:
 
 @dataclass
 class Trace:
-    """What came of following an image of `size` (height, width) pixels through `graph`."""
+    """What came of following an image of `size` pixels, such as (height, width), through `graph`.
+
+    `size` has one number for a signal, three for a volume.
+    """
 
     graph: Graph
     image: Tensor
     layout: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     axes: dict[int, Axes] = field(default_factory=dict)
     values: dict[int, Array] = field(default_factory=dict)
     collapses: list[Collapse] = field(default_factory=list)
@@ -59,20 +62,35 @@ class Trace:
             return None
         return weight.array()
 
-    def lines(self, tensor: Tensor) -> tuple[Line, Line]:
-        """Return height and width of a feature map."""
-        found = {a.dim: a.line for a in self.axes[id(tensor)] if isinstance(a, Spatial)}
-        return found[0], found[1]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people call the dimensions of the image."""
+        return DIMENSIONS[len(self.size)]
 
-    def map_size(self, tensor: Tensor) -> tuple[int, int]:
-        """Return the cells of a feature map in height and width."""
-        height, width = self.lines(tensor)
-        return height.size, width.size
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels of the image lie behind its dimensions."""
+        return self.layout.endswith("C")
+
+    def lines(self, tensor: Tensor) -> tuple[Line, ...]:
+        """Return the dimensions of a feature map, such as height and width."""
+        found = {a.dim: a.line for a in self.axes[id(tensor)] if isinstance(a, Spatial)}
+        return tuple(found[dim] for dim in range(len(self.size)))
+
+    def map_size(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the cells of a feature map in each dimension."""
+        return tuple(line.size for line in self.lines(tensor))
 
     def is_map(self, tensor: Tensor) -> bool:
-        """Whether `tensor` has both height and width, each on an axis of its own."""
+        """Whether `tensor` has every dimension of the image, each on an axis of its own."""
         dims = [a.dim for a in self.axes.get(id(tensor), ()) if isinstance(a, Spatial)]
-        return sorted(dims) == [0, 1]
+        return sorted(dims) == list(range(len(self.size)))
+
+    def places(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return which axes of a feature map its dimensions are, in their order."""
+        axes = enumerate(self.axes[id(tensor)])
+        found = {axis.dim: index for index, axis in axes if isinstance(axis, Spatial)}
+        return tuple(found[dim] for dim in range(len(self.size)))
 
     @property
     def touches_weights(self) -> bool:

@@ -85,7 +85,7 @@ class Surgeon:
             self._dead[id(root)] = root
         self._release(released)
         self._touched[id(graph)] = graph
-        if len(found.roots) > 1 or not going:
+        if len(found.roots) > 1 or not going or _reads_from_beyond(found, built):
             self._unsorted.add(id(graph))
         graph.stale.update(stale)
         return [node for node in again if id(node) not in self._dead]
@@ -393,6 +393,13 @@ def _going(found: Match, built: Built) -> list[Node]:
         if result.name and (made is None or made is result)
     }
     return [root for root in found.roots if not any(id(t) in kept for t in root.outputs)]
+
+
+def _reads_from_beyond(found: Match, built: Built) -> bool:
+    """Whether new nodes read what the match has no part in, which may be made further down."""
+    near = {id(t) for node in found.nodes for t in (*node.inputs, *node.outputs)}
+    near |= {id(t) for node in built.nodes for t in node.outputs}
+    return any(t.inputs and id(t) not in near for node in built.nodes for t in node.inputs)
 
 
 def _require_apart(found: Match, built: Built) -> None:

@@ -11,6 +11,7 @@ from graphpass.ir.nodes import Node, Tensor
 from graphpass.ir.operators import Trait
 from graphpass.ir.questions import (
     attribute,
+    axes_of,
     constant,
     dtype,
     operator,
@@ -26,6 +27,9 @@ NAMES: Final[dict[str, str]] = {
     "rank": "the largest number of axes of an input or output",
     "input_rank": "the number of axes of the first input",
     "output_rank": "the number of axes of the first output",
+    "second_rank": "the number of axes of the second input",
+    "wide_axes": "how many axes of the first input are larger than 1",
+    "input_count": "how many inputs it has",
     "batch": "the first axis of the first input",
     "static": "whether the sizes of all inputs and outputs are fixed",
     "dtype": "the type of the first input, such as float32",
@@ -49,14 +53,21 @@ NAMES: Final[dict[str, str]] = {
     "input_h": "the height of the first input, its last axis but one",
     "input_w": "the width of the first input, its last axis",
     "input_pixels": "height times width of the first input",
+    "input_constant": "whether the first input is a constant",
     "weight_constant": "whether the second input is a constant",
     "axis": "the attribute `axis`, counted from 0",
     "last_axis": "whether `axis` is the last one",
+    "axes": "those that a reduction is over, counted from 0, in their order",
+    "keepdims": "the attribute `keepdims`: 1 where axes that are reduced stay, of size 1",
     "mode": "the attribute `mode`",
+    "transA": "the attribute `transA` of a Gemm",
+    "alpha": "its attribute `alpha`",
+    "beta": "its attribute `beta`",
     "ceil_mode": "the attribute `ceil_mode`: 1 where sizes are rounded up",
     "count_include_pad": "the attribute `count_include_pad`: 1 where an average counts padding",
 }
 
+_ATTRIBUTES: Final = ("mode", "keepdims", "transA", "alpha", "beta")
 _POOLS: Final = ("AveragePool", "LpPool", "MaxPool")
 
 
@@ -70,6 +81,9 @@ def facts_of(node: Node) -> dict[str, Any]:
         "rank": _largest([rank(tensor) for tensor in (*inputs, *outputs)]),
         "input_rank": rank(first) if first is not None else 0,
         "output_rank": rank(outputs[0]) if outputs else 0,
+        "second_rank": rank(inputs[1]) if len(inputs) > 1 else None,
+        "wide_axes": None if shape is None else sum(size != 1 for size in shape),
+        "input_count": len(inputs),
         "batch": static_dim(first, 0) if first is not None else None,
         "static": all(static_shape(tensor) is not None for tensor in (*inputs, *outputs)),
         "dtype": _type_name(first),
@@ -78,6 +92,7 @@ def facts_of(node: Node) -> dict[str, Any]:
         "input_h": shape[-2] if shape is not None and len(shape) > 2 else None,
         "input_w": shape[-1] if shape is not None and len(shape) > 2 else None,
         "input_pixels": math.prod(shape[2:]) if shape is not None and len(shape) > 2 else None,
+        "input_constant": first is not None and constant(first) is not None,
         "weight_constant": len(inputs) > 1 and constant(inputs[1]) is not None,
     }
     if operator(node) in ("Gemm", "MatMul"):
@@ -88,9 +103,12 @@ def facts_of(node: Node) -> dict[str, Any]:
     if isinstance(axis, int) and axes:
         found["axis"] = axis % axes
         found["last_axis"] = axis % axes == axes - 1
-    mode = attribute(node, "mode")
-    if isinstance(mode, str):
-        found["mode"] = mode
+    found |= {
+        name: attribute(node, name) for name in ("mode", "keepdims", "transA", "alpha", "beta")
+    }
+    reduced = axes_of(node) if operators.has(node, Trait.REDUCTION) else None
+    if reduced is not None and axes:
+        found["axes"] = sorted(axis % axes for axis in reduced)
     if operator(node) in _POOLS:  # before they had these attributes, they did what 0 says
         found |= {name: attribute(node, name, 0) for name in ("ceil_mode", "count_include_pad")}
     return found

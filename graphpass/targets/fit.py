@@ -10,14 +10,22 @@ from graphpass.ir.model import Model
 from graphpass.ir.nodes import Constant, Graph, Node
 from graphpass.ir.questions import constant, label, operator, producer
 from graphpass.ir.refusal import RefusedError
+from graphpass.rewrite.registry import make
 from graphpass.targets.expression import UnknownValueError
 from graphpass.targets.facts import facts_of
 from graphpass.targets.profile import Limit, Profile, Source
 
+_CANNOT_BE_TOLD = "cannot be told"
+_FIX_SIZES = "fix the sizes: optimize --set-shape NAME=SIZES"
+_WRITES_OUT = "write-out"
+
 
 @dataclass(frozen=True)
 class Misfit:
-    """A node that the target does not take. `reason`: one sentence with the values it has."""
+    """A node that the target does not take. `reason`: one sentence with the values it has.
+
+    `advice`: what would make it fit, where the reason does not say it.
+    """
 
     node: str
     operator: str
@@ -85,12 +93,22 @@ def _misfits(node: Node, profile: Profile) -> Iterator[Misfit]:
     name = operator(node)
     if profile.operators and name not in profile.operators:
         source = next(iter(profile.operators.values()))
-        yield Misfit(label(node), name, f"{name} is not among the operators it takes", source, "")
+        reason = f"{name} is not among the operators it takes"
+        yield Misfit(label(node), name, reason, source, _instead_of(name))
         return
     values = facts_of(node)
     for limit in profile.limits:
         if limit.concerns(name) and (reason := _failure(limit, values)):
-            yield Misfit(label(node), name, reason, limit.source, limit.advice)
+            advice = limit.advice or (_FIX_SIZES if _CANNOT_BE_TOLD in reason else "")
+            yield Misfit(label(node), name, reason, limit.source, advice)
+
+
+def _instead_of(name: str) -> str:
+    """Say how to do without an operator that the target lacks."""
+    written_out = {root for rule in make(_WRITES_OUT).rules for root in rule.roots}
+    if name in written_out:
+        return f"in smaller operators: optimize --passes '{_WRITES_OUT}{{operators={name}}}'"
+    return f"the network has to do without {name}: nothing here says it in other operators"
 
 
 def _failure(limit: Limit, values: Mapping[str, object]) -> str:
@@ -101,9 +119,9 @@ def _failure(limit: Limit, values: Mapping[str, object]) -> str:
         if limit.holds.holds(values):
             return ""
     except UnknownValueError as unknown:
-        return f"{limit.holds.text} cannot be told: {unknown} is not known"
+        return f"{limit.holds.text} {_CANNOT_BE_TOLD}: {unknown} is not known"
     except (ArithmeticError, TypeError, RefusedError) as error:
-        return f"{limit.holds.text} cannot be told: {error}"
+        return f"{limit.holds.text} {_CANNOT_BE_TOLD}: {error}"
     shown = ", ".join(f"{name} = {values[name]}" for name in limit.holds.names)
     return f"{limit.holds.text} does not hold: {shown}"
 

@@ -11,7 +11,7 @@ from graphpass.follow.traced import Trace
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.interface import Interface
 
-from .lift import SOFTMAXES, TO_NHWC, Lifted, Lifter
+from .lift import SOFTMAXES, Lifted, Lifter, channels_last
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,15 @@ def _last_lifted(output: Tensor, lifted: dict[int, Lifted]) -> Lifted | None:
 
 
 def _cam(edit: Editor, found: Trace, output: Tensor, last: Lifted) -> Tensor:
-    cells = edit.permuted(last.cells, TO_NHWC) if found.layout == "NHWC" else last.cells
+    cells = last.cells
+    if found.channels_last:
+        cells = edit.permuted(cells, channels_last(len(found.size)))
     cam = edit.one("Identity", [cells])
     cam.name = edit.fresh(f"{output.name}.cam")
     cam.dtype, cam.is_graph_output = output.dtype, True
-    height, width = found.map_size(_map_of(found, output, last))
+    size = found.map_size(_map_of(found, output, last))
     batch, count = (output.shape or [None])[0], _classes(output)
-    channels_last = found.layout == "NHWC"
-    cam.shape = [batch, height, width, count] if channels_last else [batch, count, height, width]
+    cam.shape = [batch, *size, count] if found.channels_last else [batch, count, *size]
     return cam
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from graphpass import Graph, Node, Tensor, label, operator, opset, require
+from graphpass.follow.image_axes import DIMENSIONS
 from graphpass.ir.questions import RefusedError
 from graphpass.ir.reader import value_type
 from graphpass.ir.weight import Array
@@ -20,7 +21,7 @@ from graphpass.rewrite.edit import Editor
 from .place_fills import stretch
 from .place_reshapes import kept_places
 from .place_walk import follow, native_shapes
-from .places import DIMENSIONS, FixedSizeError, Followed, Places, count_of
+from .places import FixedSizeError, Followed, Places, count_of
 from .pool_to_global import make_global
 
 ANY, ALL = "any", "all"

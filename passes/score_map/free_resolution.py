@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,14 @@ from graphpass import (
     require,
 )
 from graphpass.errors import UsageError
-from graphpass.follow.image_axes import AxisError, Merged, Spatial, size_of, target_sizes
+from graphpass.follow.image_axes import (
+    DIMENSIONS,
+    AxisError,
+    Merged,
+    Spatial,
+    size_of,
+    target_sizes,
+)
 from graphpass.follow.image_input import traced
 from graphpass.follow.trace import LAYOUTS, FixedResolutionError, trace
 from graphpass.follow.traced import Trace
@@ -30,7 +38,7 @@ from graphpass.rewrite.interface import Interface
 
 from .free_places import ALL, ANY, free_places
 from .lift import SOFTMAXES, cellwise_softmax
-from .places import DIMENSIONS, FixedSizeError
+from .places import FixedSizeError
 from .pool_to_global import make_global
 
 _LARGER = (1, 7, 32, 45, 96)  # pixels more: sizes at which maps are compared
@@ -107,7 +115,7 @@ class FreeResolution(Pass):
         """Free a network that answers once for the image, or slides like one that does."""
 
         def at(larger: int) -> Trace:
-            size = (native.size[0] + larger, native.size[1] + larger)
+            size = tuple(pixels + larger for pixels in native.size)
             return trace(graph, native.image, native.layout, size, native, sliding=True)
 
         found = at(0)
@@ -120,7 +128,12 @@ class FreeResolution(Pass):
             done += _free_pools(found, edit)
             done += _free_softmax(found, edit)
         _declare(graph, found, others)
-        return [*done, f"height and width of '{found.image.name}' vary"]
+        verb = "varies" if len(found.names) == 1 else "vary"
+        return [*done, f"{_joined(found.names)} of '{found.image.name}' {verb}"]
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _merges(found: Trace) -> bool:
@@ -131,10 +144,10 @@ def _merges(found: Trace) -> bool:
 def _require_free_head(found: Trace) -> None:
     for collapse in found.collapses:
         pooled = collapse.kind == "pool"
-        height, width = found.map_size(collapse.source)
+        size = "x".join(map(str, found.map_size(collapse.source)))
         require(
             pooled,
-            f"{label(collapse.node)} flattens a map of {height}x{width}: there is a weight for "
+            f"{label(collapse.node)} flattens a map of {size}: there is a weight for "
             "each of its pixels, and one answer for a larger image has no weights for the rest",
         )
 
@@ -158,7 +171,7 @@ def _free_reshapes(found: Trace, other: Trace, edit: Editor) -> list[str]:
             source = edit.current(node.inputs[0])
             replaced = edit.one("Reshape", [source, shape], like=node, allowzero=None)
             edit.replace(node.outputs[0], replaced)
-            done.append(f"{label(node)} computes height and width")
+            done.append(f"{label(node)} computes {_joined(found.names)}")
     return done
 
 
@@ -185,7 +198,8 @@ def _computed_shape(found: Trace, edit: Editor, node: Node) -> Tensor:
         plain = isinstance(axis, int)
         if not plain:
             known = isinstance(axis, Spatial) and axis.dim in place
-            require(known or axis == source[0], f"{label(node)} merges height or width")
+            merges = f"{label(node)} merges {' or '.join(found.names)}"
+            require(known or axis == source[0], merges)
         value = (
             axis if isinstance(axis, int) else place[axis.dim] if isinstance(axis, Spatial) else 0
         )
@@ -205,18 +219,20 @@ def _free_softmax(found: Trace, edit: Editor) -> list[str]:
     done = []
     for node in found.graph.nodes:
         flattens = operator(node) in (*SOFTMAXES, "Hardmax") and opset(node) < 13
-        if flattens and found.is_map(node.inputs[0]) and attribute(node, "axis") in (1, -3):
+        channels = (1, -1 - len(found.size))
+        if flattens and found.is_map(node.inputs[0]) and attribute(node, "axis") in channels:
             edit.replace(
-                node.outputs[0], cellwise_softmax(edit, node, edit.current(node.inputs[0]))
+                node.outputs[0],
+                cellwise_softmax(edit, node, edit.current(node.inputs[0]), len(found.size)),
             )
             done.append(f"{label(node)} works on the channels")
     return done
 
 
 def _declare(graph: Graph, found: Trace, others: list[Trace]) -> None:
-    """Give height and width names, shared where the sizes are equal at every resolution."""
+    """Give the dimensions names, shared where the sizes are equal at every resolution."""
     shape = list(found.image.shape or ())
-    for place, name in zip(LAYOUTS[found.layout], ("height", "width"), strict=True):
+    for place, name in zip(LAYOUTS[found.layout], found.names, strict=True):
         shape[place] = name
     found.image.shape = shape
     names: dict[tuple[int, ...], str] = {}
@@ -227,11 +243,11 @@ def _declare(graph: Graph, found: Trace, others: list[Trace]) -> None:
         for index, axis in enumerate(found.axes[id(output)]):
             if isinstance(axis, Spatial):
                 sizes = (axis.dim, *(size_of(t.axes[id(output)][index]) for t in others))
-                declared[index] = names.setdefault(sizes, _size_name(axis.dim, names))
+                declared[index] = names.setdefault(sizes, _size_name(axis, names))
         output.shape = declared
 
 
-def _size_name(dim: int, names: dict[tuple[int, ...], str]) -> str:
-    base = ("map_height", "map_width")[dim]
+def _size_name(axis: Spatial, names: dict[tuple[int, ...], str]) -> str:
+    base = f"map_{axis.name}"
     count = sum(name.startswith(base) for name in names.values())
     return f"{base}_{count + 1}" if count else base

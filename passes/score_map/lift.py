@@ -9,7 +9,7 @@ more than one cell is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from graphpass import (
     opset,
     require,
 )
-from graphpass.follow.image_axes import Spatial, shown, size_of, target_sizes
+from graphpass.follow.image_axes import shown, size_of, target_sizes
 from graphpass.follow.traced import Trace
 from graphpass.ir.operators import Trait, named
 from graphpass.ir.refusal import COMPUTED, UNKNOWN_SIZE
@@ -36,9 +36,25 @@ from graphpass.ir.windows import windows_of
 from graphpass.rewrite.edit import Editor
 
 SOFTMAXES = ("Softmax", "LogSoftmax")
-TO_NHWC = (0, 2, 3, 1)
-TO_NCHW = (0, 3, 1, 2)
 _SOFTMAX_BY_AXIS = 13
+_AXES_ARE_INPUTS = 13  # from this opset on, for Squeeze and Unsqueeze
+
+
+def channels_last(dims: int) -> tuple[int, ...]:
+    """Return the permutation that puts the channels behind the dimensions of the image."""
+    return (0, *range(2, 2 + dims), 1)
+
+
+def channels_first(dims: int) -> tuple[int, ...]:
+    """Return the permutation that puts the channels, which lie last, before the dimensions."""
+    return (0, 1 + dims, *range(1, 1 + dims))
+
+
+def on_axes(edit: Editor, op: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return Squeeze or Unsqueeze of `tensor`, as the opset of the graph has it."""
+    if edit.graph.opsets.get("", 0) >= _AXES_ARE_INPUTS:
+        return edit.one(op, [tensor, np.array(axes, np.int64)])
+    return edit.one(op, [tensor], axes=list(axes))
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class Lifter:
         self.edit = edit
         self.linear = linear
         self.lifted: dict[int, Lifted] = {}
+        self.rank = 2 + len(found.size)  # of a feature map
 
     def run(self) -> dict[int, Lifted]:
         """Lift every tensor of the head. Raises RefusedError with one sentence."""
@@ -81,25 +98,32 @@ class Lifter:
         if kind == "pool":
             sliding = operator(node) in ("AveragePool", "MaxPool")
             require(sliding, f"{label(node)} pools over the whole image, whatever its size")
-            self.lifted[id(output)] = Lifted(output, 1, 4)
+            self.lifted[id(output)] = Lifted(output, 1, self.rank)
             return
         if kind == "dense":
-            self.lifted[id(output)] = Lifted(self._slide(node, source), 1, 4)
+            self.lifted[id(output)] = Lifted(self._slide(node, source), 1, self.rank)
             return
-        size = f"{cells[0]}x{cells[1]}"
+        size = "x".join(map(str, cells))
         require(
-            cells == (1, 1),
+            set(cells) == {1},
             f"{label(node)} keeps the {size} pixels of its map apart, and what reads them is no "
             "dense layer that could become a convolution",
         )
         axes = self.found.axes[id(source)]
         (channel,) = [i for i in range(1, len(axes)) if isinstance(axes[i], int)]
-        image = (TO_NCHW if channel == 3 else (0, 1, 2, 3)) if len(axes) == 4 else ()
-        require(image, f"{label(node)} flattens something else than a batch of feature maps")
-        cells_first = self.edit.permuted(source, image) if channel == 3 else source
+        require(
+            len(axes) == self.rank,
+            f"{label(node)} flattens something else than a batch of feature maps",
+        )
+        cells_first = self._channels_first(source, channel)
         shape = [size_of(axis) for axis in self.found.axes[id(output)]]
         count = size_of(axes[channel])
         self.lifted[id(output)] = Lifted(cells_first, _channel_of(node, shape, count), len(shape))
+
+    def _channels_first(self, source: Tensor, channel: int) -> Tensor:
+        if channel != self.rank - 1:
+            return source
+        return self.edit.permuted(source, channels_first(self.rank - 2))
 
     def _before_pooling(self, node: Node, source: Tensor) -> Lifted:
         """Return the map that is pooled, as the cells of what its mean becomes."""
@@ -107,21 +131,19 @@ class Lifter:
         require(mean, f"{label(node)} is no mean: there is no map whose mean is the answer")
         axes = self.found.axes[id(source)]
         (channel,) = [i for i in range(1, len(axes)) if isinstance(axes[i], int)]
-        require(len(axes) == 4 and channel in (1, 3), f"{label(node)} pools no feature maps")
-        cells = self.edit.permuted(source, TO_NCHW) if channel == 3 else source
+        maps = len(axes) == self.rank and channel in (1, self.rank - 1)
+        require(maps, f"{label(node)} pools no feature maps")
+        cells = self._channels_first(source, channel)
         shape = [size_of(axis) for axis in self.found.axes[id(node.outputs[0])]]
         return Lifted(cells, _channel_of(node, shape, size_of(axes[channel])), len(shape))
 
     def _slide(self, node: Node, source: Tensor) -> Tensor:
         """Let a Conv over a whole map that lies as [N, H, W, C] slide over it as [N, C, H, W]."""
         axes = self.found.axes[id(source)]
-        (channel,) = [i for i in range(1, 4) if isinstance(axes[i], int)]
-        height, width = (
-            next(i for i, a in enumerate(axes) if isinstance(a, Spatial) and a.dim == dim)
-            for dim in (0, 1)
-        )
-        weight = _weight(node).transpose(0, channel, height, width)
-        cells = self.edit.permuted(source, (0, channel, height, width))
+        (channel,) = [i for i in range(1, self.rank) if isinstance(axes[i], int)]
+        order = (0, channel, *self.found.places(source))
+        weight = _weight(node).transpose(order)
+        cells = self.edit.permuted(source, order)
         return _slid(self.edit, node, cells, weight)
 
     def _lift(self, node: Node) -> None:
@@ -256,20 +278,22 @@ def _elementwise(lifter: Lifter, node: Node) -> list[Lifted]:
                 all(size == 1 for size in others),
                 f"{label(node)} in the head has a weight of shape {list(weight.shape)}",
             )
-            operands.append(weight.array().reshape(1, shape[channel], 1, 1))
+            pixel = [1] * (lifter.rank - 2)
+            operands.append(weight.array().reshape(1, shape[channel], *pixel))
     cells = lifter.edit.one(node.op, operands, like=node)
     return [Lifted(cells, channel if known[0].channel is not None else None, rank)]
 
 
-def cellwise_softmax(edit: Editor, node: Node, cells: Tensor) -> Tensor:
+def cellwise_softmax(edit: Editor, node: Node, cells: Tensor, dims: int) -> Tensor:
     """Return Softmax, LogSoftmax or Hardmax over the channels of every cell.
 
     Before opset 13 these flatten everything from their axis on: the channels must come last.
     """
     if opset(node) >= _SOFTMAX_BY_AXIS:
         return edit.one(node.op, [cells], like=node, axis=1)
-    last = edit.one(node.op, [edit.permuted(cells, TO_NHWC)], like=node, axis=3)
-    return edit.permuted(last, TO_NCHW)
+    turned = edit.permuted(cells, channels_last(dims))
+    last = edit.one(node.op, [turned], like=node, axis=1 + dims)
+    return edit.permuted(last, channels_first(dims))
 
 
 def _softmax(lifter: Lifter, node: Node) -> list[Lifted]:
@@ -281,7 +305,7 @@ def _softmax(lifter: Lifter, node: Node) -> list[Lifted]:
         1 <= axis <= first.channel if flattens else axis == first.channel
     )
     require(over_classes, f"{label(node)} works on axis {axis}, not on the classes")
-    cells = cellwise_softmax(lifter.edit, node, first.cells)
+    cells = cellwise_softmax(lifter.edit, node, first.cells, lifter.rank - 2)
     return [Lifted(cells, first.channel, first.rank)]
 
 
@@ -331,9 +355,11 @@ def _reduce(lifter: Lifter, node: Node) -> list[Lifted]:
 def _layer_norm(lifter: Lifter, node: Node) -> list[Lifted]:
     first = lifter.channel(node, attribute(node, "axis"))
     require(first.channel == first.rank - 1, f"{label(node)} is not over the classes alone")
-    last = lifter.edit.permuted(first.cells, TO_NHWC)
-    normed = lifter.edit.one(node.op, [last, *node.inputs[1:]], like=node, axis=3)
-    return [Lifted(lifter.edit.permuted(normed, TO_NCHW), first.channel, first.rank)]
+    dims = lifter.rank - 2
+    last = lifter.edit.permuted(first.cells, channels_last(dims))
+    normed = lifter.edit.one(node.op, [last, *node.inputs[1:]], like=node, axis=1 + dims)
+    cells = lifter.edit.permuted(normed, channels_first(dims))
+    return [Lifted(cells, first.channel, first.rank)]
 
 
 def _conv(lifter: Lifter, node: Node) -> list[Lifted]:
@@ -343,11 +369,25 @@ def _conv(lifter: Lifter, node: Node) -> list[Lifted]:
         f"{label(node)} in the head pads the one cell that it sees",
     )
     if first.channel == 1 and all(window.kernel == 1 for window in windows_of(node)):
-        return [Lifted(lifter.edit.one("Conv", [first.cells, *node.inputs[1:]], like=node), 1, 4)]
+        cells = lifter.edit.one("Conv", [first.cells, *node.inputs[1:]], like=node)
+        return [Lifted(cells, 1, lifter.rank)]
     # [N, 1, 1, C] under a kernel of 1xC: a dense layer written as a convolution
     weight = _weight(node)
-    channels = weight.reshape(weight.shape[0], -1, 1, 1)
-    return [Lifted(_slid(lifter.edit, node, first.cells, channels), 1, 4)]
+    channels = weight.reshape(weight.shape[0], -1, *[1] * (lifter.rank - 2))
+    return [Lifted(_slid(lifter.edit, node, first.cells, channels), 1, lifter.rank)]
+
+
+def _matmul(lifter: Lifter, node: Node) -> list[Lifted]:
+    """[N, 1, 1, C] · W: a dense layer on the channels, which lie last."""
+    first = lifter.first(node)
+    weight = needed(
+        constant(node.inputs[1]), f"the weight of {label(node)} is not a constant", COMPUTED
+    )
+    channels = first.rank > 1 and first.channel == first.rank - 1
+    require(channels and weight.ndim == 2, f"{label(node)} is not over the classes alone")
+    kernel = weight.array().T.reshape(*weight.shape[::-1], *[1] * (lifter.rank - 2))
+    cells = lifter.edit.one("Conv", [first.cells, np.ascontiguousarray(kernel)], like=node)
+    return [Lifted(cells, first.channel, first.rank)]
 
 
 def _weight(node: Node) -> Array:
@@ -369,7 +409,7 @@ def _global_pool(lifter: Lifter, node: Node) -> list[Lifted]:
     return [lifter.first(node)]  # of one cell
 
 
-_LINEAR = (*named(Trait.VIEW), "BatchNormalization", "Conv", "Dropout", "Transpose")
+_LINEAR = (*named(Trait.VIEW, Trait.CONTRACTION), "BatchNormalization", "Dropout", "Transpose")
 # of one element, that element
 _ONE_CELL = (*named(Trait.REDUCTION | Trait.SUM, Trait.REDUCTION | Trait.PICKS), "ReduceProd")
 
@@ -387,7 +427,16 @@ _HANDLERS: Mapping[str, Handler] = {
     "Concat": _concat,
     "Conv": _conv,
     "LayerNormalization": _layer_norm,
+    "MatMul": _matmul,
     "Transpose": _transpose,
 }
 
-__all__ = ["SOFTMAXES", "TO_NCHW", "TO_NHWC", "Lifted", "Lifter", "cellwise_softmax"]
+__all__ = [
+    "SOFTMAXES",
+    "Lifted",
+    "Lifter",
+    "cellwise_softmax",
+    "channels_first",
+    "channels_last",
+    "on_axes",
+]

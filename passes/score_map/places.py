@@ -18,7 +18,6 @@ from graphpass.ir.integers import compute, is_computed
 from graphpass.ir.questions import RefusedError
 from graphpass.ir.weight import Array
 
-DIMENSIONS = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 _SMALL_VALUE = 64  # constants up to this many elements may be part of a computed shape
 
 
@@ -160,7 +159,6 @@ class Followed:
 
 
 __all__ = [
-    "DIMENSIONS",
     "Axes",
     "Axis",
     "FixedSizeError",

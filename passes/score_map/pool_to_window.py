@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphpass import Graph, Node, Pass, Tensor, label, operator, require
-from graphpass.follow.image_axes import Spatial, size_of
+from graphpass.follow.image_axes import Axes, Spatial
 from graphpass.follow.image_input import traced
 from graphpass.follow.traced import Collapse, Trace
 from graphpass.ir.windows import windows_of
 from graphpass.rewrite.edit import Editor
 
-from .lift import TO_NCHW, TO_NHWC
+from .lift import channels_first, channels_last, on_axes
 
 _AVERAGES = ("GlobalAveragePool", "ReduceMean", "AveragePool")
-_MAXIMA = ("GlobalMaxPool", "ReduceMax")
+_MAXIMA = ("GlobalMaxPool", "ReduceMax", "MaxPool")
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,39 @@ class PoolToWindow(Pass):
 
 
 def _slides(node: Node) -> bool:
-    return operator(node) == "AveragePool" and all(w.stride == 1 for w in windows_of(node))
+    pools = operator(node) in ("AveragePool", "MaxPool")
+    return pools and all(window.stride == 1 for window in windows_of(node))
 
 
 def _window(edit: Editor, found: Trace, pool: Collapse) -> Tensor:
     op = operator(pool.node)
     require(op in (*_AVERAGES, *_MAXIMA), f"{label(pool.node)} is no average or maximum")
-    kernel = list(found.map_size(pool.source))
-    axes = found.axes[id(pool.source)]
-    places = [a.dim if isinstance(a, Spatial) else None for a in axes]
-    require(len(axes) == 4, f"{label(pool.node)} pools something else than feature maps")
-    last = places[1] is not None
-    x = edit.permuted(pool.source, TO_NCHW) if last else pool.source
-    if places.index(0) > places.index(1):
-        kernel.reverse()
+    kernel = found.map_size(pool.source)
+    axes, dims = found.axes[id(pool.source)], len(found.size)
+    dropped = _surplus(axes, dims)
+    x = pool.source
+    if dropped:  # a signal that is pooled as an image of one row
+        x = on_axes(edit, "Squeeze", x, dropped)
+        axes = tuple(axis for place, axis in enumerate(axes) if place not in dropped)
+    require(len(axes) == 2 + dims, f"{label(pool.node)} pools something else than feature maps")
+    last = isinstance(axes[1], Spatial)
+    order = sorted(range(dims), key=found.places(pool.source).__getitem__)
     sliding = edit.one(
         "AveragePool" if op in _AVERAGES else "MaxPool",
-        [x],
-        kernel_shape=kernel,
-        strides=[1, 1],
+        [edit.permuted(x, channels_first(dims)) if last else x],
+        kernel_shape=[kernel[dim] for dim in order],
+        strides=[1] * dims,
     )
-    sliding.shape = [axes[0], axes[3] if last else axes[1], 1, 1]
-    shape = [size_of(axis) for axis in found.axes[id(pool.node.outputs[0])]]
-    if len(shape) == 4:
-        return edit.permuted(sliding, TO_NHWC) if last else sliding
+    sliding.shape = [axes[0], axes[-1] if last else axes[1], *[1] * dims]
+    if len(found.axes[id(pool.node.outputs[0])]) == len(axes) + len(dropped):
+        result = edit.permuted(sliding, channels_last(dims)) if last else sliding
+        return on_axes(edit, "Unsqueeze", result, dropped) if dropped else result
     flat = edit.one("Flatten", [sliding], axis=1)
     flat.shape = sliding.shape[:2]
     return flat
+
+
+def _surplus(axes: Axes, dims: int) -> list[int]:
+    """Return which axes of a map of one row, or the like, it has beyond those of the image."""
+    ones = [place for place, axis in enumerate(axes) if place > 1 and axis == 1]
+    return ones[: max(0, len(axes) - 2 - dims)]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from graphpass import Graph, Pass, Tensor, require
 from graphpass.follow.image_input import traced
 from graphpass.follow.traced import Trace
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.interface import Interface
 
-from .lift import TO_NHWC, Lifted, Lifter
+from .lift import Lifted, Lifter, channels_last, on_axes
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class UnflattenHead(Pass):
             _put_out(graph, found, edit, maps)
         for output in graph.outputs:
             if id(output) in maps:
-                output.shape = _shape_of(output, maps[id(output)], found.layout)
+                output.shape = _shape_of(output, maps[id(output)], found)
         return [f"'{output.name}' is a map" for output in graph.outputs if id(output) in maps]
 
 
@@ -49,25 +47,20 @@ def _put_out(graph: Graph, found: Trace, edit: Editor, maps: dict[int, Lifted]) 
             continue
         lifted = maps[id(output)]
         cells = lifted.cells
-        if found.layout == "NHWC":
-            cells = edit.permuted(cells, TO_NHWC)
+        if found.channels_last:
+            cells = edit.permuted(cells, channels_last(len(found.size)))
         if lifted.channel is None:
-            axis = 3 if found.layout == "NHWC" else 1
-            cells = _squeezed(edit, graph, cells, axis)
+            axis = 1 + len(found.size) if found.channels_last else 1
+            cells = on_axes(edit, "Squeeze", cells, [axis])
         if cells is not output:
             edit.replace(output, cells)
 
 
-def _squeezed(edit: Editor, graph: Graph, tensor: Tensor, axis: int) -> Tensor:
-    if graph.opsets.get("", 0) >= 13:
-        return edit.one("Squeeze", [tensor, np.array([axis], np.int64)])
-    return edit.one("Squeeze", [tensor], axes=[axis])
-
-
-def _shape_of(output: Tensor, lifted: Lifted, layout: str) -> list[Any]:
+def _shape_of(output: Tensor, lifted: Lifted, found: Trace) -> list[Any]:
     batch = output.shape[0] if output.shape else None
+    cells = [1] * len(found.size)
     if lifted.channel is None:
-        return [batch, 1, 1]
+        return [batch, *cells]
     shape = output.shape
     count = shape[lifted.channel] if shape and len(shape) > lifted.channel else None
-    return [batch, 1, 1, count] if layout == "NHWC" else [batch, count, 1, 1]
+    return [batch, *cells, count] if found.channels_last else [batch, count, *cells]

@@ -96,16 +96,19 @@ class Dense:
         rows = Op("Flatten", conv, axis=1)
         return rows if self.rest is None else Op("Add", rows, self.rest)
 
-    def on_positions(self, x: Any, axes: int) -> Op:
+    def on_positions(self, x: Any, axes: int, batch: int = 0) -> Op:
         """Return the layer on each position of x[B, …, C], which has `axes` axes: a 1x1 Conv.
 
         The positions become pixels, the channels come first for it and last again after it.
+        `batch`: which axis is its batch.
         """
         pixel = [1] * (axes - 2)
-        y = Op("Transpose", x, perm=[0, axes - 1, *range(1, axes - 1)])
+        others = [axis for axis in range(axes - 1) if axis != batch]
+        order = [batch, axes - 1, *others]
+        y = Op("Transpose", x, perm=order)
         kernel = self._dequantized(self.kernel((self.inputs, *pixel)))
         conv = Op("Conv", y, kernel, self.bias, kernel_shape=pixel)
-        result = Op("Transpose", conv, perm=[0, *range(2, axes), 1])
+        result = Op("Transpose", conv, perm=[order.index(axis) for axis in range(axes)])
         return result if self.rest is None else Op("Add", result, self.rest)
 
     def _dequantized(self, kernel: Weight | Array) -> Weight | Array | Op:

@@ -142,6 +142,27 @@ class GatherAheadOfGroups(Rule):
         return found.viewed(Op("Slice", x, *(np.array([end], np.int64) for end in ends)))
 
 
+class SqueezeAheadOfTranspose(Rule):
+    """Squeeze(Transpose(x, p), a) = Transpose(Squeeze(x, p[a]), p without a).
+
+    Where the Transpose is of five axes or more.
+    """
+
+    pattern = Op("Squeeze", Op("Transpose", any_("x"), bind="turn"), ..., bind="squeeze")
+
+    def rewrite(self, squeeze: Node, turn: Node, x: Tensor) -> Any:
+        order, axes = permutation(turn), axes_of(squeeze)
+        if order is None or len(order) <= _FEW_AXES or not axes:
+            return None
+        gone = sorted({order[axis] for axis in axes})
+        kept = [axis for axis in range(len(order)) if axis not in gone]
+        if opset(squeeze) < _AXES_ARE_INPUTS:
+            inner = Op("Squeeze", x, axes=gone)
+        else:
+            inner = Op("Squeeze", x, np.array(gone, np.int64))
+        return Op("Transpose", inner, perm=[kept.index(axis) for axis in order if axis in kept])
+
+
 class GatherFromVector(Rule):
     """Reshape(Gather(x[n, 1, …], i), shape of i) = Gather(x as [n], i)."""
 
@@ -161,6 +182,17 @@ class GatherFromVector(Rule):
         return Op("Gather", Op("Reshape", x, np.array([-1], np.int64)), indices, axis=0)
 
 
-FEWER_AXES: Sequence[Rule] = (SplitAheadOfGroups(), GatherAheadOfGroups(), GatherFromVector())
+FEWER_AXES: Sequence[Rule] = (
+    SplitAheadOfGroups(),
+    GatherAheadOfGroups(),
+    SqueezeAheadOfTranspose(),
+    GatherFromVector(),
+)
 
-__all__ = ["FEWER_AXES", "GatherAheadOfGroups", "GatherFromVector", "SplitAheadOfGroups"]
+__all__ = [
+    "FEWER_AXES",
+    "GatherAheadOfGroups",
+    "GatherFromVector",
+    "SplitAheadOfGroups",
+    "SqueezeAheadOfTranspose",
+]

@@ -48,7 +48,13 @@ class DenseOnPositions(Rule):
         )
         require(axes > 2, f"'{x.name}' is a vector")
         require(axes <= _MOST_AXES, f"'{x.name}' has {axes} axes, a Conv at most {_MOST_AXES}")
-        return found.on_positions(x, axes)
+        return found.on_positions(x, axes, _batch(x))
+
+
+def _batch(x: Tensor) -> int:
+    """Return which axis is the batch: the first; where a sequence comes first, that of size 1."""
+    shape = list(x.shape or ())[:-1]
+    return shape.index(1) if 1 in shape and shape[0] != 1 and isinstance(shape[0], int) else 0
 
 
 def _require_a_layer(product: Node) -> None:

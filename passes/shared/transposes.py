@@ -7,7 +7,7 @@ Exporters of Keras models put a Transpose before and after every Conv. What lies
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -139,8 +139,7 @@ class TransposeBelowPointwise(Rule):
         order = _pays(transpose, f)
         if order is None:
             return None
-        further = [None if tensor.name == "" else tensor for tensor in f.inputs[1:]]
-        return Op("Transpose", Op(f.op, x, *further, **f.attrs), perm=order)
+        return Op("Transpose", moved(f, order, {0: x}), perm=order)
 
 
 class TransposeBelowConstant(Rule):
@@ -154,10 +153,8 @@ class TransposeBelowConstant(Rule):
         order = _pays(transpose, f)
         if order is None:
             return None
-        term = _untransposed(c, order)
-        first = f.inputs[0] is transpose.outputs[0]
-        inner = Op(f.op, x, term, **f.attrs) if first else Op(f.op, term, x, **f.attrs)
-        return Op("Transpose", inner, perm=order)
+        place = 0 if f.inputs[0] is transpose.outputs[0] else 1
+        return Op("Transpose", moved(f, order, {place: x}), perm=order)
 
 
 def _untransposed(c: Weight, order: Sequence[int]) -> Any:
@@ -181,7 +178,7 @@ class TransposeBelowTwo(Rule):
         order = _pays(left, f)
         if order is None or permutation(right) != order:
             return None
-        return Op("Transpose", Op(f.op, x, y, **f.attrs), perm=order)
+        return Op("Transpose", moved(f, order, {0: x, 1: y}), perm=order)
 
 
 class TransposeBelowPad(Rule):
@@ -193,15 +190,7 @@ class TransposeBelowPad(Rule):
         order = _pays(transpose, pad)
         if order is None:
             return None
-        pads = _pads(pad) or []
-        count, back = len(order), inverse(order)
-        moved = [pads[side * count + axis] for side in (0, 1) for axis in back]
-        if opset(pad) < 11:
-            inner = Op("Pad", x, **{**pad.attrs, "pads": moved})
-        else:
-            value = pad.inputs[2] if len(pad.inputs) > 2 and pad.inputs[2].name else None
-            inner = Op("Pad", x, np.array(moved, np.int64), value, **pad.attrs)
-        return Op("Transpose", inner, perm=order)
+        return Op("Transpose", moved(pad, order, {0: x}), perm=order)
 
 
 def _pads(pad: Node) -> list[int] | None:
@@ -225,18 +214,10 @@ class TransposeBelowReduction(Rule):
 
     def rewrite(self, reduction: Node, transpose: Node, x: Tensor) -> Any:
         order = _pays(transpose, reduction)
-        axes = axes_of(reduction)
-        if order is None or axes is None:
+        if order is None:
             return None
-        moved = sorted(order[axis] for axis in axes)
-        attrs = {name: value for name, value in reduction.attrs.items() if name != "axes"}
-        listed = attribute(reduction, "axes") is not None
-        inner = (
-            Op(reduction.op, x, **attrs, axes=moved)
-            if listed
-            else Op(reduction.op, x, np.array(moved, np.int64), **attrs)
-        )
-        return Op("Transpose", inner, perm=order) if attribute(reduction, "keepdims") else inner
+        inner = moved(reduction, order, {0: x})
+        return inner if drops_layout(reduction) else Op("Transpose", inner, perm=order)
 
 
 class TransposeBelowAlongAxis(Rule):
@@ -248,8 +229,7 @@ class TransposeBelowAlongAxis(Rule):
         order = _pays(transpose, f)
         if order is None:
             return None
-        attrs = {**f.attrs, "axis": order[attribute(f, "axis")]}
-        return Op("Transpose", Op(f.op, x, **attrs), perm=order)
+        return Op("Transpose", moved(f, order, {0: x}), perm=order)
 
 
 class TransposeBelowConcat(Rule):
@@ -263,8 +243,48 @@ class TransposeBelowConcat(Rule):
         order = _pays(turned[0], concat)
         if order is None or any(permutation(node) != order for node in turned):
             return None
-        joined = Op("Concat", *xs, axis=order[attribute(concat, "axis")])
-        return Op("Transpose", joined, perm=order)
+        return Op("Transpose", moved(concat, order, dict(enumerate(xs))), perm=order)
+
+
+def moved(f: Node, order: Sequence[int], into: Mapping[int, Any]) -> Op:
+    """Return f' with Transpose(f'(…), order) = f(…), for `f` that works in any layout.
+
+    `into`: by their place, the inputs whose Transposes by `order` are those of `f`. Constants that
+    meet them axis by axis are transposed back.
+    """
+    op, count, back = operator(f), len(order), inverse(order)
+    attrs: dict[str, Any] = dict(f.attrs)
+    if op == "MatMul":  # (x·y)ᵀ = yᵀ·xᵀ
+        return Op("MatMul", into[1], into[0])
+    if op == "Concat":
+        attrs = {"axis": order[attribute(f, "axis")]}
+    if op == "Concat" or op in BROADCAST:
+        operands = [
+            into[place] if place in into else _untransposed(_weight(tensor), order)
+            for place, tensor in enumerate(f.inputs)
+        ]
+        return Op(f.op, *operands, **attrs)
+    if op in _ALONG_AXIS:
+        return Op(f.op, into[0], **{**attrs, "axis": order[attribute(f, "axis")]})
+    further = [None if tensor.name == "" else tensor for tensor in f.inputs[1:]]
+    if op == "Pad":
+        pads = _pads(f) or []
+        listed = [pads[side * count + axis] for side in (0, 1) for axis in back]
+        if opset(f) < 11:
+            return Op("Pad", into[0], **{**attrs, "pads": listed})
+        return Op("Pad", into[0], np.array(listed, np.int64), *further[1:], **attrs)
+    if op in _REDUCTIONS:
+        axes = sorted(order[axis] for axis in axes_of(f) or ())
+        if attrs.pop("axes", None) is not None:
+            return Op(f.op, into[0], **attrs, axes=axes)
+        return Op(f.op, into[0], np.array(axes, np.int64), **attrs)
+    return Op(f.op, into[0], *further, **attrs)
+
+
+def _weight(tensor: Tensor) -> Weight:
+    found = constant(tensor)
+    assert found is not None
+    return found
 
 
 TRANSPOSE_RULES: tuple[Rule, ...] = (
@@ -292,7 +312,7 @@ def _pays(transpose: Node, f: Node) -> list[int] | None:
     """
     try:
         order = permutation(transpose)
-        if order is None or not _is_agnostic(f, order):
+        if order is None or not is_agnostic(f, order):
             return None
         if _decided.get(f) != order:
             plan = _Plan(f, order)
@@ -351,13 +371,13 @@ class _Plan:
         while waiting:
             node = waiting.pop()
             self._looked += 1
-            if self._looked > _NEAR or not _is_agnostic(node, self.order):
+            if self._looked > _NEAR or not is_agnostic(node, self.order):
                 return False
             for x in _computed(node):
                 above = producer(x)
                 if above is None or above.graph is not node.graph or above.outputs[0] is not x:
                     return False
-                if _vanishes(above):
+                if drops_layout(above):
                     return False
                 if self._is_source(above):
                     sources[above] = None
@@ -370,7 +390,7 @@ class _Plan:
             return False  # what comes below that member would be merged with this Transpose
         self.members, self.sources = members, sources
         for node in new:
-            if not _vanishes(node):
+            if not drops_layout(node):
                 self.borders.add(node.outputs[0])
                 self._waiting.append(node.outputs[0])
         return True
@@ -396,7 +416,7 @@ def _settled(transpose: Node) -> list[int] | None:
     return permutation(transpose)
 
 
-def _is_agnostic(f: Node, order: Sequence[int]) -> bool:
+def is_agnostic(f: Node, order: Sequence[int]) -> bool:
     """Whether `f` computes the same in another layout, its computed inputs being in it."""
     op = operator(f)
     if op not in _AGNOSTIC or any(x.outputs or is_output(x) for x in f.outputs[1:]):
@@ -437,19 +457,33 @@ def _is_agnostic_reduction(f: Node, order: Sequence[int]) -> bool:
     return left == sorted(left)
 
 
-def _vanishes(node: Node) -> bool:
+def drops_layout(node: Node) -> bool:
     """Whether no Transpose is needed below."""
     return operator(node) in _REDUCTIONS and not attribute(node, "keepdims")
 
 
 def _computed(node: Node) -> list[Tensor]:
     """Return the inputs of an agnostic node that are in the layout."""
-    op = operator(node)
-    if op == "Concat":
+    if operator(node) == "Concat":
         return list(node.inputs)
-    if op in BROADCAST:
-        return [x for x in node.inputs if constant(x) is None]
-    return list(node.inputs[:1])
+    return [node.inputs[place] for place in in_layout(node)]
 
 
-__all__ = ["TRANSPOSE_RULES", "inverse", "merged", "permutation", "run_faster_apart"]
+def in_layout(node: Node) -> list[int]:
+    """Return which inputs of an agnostic node are in the layout, constants left out."""
+    if operator(node) in (*BROADCAST, "Concat", "MatMul"):
+        return [place for place, x in enumerate(node.inputs) if constant(x) is None]
+    return [0]
+
+
+__all__ = [
+    "TRANSPOSE_RULES",
+    "drops_layout",
+    "in_layout",
+    "inverse",
+    "is_agnostic",
+    "merged",
+    "moved",
+    "permutation",
+    "run_faster_apart",
+]

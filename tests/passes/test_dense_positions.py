@@ -162,3 +162,23 @@ def test_what_stays_is_explained(ends: str, body: str, step: Any, reason: str) -
 def test_features_says_nothing_of_positions() -> None:
     model = graph(f"(float[N,7,8] x) => (float[N,7,5] y) {{{LAYER}}}", W=(8, 5), b=(5,))
     assert not apply_to(FEATURES, model)[1].refusals
+
+
+@pytest.mark.parametrize(
+    ("shape", "perm"),
+    [
+        ("7,1,8", [1, 2, 0]),  # a sequence that comes first, of one batch
+        ("7,2,8", [0, 2, 1]),
+        ("1,1,8", [0, 2, 1]),
+        ("N,1,8", [0, 2, 1]),  # how many there are is not known
+        ("7,3,1,8", [2, 3, 0, 1]),
+    ],
+)
+def test_the_positions_of_a_sequence_that_comes_first_are_pixels(
+    shape: str, perm: list[int]
+) -> None:
+    out = f"{shape[:-1]}5"
+    model = graph(f"(float[{shape}] x) => (float[{out}] y) {{{LAYER}}}", W=(8, 5), b=(5,))
+    result = check(ALL, model)
+    (turn, *_) = [node for node in result.graph.node if node.op_type == "Transpose"]
+    assert list(turn.attribute[0].ints) == perm

@@ -464,6 +464,54 @@ def test_a_mean_of_means_is_one(means: str, left: int) -> None:
     assert len(pools) == left, pools
 
 
+ONE_ROW = {
+    "a signal": ("float[N,6,5]", [2], [2, 3], "GlobalAveragePool Conv Flatten"),
+    "from the end": ("float[N,6,5]", [-1], [-1, -2], "GlobalAveragePool Conv Flatten"),
+    "an image": ("float[N,6,2,4]", [3], [2, 3, 4], "GlobalAveragePool Conv Flatten"),
+}
+
+
+@pytest.mark.parametrize("kind, new, pooled, after", ONE_ROW.values(), ids=ONE_ROW)
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax"])
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_a_signal_is_pooled_as_one(
+    kind: str, new: list[int], pooled: list[int], after: str, op: str, opset: int
+) -> None:
+    held: dict[str, Any] = {"W": integers(6, 5)}
+    unsqueeze, reduce = f"Unsqueeze<axes={new}>(x)", f"{op}<axes={pooled}>(u)"
+    if opset >= 13:
+        held["new"], unsqueeze = np.array(new, np.int64), "Unsqueeze(x, new)"
+    if opset >= 18:
+        held["pooled"], reduce = np.array(pooled, np.int64), f"{op}(u, pooled)"
+    model = graph(
+        f"({kind} x) => (float[N,5] y) {{u = {unsqueeze} m = {reduce} f = Flatten(m)"
+        " y = MatMul(f, W)}".replace(" ,", ","),
+        opset=opset,
+        **held,
+    )
+    result = check(PASS, model, exact=op == "ReduceMax")
+    found = operators(result).split()
+    assert found[0] == ("GlobalAveragePool" if op == "ReduceMean" else "GlobalMaxPool")
+    assert "Unsqueeze" not in found and len(found) == len(after.split())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "u = Unsqueeze(x, two) m = ReduceMean<axes=[3]>(u)",  # the new axis stays
+        "u = Unsqueeze(x, two) m = ReduceMean<axes=[2]>(u)",  # nothing else is pooled
+    ],
+)
+def test_a_mean_that_is_not_over_the_new_axis_and_others_stays(body: str) -> None:
+    model = graph(
+        f"(float[N,6,4] x) => (float[N,5] y) {{{body} f = Flatten(m) y = MatMul(f, W)}}",
+        two=np.array([2], np.int64),
+        W=integers(6 if "[3]" in body else 24, 5),
+    )
+    _, applied = apply_to(PASS, model)
+    assert "MeanOfOneRow" not in [rewrite.rule for rewrite in applied.rewrites]
+
+
 def test_a_mean_that_others_read_stays() -> None:
     model = graph(
         "(float[N,6,2,4] x) => (float[N,5] y, float[N,6,2] z) {"

@@ -277,6 +277,14 @@ CASES = (
         b=(3,),
     ),
     _pooled(
+        "a signal pooled as one row",
+        "(float[N,6,5] x) => (float[N,3] y) {u = Unsqueeze(x, two)"
+        " a = ReduceMean<axes=[2,3]>(u) f = Flatten(a) y = Gemm<transB=1>(f, w, b)}",
+        w=(3, 6),
+        b=(3,),
+        two=_ints(2),
+    ),
+    _pooled(
         "sums over the pixels",
         "(float[N,6,5,4] x) => (float[N,3] y) {a = ReduceSum<keepdims=0>(x, axes)"
         " y = Gemm<transB=1>(a, w, b)}",
@@ -298,6 +306,27 @@ CASES = (
         W=(5, 8),
         b=(5,),
         s=_ints(-1, 8),
+    ),
+    _all(
+        "a stream that goes over as a whole",
+        "(float[N,6,7] a, float[N,6,7] c, float[N,7,6] e) => (float[N,6,7] y, float[N,6,7] p) {"
+        "x = Transpose<perm=[0,2,1]>(a) w = Transpose<perm=[0,2,1]>(c) s = Add(x, e)"
+        " y = Transpose<perm=[0,2,1]>(s) r = Add(s, w) k = Mul(r, b)"
+        " p = Transpose<perm=[0,2,1]>(k)}",
+        b=(6,),
+    ),
+    _all(
+        "an axis of one, behind a Transpose of five",
+        "(float[7,1,24] x) => (float[3,7,1,8] y) {v = Reshape(x, five)"
+        " t = Transpose<perm=[3,1,2,0,4]>(v) s = Squeeze(t, three) y = Relu(s)}",
+        five=_ints(1, 7, 1, 3, 8),
+        three=_ints(3),
+    ),
+    _all(
+        "a product of transposed matrices",
+        "(float[2,1,4,3] i, float[1,5,2,4] j) => (float[2,5,2,3] y) {"
+        "x = Transpose<perm=[0,1,3,2]>(i) w = Transpose<perm=[0,1,3,2]>(j) m = MatMul(x, w)"
+        " y = Transpose<perm=[0,1,3,2]>(m)}",
     ),
     _dense(
         "views before a dense layer",
