@@ -359,9 +359,9 @@ def test_constants_of_functions_stay_nodes() -> None:
         CLEAN_UP,
         graph(
             """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
-            agraph (float[3] x) => (float[3] y) {y = my.f(x)}
+            agraph (float[3] x) => (float[3] y) {z = my.f(x) y = my.f(z)}
             <domain: "my", opset_import: ["" : 17]> f (v) => (w) {
-                c = Constant<value_float=2.0>() w = Mul(v, c)
+                c = Constant<value_float=2.0>() m = Mul(v, c) w = Sin(m)
             }"""
         ),
     )
@@ -370,13 +370,13 @@ def test_constants_of_functions_stay_nodes() -> None:
 def test_a_function_is_cleaned_as_well() -> None:
     model = graph(
         """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
-        agraph (float[3] x) => (float[3] y) {y = my.f(x)}
+        agraph (float[3] x) => (float[3] y) {z = my.f(x) y = my.f(z)}
         <domain: "my", opset_import: ["" : 17]> f (v) => (w) {
-            a = Identity(v) b = Neg(a) c = Exp(v) w = Identity(b)
+            a = Identity(v) b = Neg(a) c = Exp(v) d = Sin(b) w = Identity(d)
         }"""
     )
-    result = check(CLEAN_UP, model, "my::f", exact=True)
-    assert [node.op_type for node in result.functions[0].node] == ["Neg"]
+    result = check(CLEAN_UP, model, "my::f my::f", exact=True)
+    assert [node.op_type for node in result.functions[0].node] == ["Neg", "Sin"]
 
 
 def test_a_weight_in_disguise_becomes_an_initializer() -> None:
