@@ -118,6 +118,8 @@ def test_values_are_those_of_onnx_runtime(nodes: str, fixed: bool) -> None:
         ("Mul(s, c)", np.array([3, 5, 0, 2]), True),
         ("ReduceProd(c)", np.array([2**31, 2**31]), False),
         ("ReduceProd(c)", np.array([2**31, 2**20]), True),
+        ("ReduceSum(c)", np.array([2**53, 1]), False),
+        ("ReduceSum(c)", np.array([2**52, 1]), True),
         ("Max(c, d)", np.array([-0.0], np.float32), False),
         ("Min(c, d)", np.array([np.nan], np.float32), False),
         ("Max(c, d)", np.array([2], np.float32), True),

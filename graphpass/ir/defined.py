@@ -44,10 +44,14 @@ def _divides(node: Node, whole: Array, part: Array) -> bool:
 
 
 def _product(node: Node, data: Array, *_: Array) -> bool:
-    """Some compute the product of integers in float64."""
+    """Some compute the product of integers in float64, and their sum."""
     if data.dtype.kind not in "iu":
         return True
     return math.prod(max(1, abs(int(value))) for value in data.reshape(-1)) < 2**53
+
+
+def _total(node: Node, data: Array, *_: Array) -> bool:
+    return data.dtype.kind not in "iu" or np.abs(data.astype(np.float64)).sum() < 0.999 * 2**53
 
 
 def _where(node: Node, mask: Array, *either: Array) -> bool:
@@ -71,6 +75,7 @@ _GUARDS: dict[str, Callable[..., Any]] = {
     "Min": _extreme,
     "Mod": _divides,
     "ReduceProd": _product,
+    "ReduceSum": _total,
     "Where": _where,
 }
 GUARDED: Final = frozenset(_GUARDS)
