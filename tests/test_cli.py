@@ -386,7 +386,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     text = """(float[2] x, int64 n) => (float[2] y) {
         c = Constant<value = bool {1}>()
         y = Loop(n, c, x) <body = b (int64 i, bool k, float[2] a) => (bool l, float[2] z) {
-            l = Identity(k) z = Identity(a) }>
+            l = Identity(k) z = Add(a, a) }>
     }"""
     model = graph(text)
     del model.graph.input[1]
@@ -395,9 +395,11 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     # whoever runs the tests may have the signal ignored
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", heard + TOY_CLI, "optimize", str(path), "--in-place"]
+    command += ["--memory-limit", "2000"]  # a Loop of so many trips is not run unasked
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     before = path.read_bytes()
     while not psutil.Process(running.pid).children():  # what runs the model
+        assert running.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)
     running.send_signal(signal.SIGINT)
