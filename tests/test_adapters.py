@@ -102,9 +102,9 @@ class TestOnnxIr:
     def test_functions_stay(self, ir: Any) -> None:
         model = onnx.parser.parse_model("""
             <ir_version: 8, opset_import: ["" : 17, "own" : 1]>
-            m (float[2] x) => (float[2] y) { a = Identity(x) y = own.Twice(a) }
+            m (float[2] x) => (float[2] y) { a = Identity(x) b = own.Twice(a) y = own.Twice(b) }
             <domain: "own", opset_import: ["" : 17]>
-            Twice (x) => (y) { y = Add(x, x) }
+            Twice (x) => (y) { a = Add(x, x) y = Abs(a) }
         """)
         held = ir.from_proto(model)
         assert self.graphpass_pass("clean-up")(held).modified

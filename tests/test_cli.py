@@ -427,10 +427,14 @@ def test_a_report_that_cannot_be_written_is_known_before_the_run(
 def test_a_report_whose_disk_is_full_keeps_the_model_from_being_written(
     graphpass: Command, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, *_: object, **__: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    opened = Path.open
 
-    monkeypatch.setattr(Path, "write_text", full)
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        if "r.json" in path.name and "x" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", full)
     done = graphpass("optimize", model, "--report", model.parent / "r.json")
     assert done.code == 5 and "No space left on device" in done.err
     assert names(model.parent) == ["net.onnx"]
