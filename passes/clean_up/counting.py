@@ -17,9 +17,13 @@ from graphpass import (
     axes_of,
     const,
     constant,
+    dtype,
+    label,
+    operator,
     opset,
     producer,
     rank,
+    require,
     static_dim,
 )
 from graphpass.ir.operators import Trait, has, named
@@ -193,7 +197,8 @@ class KeepDims(Rule):
 class ReduceOfOne(Rule):
     """Reduce(x) over axes of size 1 = x, or Squeeze(x): of one element, max, sum, product, mean.
 
-    Also of NaN, infinity and −0: a sum begins with its first element, in ONNX Runtime as well.
+    Also of NaN, infinity and −0: a sum begins with its first element, in ONNX Runtime as well. But
+    for integers of 64 bits, it adds and multiplies in float64, which rounds them beyond 2^53.
     """
 
     pattern = _reduction(named(Trait.OF_ONE_ITSELF))
@@ -203,6 +208,12 @@ class ReduceOfOne(Rule):
         axes = None if count is None else _reduced(reduction, count)
         if not axes or any(static_dim(x, axis) != 1 for axis in axes):
             return None
+        kind = dtype(x)
+        require(
+            operator(reduction) in ("ReduceMax", "ReduceMin")
+            or (kind is not None and (kind.kind == "f" or kind.itemsize < 8)),
+            f"{label(reduction)} is computed in float64, which rounds integers beyond 2^53",
+        )
         if attribute(reduction, "keepdims"):
             return x
         if opset(reduction) < _AXES_ARE_INPUTS:

@@ -428,6 +428,21 @@ COUNTING = {
         "float[N,K]",
     ),
     "a sum of one": ("m = ReduceSum(unit, one) y = Neg(m)", "Neg", "float[N,1,K]"),
+    "a sum of one integer": (
+        "i = Cast<to=7>(unit) m = ReduceSum(i, one) y = Neg(m)",
+        "Cast ReduceSum Neg",
+        "int64[N,1,K]",
+    ),
+    "the largest of one integer": (
+        "i = Cast<to=7>(unit) m = ReduceMax<axes=[1]>(i) y = Neg(m)",
+        "Cast Neg",
+        "int64[N,1,K]",
+    ),
+    "a sum of one short integer": (
+        "i = Cast<to=6>(unit) m = ReduceSum(i, one) y = Neg(m)",
+        "Cast Neg",
+        "int32[N,1,K]",
+    ),
     "a length of one": ("y = ReduceL2<axes=[1]>(unit)", "ReduceL2", "float[N,1,K]"),
     "a sum over more": ("y = ReduceSum(unit, both)", "ReduceSum", "float[N,1,1]"),
     "the largest": (
