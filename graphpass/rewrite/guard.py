@@ -84,6 +84,7 @@ class _Surroundings:
         self._folder = _folder()
         self._copies = {n: copy for n in _descriptors() if (copy := _copy(n)) is not None}
         self._known = {n: _identity(n) for n in self._copies}
+        self._is_alone = threading.active_count() == 1
 
     def __enter__(self) -> _Surroundings:
         return self
@@ -101,8 +102,11 @@ class _Surroundings:
                 os.chdir(self._folder)
             found.append("changed the working folder")
         gone = [n for n, identity in self._known.items() if _identity(n) != identity]
-        if not any(number < 3 or _is_file(self._copies[number]) for number in gone):
-            # the pipes to a process that computes constants close when it has died
+        # the pipes to a process that computes constants close when it has died
+        laid = any(number < 3 or _is_file(self._copies[number]) for number in gone)
+        if not self._is_alone:  # a notebook's threads may have closed files of their own
+            laid = any(number < 3 for number in gone) or 2 * len(gone) > len(self._known)
+        if not laid:
             return " and ".join(found)
         for number in gone:
             copy = self._copies[number]
@@ -120,11 +124,12 @@ def _folder() -> str:
 
 
 def _descriptors() -> list[int]:
-    """Return what is open and nobody else closes at the same time."""
-    if threading.current_thread() is not threading.main_thread():
+    """Return what is open, where nobody else can open and close files at the same time."""
+    others = (t for t in threading.enumerate() if t is not threading.main_thread())
+    if threading.current_thread() is not threading.main_thread() or any(
+        not thread.daemon for thread in others
+    ):
         return []
-    if threading.active_count() > 1:
-        return [0, 1, 2]
     try:
         return [int(name) for name in os.listdir(_DESCRIPTORS)]  # noqa: PTH208
     except OSError:

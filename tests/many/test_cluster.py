@@ -122,7 +122,9 @@ def test_a_model_that_kills_workers_fails_alone(workers: Any, tmp_path: Path) ->
     killer = Killer(workers, "bad.onnx", 2)  # once beside the other model, once alone
     killer.start()
     address = workers.scheduler_address
-    report = graphpass.optimize_many(models, tmp_path / "out", scheduler=address, time_limit_s=30)
+    report = graphpass.optimize_many(
+        models, tmp_path / "out", scheduler=address, time_limit_s=30, memory_limit_mib=2000
+    )
     workers.scheduler.allowed_failures = before
     assert len(killer.killed) == 2 and [o.model for o in report.failed] == [str(models[0])]
     assert "workers died over it again and again" in report.failed[0].message
@@ -142,7 +144,11 @@ def test_what_nobody_waits_for_ends_on_the_workers(workers: Any, tmp_path: Path)
     models = [model, small(tmp_path / "s.onnx")]
     with pytest.raises(KeyboardInterrupt):
         graphpass.optimize_many(
-            models, tmp_path / "out", scheduler=workers.scheduler_address, watch=Interrupted()
+            models,
+            tmp_path / "out",
+            scheduler=workers.scheduler_address,
+            watch=Interrupted(),
+            memory_limit_mib=2000,
         )
     _, alive = psutil.wait_procs(child, timeout=10)
     assert child and not alive
