@@ -52,8 +52,8 @@ def statuses(report: ManyReport) -> list[str]:
 def at_work_on(started: Any, name: str) -> tuple[int, psutil.Process] | None:
     """Return the process id of the worker that does a model, and the process that does it."""
     for state in list(started.scheduler.workers.values()):
-        nanny = started.workers[state.name]  # who starts no other worker before it is ready
-        pid = nanny.pid if nanny.status.name == "running" else None
+        nanny = started.workers.get(state.name)  # who starts no other worker before it is ready
+        pid = nanny.pid if nanny is not None and nanny.status.name == "running" else None
         if pid is None or not any(name in str(task.key) for task in list(state.processing)):
             continue
         with contextlib.suppress(psutil.Error):
@@ -61,6 +61,12 @@ def at_work_on(started: Any, name: str) -> tuple[int, psutil.Process] | None:
                 if any("many.process" in word for word in child.cmdline()):
                     return pid, child
     return None
+
+
+def all_run(started: Any) -> bool:
+    """Whether both workers take tasks: one that starts anew would leave both to the other."""
+    nannies = started.workers.values()
+    return len(started.scheduler.running) == 2 and all(n.status.name == "running" for n in nannies)
 
 
 def wait_for(look: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -119,6 +125,7 @@ def test_a_worker_is_killed_in_the_middle_and_nothing_is_lost(workers: Any, tmp_
 def test_a_model_that_kills_workers_fails_alone(workers: Any, tmp_path: Path) -> None:
     models = [loop(tmp_path / "bad.onnx", ENDLESS), small(tmp_path / "s.onnx")]
     workers.scheduler.allowed_failures, before = 0, workers.scheduler.allowed_failures
+    assert wait_for(lambda: all_run(workers), 60)
     killer = Killer(workers, "bad.onnx", 2)  # once beside the other model, once alone
     killer.start()
     address = workers.scheduler_address
@@ -142,6 +149,7 @@ def test_what_nobody_waits_for_ends_on_the_workers(workers: Any, tmp_path: Path)
             raise KeyboardInterrupt
 
     models = [model, small(tmp_path / "s.onnx")]
+    assert wait_for(lambda: all_run(workers), 60)
     with pytest.raises(KeyboardInterrupt):
         graphpass.optimize_many(
             models,
