@@ -64,3 +64,11 @@ def test_windows_is_told_in_one_sentence() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("On Windows it runs in WSL or a container.")
+
+
+def test_an_installed_graphpass_has_all_its_packages() -> None:
+    """A checkout finds what an installation lacks."""
+    root = Path(__file__).parents[1]
+    told = (root / "pyproject.toml").read_text(encoding="utf-8")
+    found = [file.parent.name for file in (root / "passes").glob("*/__init__.py")]
+    assert found and not [name for name in found if f'"graphpass.passes.{name}"' not in told]
