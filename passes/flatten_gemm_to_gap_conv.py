@@ -102,9 +102,7 @@ class MergeMeans(Rule):
         gone = {axis % count for axis in listed}
         left = [axis for axis in range(count) if kept or axis not in gone]
         axes = sorted(gone | {left[axis] for axis in further})
-        if first is None:
-            return Op(outer.op, y, **{**outer.attrs, "axes": axes})
-        return Op(outer.op, y, np.array(axes, np.int64), **outer.attrs)
+        return Op(outer.op, y, **{**outer.attrs, "axes": axes})
 
 
 class WholeWindowIsGlobalPool(Rule):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from graphpass import (
     Choice,
     Node,
@@ -18,7 +16,6 @@ from graphpass import (
     attribute,
     label,
     operator,
-    opset,
     producer,
     require,
 )
@@ -109,10 +106,7 @@ class DenseOnRows(Rule):
         if not self.positions:
             require_images(layer, matrix, x)
         rows: Any = Op("Transpose", x, perm=[1, 0]) if turned else x
-        if opset(layer) < 13:
-            pixels = Op("Unsqueeze", rows, axes=[2, 3])
-        else:
-            pixels = Op("Unsqueeze", rows, np.array([2, 3], np.int64))
+        pixels = Op("Unsqueeze", rows, axes=[2, 3])
         return found.convolution(pixels, found.kernel((found.inputs, 1, 1)))
 
 

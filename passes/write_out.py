@@ -19,7 +19,6 @@ from graphpass import (
     dtype,
     label,
     needed,
-    opset,
     optional,
     rank,
     require,
@@ -27,7 +26,6 @@ from graphpass import (
 from graphpass.errors import UsageError
 from graphpass.ir.refusal import PRECISION, UNKNOWN_SIZE
 
-_AXES_ARE_INPUTS = 18  # from this opset on, for ReduceMean
 _FLOATS = (np.float32, np.float64)
 
 
@@ -52,17 +50,12 @@ class WriteOutLayerNormalization(Rule):
         count = needed(rank(x), f"the rank of '{x.name}' is not known", UNKNOWN_SIZE)
         axes = list(range(attribute(norm, "axis") % count, count))
         epsilon = np.array(attribute(norm, "epsilon"), kind)
-        centred = Op("Sub", x, _mean(norm, x, axes))
-        variance = _mean(norm, Op("Mul", centred, centred), axes)
+        centred = Op("Sub", x, Op("ReduceMean", x, axes=axes, keepdims=1))
+        squares = Op("Mul", centred, centred)
+        variance = Op("ReduceMean", squares, axes=axes, keepdims=1)
         deviation = Op("Sqrt", Op("Add", variance, epsilon))
         result = Op("Mul", Op("Div", centred, deviation), scale)
         return result if bias is None else Op("Add", result, bias)
-
-
-def _mean(norm: Node, x: Any, axes: list[int]) -> Op:
-    if opset(norm) < _AXES_ARE_INPUTS:
-        return Op("ReduceMean", x, axes=axes, keepdims=1)
-    return Op("ReduceMean", x, np.array(axes, np.int64), keepdims=1)
 
 
 class WriteOutHardSwish(Rule):

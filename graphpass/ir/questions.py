@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -100,6 +101,38 @@ def _default(op: str, version: int, domain: str, name: str) -> Any:
         return None
     value = onnx.helper.get_attribute_value(default)
     return value.decode() if isinstance(value, bytes) else value
+
+
+@lru_cache(maxsize=1024)
+def _formal(op: str, version: int) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the names of a standard operator's attributes and inputs."""
+    found = _schema(op, version, "")
+    if found is None:
+        return frozenset(), ()
+    return frozenset(found.attributes), tuple(formal.name for formal in found.inputs)
+
+
+def as_written(
+    op: str, graph: Graph, operands: Sequence[Any], attributes: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return operands and attributes of a standard operator as the opset of `graph` has them.
+
+    The axes of Squeeze and ReduceMean, the bounds of Slice, the sizes of Split: attributes once,
+    inputs today, lists of integers both. Who makes such a node gives attributes in any opset.
+    """
+    known, inputs = _formal(op, graph.opsets.get("", graph.opsets.get("ai.onnx", 0)))
+    moved = {
+        inputs.index(name): np.array(value, np.int64)
+        for name, value in attributes.items()
+        if isinstance(value, list) and name not in known and name in inputs
+    }
+    if not moved:
+        return list(operands), dict(attributes)
+    count = max(len(operands), *(place + 1 for place in moved))
+    held = [*operands, *[None] * (count - len(operands))]
+    gone = {inputs[place] for place in moved}
+    stay = {name: value for name, value in attributes.items() if name not in gone}
+    return [moved.get(place, part) for place, part in enumerate(held)], stay
 
 
 def attribute(node: Node, name: str, default: Any = None) -> Any:
@@ -341,6 +374,7 @@ __all__ = [
     "RefusedError",
     "Tensor",
     "Variable",
+    "as_written",
     "attribute",
     "axes_of",
     "cast_type",

@@ -16,6 +16,7 @@ from graphpass.ir.nodes import Constant, Graph, Node, Tensor, Variable
 from graphpass.ir.questions import (
     STANDARD_DOMAINS,
     RefusedError,
+    as_written,
     constant,
     is_output,
     label,
@@ -215,8 +216,11 @@ class _Building:
             else:
                 outputs.append(Variable(self._builder.fresh(f"{base}.{index}")))
         role = outputs[named].name
+        given, held = list(term.operands), term.attributes
+        if not term.domain:
+            given, held = as_written(term.op, self._graph, given, held)
         operands: list[Tensor] = []
-        for index, part in enumerate(term.operands):
+        for index, part in enumerate(given):
             if part is None:
                 operands.append(Variable(""))
             elif isinstance(part, Made):
@@ -230,7 +234,7 @@ class _Building:
             operands.pop()
         attributes = {
             key: self._body(value, role, name) if isinstance(value, Body) else value
-            for key, value in term.attributes.items()
+            for key, value in held.items()
         }
         node = Node(term.op, name, attributes, domain=term.domain, graph=self._graph)
         node.like = term.like

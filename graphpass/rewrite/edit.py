@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from graphpass.ir.nodes import Constant, Graph, Node, Tensor, Variable
-from graphpass.ir.questions import producer
+from graphpass.ir.questions import as_written, producer
 from graphpass.ir.refusal import require
 from graphpass.ir.weight import Array
 from graphpass.rewrite.surgery import Surgeon
@@ -53,16 +53,13 @@ class Editor:
         given as None is left out.
         """
         base = op if like is None else like.name or like.outputs[0].name
-        attrs = {**(like.attrs if like is not None else {}), **attributes}
-        made = Node(
-            op,
-            self.fresh(base),
-            {key: value for key, value in attrs.items() if value is not None},
-            (),
-            (),
-            domain if domain is not None else like.domain if like is not None else "",
-            graph=self.graph,
-        )
+        given = {**(like.attrs if like is not None else {}), **attributes}
+        attrs = {key: value for key, value in given.items() if value is not None}
+        if domain is None:
+            domain = like.domain if like is not None else ""
+        if not domain:
+            inputs, attrs = as_written(op, self.graph, inputs, attrs)
+        made = Node(op, self.fresh(base), attrs, (), (), domain, graph=self.graph)
         # linked on one side: the tensors it reads see it once the edit is complete
         list.extend(made.inputs, [self._operand(value, base) for value in inputs])
         for _ in range(outputs):

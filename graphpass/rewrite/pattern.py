@@ -38,7 +38,8 @@ class Op(Pattern):
     `commutative` also tries the two inputs exchanged; `shared` allows further readers of the
     node, which then stays for them; `all_outputs`, at the root: `rewrite` returns one term for
     each output; `...` as the last input stands for any further inputs.
-    In a term: an attribute that is None is left out; `outputs`: how many there are, which
+    In a term: an attribute that is None is left out, and one that is an input in the model's opset
+    (the axes of Squeeze, the sizes of Split) becomes that; `outputs`: how many there are, which
     `op[0]`, `op[1]`, … and `*op` are; `domain` may be a pair with the version to import; `like`:
     a node whose doc_string and metadata it gets. The same object twice is the same node.
     """

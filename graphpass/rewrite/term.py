@@ -125,7 +125,9 @@ def _term(op: Op, known: dict[int, Term]) -> Term:
     if op.outputs < 1:
         raise RuleError(f"the term {op!r} has {op.outputs} outputs")
     operands = tuple(
-        None if part is None else _operand(part, known, f"input {index} of the term {op.ops[0]}")
+        None
+        if part is None or (isinstance(part, gs.Tensor) and not part.name)
+        else _operand(part, known, f"input {index} of the term {op.ops[0]}")
         for index, part in enumerate(op.inputs)
     )
     attributes = {

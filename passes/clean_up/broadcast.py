@@ -122,16 +122,15 @@ class DropZeroState(Rule):
     pattern = Op(("GRU", "LSTM", "RNN"), ..., bind="node", all_outputs=True)
 
     def rewrite(self, node: Node) -> Any:
-        operands: list[Tensor | None] = [t if t.name else None for t in node.inputs]
+        operands: list[Tensor | None] = list(node.inputs)
         for place in (5, 6):
             if place < len(operands) and (place == 5 or node.op == "LSTM"):
                 state = operands[place]
-                if state is not None and makers_of_zeros(state) is not None:
+                if state is not None and state.name and makers_of_zeros(state) is not None:
                     operands[place] = None
-        if all(a is (b if b.name else None) for a, b in zip(operands, node.inputs, strict=True)):
+        if all(a is b for a, b in zip(operands, node.inputs, strict=True)):
             return None
-        made = Op(node.op, *operands, **node.attrs, outputs=len(node.outputs))
-        return list(made)
+        return list(Op(node.op, *operands, **node.attrs, outputs=len(node.outputs)))
 
 
 BROADCAST_RULES = (DropBroadcast(), UniformIsScalar(), DropZeroState())

@@ -32,7 +32,6 @@ from ..shared.inlined import inlined, is_settled
 
 _MOST_NODES = 4096
 _MOST_UNROLLED = 16  # nodes: more would be a larger graph for nothing
-_AXES_ARE_INPUTS = 13
 _SCAN_HAS_NO_BATCH = 9
 
 
@@ -87,7 +86,7 @@ class UnrollLoop(Rule):
             made = inlined(body, loop, bound)[1:]
             values = made[: len(state)]
             for stack, value in zip(stacks, made[len(state) :], strict=True):
-                stack.append(unsqueezed(loop, value, 0))
+                stack.append(Op("Unsqueeze", value, axes=[0]))
         return [
             *values,
             *(stack[0] if count == 1 else Op("Concat", *stack, axis=0) for stack in stacks),
@@ -127,10 +126,9 @@ class DropLoopState(Rule):
         outputs: dict[int, Any] = {place: states[place] for place in dropped}
         if len(kept) > skipped:
             instead = {id(body.inputs[own + place]): states[place] for place in dropped}
-            operands = [t if t.name else None for t in node.inputs]
             made = Op(
                 node.op,
-                *(t for i, t in enumerate(operands) if i - own not in dropped),
+                *(t for i, t in enumerate(node.inputs) if i - own not in dropped),
                 **node.attrs | {"body": Body(body, instead, kept)},
                 outputs=len(kept) - skipped,
             )
@@ -157,13 +155,6 @@ def _goes_on(body: Graph, begins: Tensor | None) -> bool:
     return last is body.inputs[1] or (held is not None and bool(held.array().all()))
 
 
-def unsqueezed(node: Node, part: Any, axis: int) -> Op:
-    """Return Unsqueeze along one axis as the opset of `node` writes it."""
-    if opset(node) < _AXES_ARE_INPUTS:
-        return Op("Unsqueeze", part, axes=[axis])
-    return Op("Unsqueeze", part, np.array([axis], np.int64))
-
-
 CONTROL_RULES = (InlineIf(), UnrollLoop(), DropLoopState())
 
-__all__ = ["CONTROL_RULES", "unsqueezed"]
+__all__ = ["CONTROL_RULES"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from graphpass import (
     Node,
     Op,
@@ -32,7 +30,6 @@ from graphpass.ir.shapes import slices, values
 from .neutral import keeps_shape
 
 _SHAPE_HAS_ENDS = 15
-_AXES_ARE_INPUTS = 13
 _MOST_ABOVE = 8  # operators between a condition and what it is of
 
 
@@ -186,12 +183,8 @@ class KeepDims(Rule):
         axes = axes_of(view)
         if gone is None or axes is None or sorted(axis % count for axis in axes) != gone:
             return None
-        return Op(
-            reduction.op,
-            x,
-            *(None if t.name == "" else t for t in reduction.inputs[1:]),
-            **{**reduction.attrs, "keepdims": int(not keeps)},
-        )
+        changed = {**reduction.attrs, "keepdims": int(not keeps)}
+        return Op(reduction.op, x, *reduction.inputs[1:], **changed)
 
 
 class ReduceOfOne(Rule):
@@ -216,9 +209,7 @@ class ReduceOfOne(Rule):
         )
         if attribute(reduction, "keepdims"):
             return x
-        if opset(reduction) < _AXES_ARE_INPUTS:
-            return Op("Squeeze", x, axes=axes)
-        return Op("Squeeze", x, np.array(axes, np.int64))
+        return Op("Squeeze", x, axes=axes)
 
 
 def _reduced(reduction: Node, count: int) -> list[int] | None:

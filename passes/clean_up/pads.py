@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from graphpass import (
     Node,
     Op,
@@ -160,11 +158,8 @@ class MergePads(Rule):
             return None
         sides = [(a + c, b + d) for (a, b), (c, d) in zip(first, second, strict=True)]
         pads = [before for before, _ in sides] + [after for _, after in sides]
-        if opset(outer) < _AS_INPUTS:
-            name = "pads" if opset(outer) >= 2 else "paddings"
-            return Op("Pad", x, **{**outer.attrs, name: pads})
-        fill = outer.inputs[2] if len(outer.inputs) > 2 and outer.inputs[2].name else None
-        return Op("Pad", x, np.array(pads, np.int64), fill, **outer.attrs)
+        name = "pads" if opset(outer) >= 2 else "paddings"
+        return Op("Pad", x, None, *outer.inputs[2:3], **{**outer.attrs, name: pads})
 
 
 class DropPad(Rule):

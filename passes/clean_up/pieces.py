@@ -21,7 +21,6 @@ from graphpass import (
     integers,
     is_output,
     operator,
-    opset,
     producer,
     rank,
     readers,
@@ -33,8 +32,6 @@ from graphpass.ir.sizes import Size
 from graphpass.rewrite.pattern import Beyond
 
 _TO_THE_END = 2**31 - 1  # what exporters write for the end of a slice that has none
-_AS_INPUTS = 10  # from this opset on, for Slice
-_SPLIT_AS_INPUT = 13
 _MOST_PIECES = 64
 
 Cut = tuple[int, int, int]  # start, end, step
@@ -48,15 +45,11 @@ def _cuts(node: Node) -> dict[int, Cut] | None:
     return {axis % count: (start, end, step) for axis, start, end, step in bounds}
 
 
-def _slice(node: Node, x: Tensor, cuts: dict[int, Cut]) -> Op:
-    """Return Slice as the opset of `node` writes it."""
+def _slice(x: Tensor, cuts: dict[int, Cut]) -> Op:
     axes = sorted(cuts)
     parts = [[cuts[axis][part] for axis in axes] for part in range(3)]
-    if opset(node) < _AS_INPUTS:
-        return Op("Slice", x, starts=parts[0], ends=parts[1], axes=axes)
-    starts, ends, steps = (np.array(part, np.int64) for part in parts)
-    steps_needed = [steps] if any(step != 1 for step in parts[2]) else []
-    return Op("Slice", x, starts, ends, np.array(axes, np.int64), *steps_needed)
+    steps = parts[2] if any(step != 1 for step in parts[2]) else None
+    return Op("Slice", x, starts=parts[0], ends=parts[1], axes=axes, steps=steps)
 
 
 class DropSlice(Rule):
@@ -102,7 +95,7 @@ class MergeSlices(Rule):
 
     def rewrite(self, outer: Node, inner: Node, x: Tensor) -> Any:
         cuts = _merged(inner, outer)
-        return None if cuts is None else _slice(outer, x, cuts)
+        return None if cuts is None else _slice(x, cuts)
 
 
 def _merged(inner: Node, outer: Node) -> dict[int, Cut] | None:
@@ -140,7 +133,7 @@ class SliceOnceEach(Rule):
         taken = [_merged(inner, cut) for cut in cuts]
         if None in taken:
             return None
-        return Beyond([_slice(inner, inner.inputs[0], cut) for cut in taken if cut], [inner])
+        return Beyond([_slice(inner.inputs[0], cut) for cut in taken if cut], [inner])
 
 
 class GatherIsSlice(Rule):
@@ -158,7 +151,7 @@ class GatherIsSlice(Rule):
             return None
         if found != list(range(found[0], found[-1] + 1)):
             return None
-        return _slice(node, x, {axis % count: (found[0], found[-1] + 1, 1)})
+        return _slice(x, {axis % count: (found[0], found[-1] + 1, 1)})
 
 
 class SlicesAreSplit(Rule):
@@ -218,15 +211,8 @@ def _end_to_end(
 def _split(cuts: list[Node], x: Tensor, axis: int, pieces: dict[int, tuple[int, int]]) -> list[Any]:
     order = sorted(pieces, key=lambda index: pieces[index][0])
     lengths = [pieces[index][1] for index in order]
-    made = split(cuts[0], x, axis, lengths)
+    made = Op("Split", x, axis=axis, split=lengths, outputs=len(lengths))
     return [made[order.index(index)] if index in pieces else None for index in range(len(cuts))]
-
-
-def split(node: Node, x: Tensor | Op, axis: int, lengths: list[int]) -> Op:
-    """Return Split into parts of `lengths` as the opset of `node` writes it."""
-    if opset(node) < _SPLIT_AS_INPUT:
-        return Op("Split", x, axis=axis, split=lengths, outputs=len(lengths))
-    return Op("Split", x, np.array(lengths, np.int64), axis=axis, outputs=len(lengths))
 
 
 class SplitIsGather(Rule):
@@ -357,4 +343,4 @@ PIECE_RULES = (
     MergeConcats(),
 )
 
-__all__ = ["PIECE_RULES", "split"]
+__all__ = ["PIECE_RULES"]

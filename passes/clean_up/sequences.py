@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from graphpass import (
     Node,
     Op,
@@ -22,9 +20,6 @@ from graphpass import (
     siblings,
     static_dim,
 )
-
-from .control import unsqueezed
-from .pieces import split
 
 _MOST_PARTS = 256
 
@@ -92,18 +87,12 @@ def _taken(sequence: Node, x: Tensor, positions: list[Weight]) -> list[Any] | No
     places = [int(weight.array().reshape(-1)[0]) for weight in positions]
     if not all(-len(parts) <= place < len(parts) for place in places):
         return None
-    made = split(sequence, x, axis, parts)
+    made = Op("Split", x, axis=axis, split=parts, outputs=len(parts))
     drops = len(sequence.inputs) < 2 and not attribute(sequence, "keepdims")
     taken = [made[place % len(parts)] for place in places]
     if not drops:
         return taken
-    return [_squeezed(sequence, part, axis) for part in taken]
-
-
-def _squeezed(node: Node, part: Any, axis: int) -> Op:
-    if node.graph.opsets.get("", 0) < 13:
-        return Op("Squeeze", part, axes=[axis])
-    return Op("Squeeze", part, np.array([axis], np.int64))
+    return [Op("Squeeze", part, axes=[axis]) for part in taken]
 
 
 class SequenceAtIsPart(Rule):
@@ -129,7 +118,7 @@ class ConcatOfSequence(Rule):
         axis = attribute(concat, "axis")
         if not attribute(concat, "new_axis"):
             return Op("Concat", *parts, axis=axis)
-        widened = [unsqueezed(concat, part, axis) for part in parts]
+        widened = [Op("Unsqueeze", part, axes=[axis]) for part in parts]
         return Op("Concat", *widened, axis=axis)
 
 

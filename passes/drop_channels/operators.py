@@ -470,10 +470,7 @@ def _split(node: Node, wiring: Wiring) -> Part | None:
             size if stays is None else len(stays) for stays, size in zip(left, sizes, strict=True)
         ]
         attributes = {k: v for k, v in node.attrs.items() if k not in ("split", "num_outputs")}
-        count = len(node.outputs)
-        if opset(node) < 13:
-            return Op("Split", inputs[0], outputs=count, split=counts, **attributes)
-        return Op("Split", inputs[0], np.array(counts, np.int64), outputs=count, **attributes)
+        return Op("Split", inputs[0], split=counts, outputs=len(counts), **attributes)
 
     return Part(node, narrowed)
 
@@ -495,18 +492,9 @@ def _slice(node: Node, wiring: Wiring) -> Part:
         begin = int(np.searchsorted(stays, places[0]))
         own = begin, int(np.searchsorted(stays, places[-1], "right"))
         cut = [(a, *own, 1) if a % axes == 1 else (a, s, e, step) for a, s, e, step in bounds]
-        names = ("axes", "starts", "ends", "steps")
-        lists = dict(zip(names, map(list, zip(*cut, strict=True)), strict=True))
-        if opset(node) < 10:
-            return Op(
-                "Slice",
-                inputs[0],
-                axes=lists["axes"],
-                starts=lists["starts"],
-                ends=lists["ends"],
-            )
-        order = ("starts", "ends", "axes", "steps")
-        return Op("Slice", inputs[0], *(np.array(lists[name], np.int64) for name in order))
+        lists: Any = map(list, zip(*cut, strict=True))
+        names = ("axes", "starts", "ends", *(("steps",) if opset(node) >= 10 else ()))
+        return Op("Slice", inputs[0], **dict(zip(names, lists, strict=False)))
 
     return Part(node, narrowed)
 

@@ -85,7 +85,7 @@ class PaddedByBias(Rule):
         )
         attributes = {k: v for k, v in conv.attrs.items() if k != "auto_pad"}
         attributes["pads"] = [side for pair in zip(*pads[2:], strict=True) for side in pair]
-        wider = Op("Conv", *[t if t.name else None for t in conv.inputs], **attributes)
+        wider = Op("Conv", *conv.inputs, **attributes)
         return Beyond(wider, [*written[1:], conv, *dict.fromkeys(reversed(made))])
 
 

@@ -35,7 +35,7 @@ from graphpass.ir.shapes import slices
 from graphpass.ir.windows import windows_of
 
 from ..shared.affine import FLOAT_TYPES
-from ..shared.linear import is_read_elsewhere
+from ..shared.linear import require_own
 
 _TO_THE_END = 2**31 - 1  # what exporters write for the end of a slice that has none
 _MOST_SLICES = 8  # one above the other, for one piece
@@ -168,10 +168,7 @@ def _strided(
         not any(window.same for window in windows),
         f"how far {label(conv)} pads depends on the size of its input",
     )
-    require(
-        not is_read_elsewhere(weight.origin),
-        f"'{weight.name}' has other readers, for which it would have to stay",
-    )
+    require_own(weight)
     channels = inputs // count
     held = weight.array()
     shape = (outputs, channels, *(step * size for size in kernel))

@@ -8,7 +8,7 @@ which of the two counts depends on the runtime, so that all of these are choices
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,13 @@ from graphpass import (
     operator,
     optional,
     readers,
-    require,
     siblings,
 )
 from graphpass.ir.operators import FUSED_BEHIND_CONV
 from graphpass.ir.windows import windows_of
 
-from ..clean_up.pieces import split
 from ..shared.affine import FLOAT_TYPES, Array
-from ..shared.linear import is_read_elsewhere
+from ..shared.linear import output_axis, require_own
 
 _CONV = Op(
     "Conv", any_("x"), const("weight", quiet=True), optional(const("bias", quiet=True)), bind="conv"
@@ -59,10 +57,9 @@ class SiblingConvs(Rule):
         ]
 
         def term(group: Group) -> Op:
-            merged = _conv(x, group, conv, weight, bias)
-            return split(conv[group[0]], merged, 1, [weight[index].shape[0] for index in group])
+            return _conv(x, group, conv, weight, bias)
 
-        return _merged(kinds, term)
+        return _merged(kinds, term, 1, [held.shape[0] for held in weight])
 
 
 class SiblingActivatedConvs(Rule):
@@ -86,10 +83,9 @@ class SiblingActivatedConvs(Rule):
 
         def term(group: Group) -> Op:
             first = f[group[0]]
-            merged = Op(first.op, _conv(x, group, conv, weight, bias), **first.attrs)
-            return split(first, merged, 1, [weight[index].shape[0] for index in group])
+            return Op(first.op, _conv(x, group, conv, weight, bias), **first.attrs)
 
-        return _merged(kinds, term)
+        return _merged(kinds, term, 1, [held.shape[0] for held in weight])
 
 
 class SiblingProducts(Rule):
@@ -105,10 +101,9 @@ class SiblingProducts(Rule):
         ]
 
         def term(group: Group) -> Op:
-            merged = Op("MatMul", x, _joined([weight[index] for index in group], 1))
-            return split(layer[group[0]], merged, -1, [weight[index].shape[1] for index in group])
+            return Op("MatMul", x, _joined([weight[index] for index in group], 1))
 
-        return _merged(kinds, term)
+        return _merged(kinds, term, -1, [held.shape[-1] for held in weight])
 
 
 class SiblingBiasedProducts(Rule):
@@ -134,10 +129,9 @@ class SiblingBiasedProducts(Rule):
 
         def term(group: Group) -> Op:
             product = Op("MatMul", x, _joined([weight[index] for index in group], 1))
-            merged = Op("Add", product, np.concatenate([bias[index].array() for index in group]))
-            return split(add[group[0]], merged, -1, [weight[index].shape[1] for index in group])
+            return Op("Add", product, np.concatenate([bias[index].array() for index in group]))
 
-        return _merged(kinds, term)
+        return _merged(kinds, term, -1, [held.shape[-1] for held in weight])
 
 
 class SiblingGemms(Rule):
@@ -164,27 +158,23 @@ class SiblingGemms(Rule):
         ]
 
         def term(group: Group) -> Op:
-            first = gemm[group[0]]
-            axis = 0 if attribute(first, "transB") else 1
-            sizes = [weight[index].shape[axis] for index in group]
             shifts = [held.array() for index in group if (held := bias[index]) is not None]
-            layer = Op(
-                "Gemm",
-                x,
-                _joined([weight[index] for index in group], axis),
-                np.concatenate(shifts) if shifts else None,
-                **first.attrs,
-            )
-            return split(first, layer, -1, sizes)
+            first = gemm[group[0]]
+            whole = _joined([weight[index] for index in group], output_axis(first))
+            shift = np.concatenate(shifts) if shifts else None
+            return Op("Gemm", x, whole, shift, **first.attrs)
 
-        return _merged(kinds, term)
+        sizes = [w.shape[output_axis(node)] for node, w in zip(gemm, weight, strict=True)]
+        return _merged(kinds, term, -1, sizes)
 
 
 # --------------------------------------------------------------------------- which belong together
 
 
-def _merged(kinds: Sequence[Hashable | None], term: Any) -> list[Any] | None:
-    """Return the pieces of `term(group)` for each group of layers of one kind; None for others."""
+def _merged(
+    kinds: Sequence[Hashable | None], term: Callable[[Group], Op], axis: int, sizes: Sequence[int]
+) -> list[Any] | None:
+    """Return the pieces of `term(group)` for each group of one kind; None for others."""
     groups: dict[Hashable, list[int]] = {}
     for index, kind in enumerate(kinds):
         if kind is not None:
@@ -192,7 +182,9 @@ def _merged(kinds: Sequence[Hashable | None], term: Any) -> list[Any] | None:
     found: list[Any] = [None] * len(kinds)
     for group in groups.values():
         if len(group) > 1:
-            for index, piece in zip(group, term(group), strict=True):
+            parts = [sizes[index] for index in group]
+            pieces = Op("Split", term(group), axis=axis, split=parts, outputs=len(group))
+            for index, piece in zip(group, pieces, strict=True):
                 found[index] = piece
     return found if any(piece is not None for piece in found) else None
 
@@ -212,10 +204,9 @@ def _kind_of_matrix(weight: Weight) -> Hashable | None:
 
 
 def _kind_of_gemm(gemm: Node, weight: Weight, bias: Weight | None) -> Hashable | None:
-    axis = 0 if attribute(gemm, "transB") else 1
     if weight.dtype not in FLOAT_TYPES:
         return None
-    if bias is not None and bias.shape != (weight.shape[axis],):
+    if bias is not None and bias.shape != (weight.shape[output_axis(gemm)],):
         return None
     factors = tuple(attribute(gemm, name) for name in ("alpha", "beta", "transA", "transB"))
     return weight.dtype.name, bias is None, factors
@@ -264,8 +255,5 @@ def _conv(
 
 def _joined(weights: Sequence[Weight], axis: int) -> Array:
     for weight in weights:
-        require(
-            not is_read_elsewhere(weight.origin),
-            f"'{weight.name}' has other readers, for which it would have to stay",
-        )
+        require_own(weight)
     return np.concatenate([weight.array() for weight in weights], axis=axis)

@@ -26,7 +26,6 @@ from graphpass import (
     is_output,
     label,
     operator,
-    opset,
     optional,
     producer,
     rank,
@@ -41,7 +40,6 @@ from ..shared.linear import is_read_elsewhere
 from .shuffles import order_of_shuffle
 
 _MOST_NODES = 256
-_SLICE_AS_INPUTS = 10
 
 Channel = tuple[int, int]  # of which source, and which of its channels
 Run = tuple[int, int, int]  # of which source, from which channel, to which
@@ -77,7 +75,7 @@ class MovedChannelsIntoReader(Rule):
             )
         sorted_channels = sorted(channels)
         order = [channels.index(channel) for channel in sorted_channels]
-        between: Any = moved.joined(conv, _runs(sorted_channels))
+        between: Any = moved.joined(_runs(sorted_channels))
         if depthwise is not None:
             nodes.insert(0, depthwise)
             between = _reordered(depthwise, between, order)
@@ -159,19 +157,16 @@ class _Moves:
         """Return the nodes that moved channels, each behind those that read it."""
         return list(self._visited.values())[::-1]
 
-    def joined(self, like: Node, runs: Sequence[Run]) -> Any:
+    def joined(self, runs: Sequence[Run]) -> Any:
         """Return the sources' pieces side by side."""
-        pieces = [self._piece(like, *run) for run in runs]
+        pieces = [self._piece(*run) for run in runs]
         return pieces[0] if len(pieces) == 1 else Op("Concat", *pieces, axis=1)
 
-    def _piece(self, like: Node, source: int, start: int, end: int) -> Any:
+    def _piece(self, source: int, start: int, end: int) -> Any:
         x = self.sources[source]
         if (start, end) == (0, static_dim(x, 1)):
             return x
-        if opset(like) < _SLICE_AS_INPUTS:
-            return Op("Slice", x, starts=[start], ends=[end], axes=[1])
-        bounds = (np.array([value], np.int64) for value in (start, end, 1))
-        return Op("Slice", x, *bounds)
+        return Op("Slice", x, starts=[start], ends=[end], axes=[1])
 
     def require_less(self) -> None:
         """Refuse where something needs the channels in their order, or more would be written."""

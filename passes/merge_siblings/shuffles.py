@@ -26,7 +26,7 @@ from graphpass.ir.operators import Trait, has
 from graphpass.ir.refusal import UNKNOWN_SIZE
 
 from ..shared.affine import FLOAT_TYPES, Array
-from ..shared.linear import is_read_elsewhere
+from ..shared.linear import require_own
 
 
 def _shuffle(inner: Any) -> Op:
@@ -67,12 +67,12 @@ class ShuffleIntoWeights(Rule):
             attribute(conv, "group") == 1 or _stays_in_groups(order, attribute(conv, "group")),
             f"{label(conv)} has groups, between which {label(turned)} moves channels",
         )
-        _require_own(weight)
+        require_own(weight)
         if weight.dtype not in FLOAT_TYPES or (bias is not None and bias.shape != order.shape):
             return None
         shift = None if bias is None else np.ascontiguousarray(bias.array()[order])
         moved = Op("Conv", x, np.ascontiguousarray(weight.array()[order]), shift, **conv.attrs)
-        return moved if f is None else Op(f.op, moved, *_further(f), **f.attrs)
+        return moved if f is None else Op(f.op, moved, *f.inputs[1:], **f.attrs)
 
 
 class ShuffleIntoReader(Rule):
@@ -110,10 +110,10 @@ class ShuffleIntoReader(Rule):
         if order is None:
             return None
         require(groups == 1, f"{label(conv)} has groups, between which {label(turned)} moves")
-        _require_own(weight)
+        require_own(weight)
         inverse = np.argsort(order)
         moved = np.ascontiguousarray(weight.array()[:, inverse])
-        between = x if f is None else Op(f.op, x, *_further(f), **f.attrs)
+        between = x if f is None else Op(f.op, x, *f.inputs[1:], **f.attrs)
         return Op("Conv", between, moved, bias, **conv.attrs)
 
 
@@ -147,13 +147,6 @@ def _stays_in_groups(order: Array, groups: int) -> bool:
 
 def _is_plain(f: Node) -> bool:
     return has(f, Trait.ELEMENTWISE) and not has(f, Trait.RANDOM)
-
-
-def _require_own(weight: Weight) -> None:
-    require(
-        not is_read_elsewhere(weight.origin),
-        f"'{weight.name}' has other readers, for which it would have to stay",
-    )
 
 
 def _further(f: Node) -> list[Tensor | None]:

@@ -122,7 +122,7 @@ class PointwiseAheadOfResize(Rule):
             f"{label(resize)} than it saves behind it",
         )
         inner = Op("Conv", x, weight, bias, **conv.attrs)
-        return Op(resize.op, inner, *_further(resize), **resize.attrs)
+        return Op(resize.op, inner, *resize.inputs[1:], **resize.attrs)
 
 
 class ResizeAheadOfPointwise(Rule):
@@ -145,7 +145,7 @@ class ResizeAheadOfPointwise(Rule):
             f"{label(conv)} makes {saved} channels of {written}: {label(resize)} would write more "
             "before it than it saves behind it",
         )
-        inner = Op(resize.op, x, *_further(resize), **resize.attrs)
+        inner = Op(resize.op, x, *resize.inputs[1:], **resize.attrs)
         return Op("Conv", inner, weight, bias, **conv.attrs)
 
 
@@ -207,10 +207,6 @@ def _scales(resize: Node) -> list[float] | None:
         return None
     factors = [float(value) for value in held.array()]
     return factors[2:] if factors[:2] == [1.0, 1.0] else None
-
-
-def _further(resize: Node) -> list[Tensor | None]:
-    return [tensor if tensor.name else None for tensor in resize.inputs[1:]]
 
 
 def _require_plain(resize: Node) -> None:

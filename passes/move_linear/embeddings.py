@@ -10,7 +10,7 @@ from graphpass import Node, Op, Rule, Tensor, Weight, any_, attribute, const, la
 from graphpass.ir.refusal import LARGER
 
 from ..shared.affine import FLOAT_TYPES, rounded
-from ..shared.linear import is_read_elsewhere
+from ..shared.linear import require_own
 from ..shared.linear_map import blocks
 
 
@@ -33,10 +33,7 @@ class GatherOfProducts(Rule):
         rows, depth = table.shape
         require(depth == weight.shape[0], f"{label(product)} does not fit what it reads")
         for held in (table, weight):
-            require(
-                not is_read_elsewhere(held.origin),
-                f"'{held.name}' has other readers, for which it would have to stay",
-            )
+            require_own(held)
         held_now, held_then = table.size + weight.size, rows * weight.shape[1]
         require(
             held_then <= held_now,

@@ -157,7 +157,7 @@ class _Region:
         attributes = {k: v for k, v in conv.attrs.items() if k != "auto_pad"}
         attributes |= {"strides": strides, "pads": [*begins, *ends]}
         attributes["kernel_shape"] = kernel_of(conv)
-        return Op("Conv", *[t if t.name else None for t in conv.inputs], **attributes)
+        return Op("Conv", *conv.inputs, **attributes)
 
     def _is_alike(self, operand: Tensor, whole: Tensor) -> bool:
         """Whether an operand has one pixel for all; refuse where that is not known."""

@@ -185,18 +185,12 @@ def _reduce(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] 
         edit, source = changes.edit, changes.edit.current(node.inputs[0])
         if not rest:
             new = edit.one("Identity", [source], like=None)
-        elif _has_axes_input(node):
-            new = edit.one(node.op, [source, np.array(rest, np.int64)], like=node)
         else:
             new = edit.one(node.op, [source], like=node, axes=rest)
         changes.replace(node, new)
 
     batch.change(change, f"{label(node)} leaves the batch out of what it reduces over")
     return [rows]
-
-
-def _has_axes_input(node: Node) -> bool:
-    return opset(node) >= (13 if node.op == "ReduceSum" else 18)
 
 
 def _softmax(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] | None:

@@ -30,7 +30,6 @@ from .batch_rows import ONE, Batch, Changes, Rows, Size
 
 _OPEN_END = (1 << 31) - 1  # the end of a Slice that means "to the end", or beyond it
 _BATCHED_GATHER = 12  # GatherND has batch_dims from this opset on
-_AXES_AS_INPUT = 13
 _INDICES = 1 << 22  # more are not looked at
 
 
@@ -59,13 +58,13 @@ def _slice(batch: Batch, node: Node, held: list[int]) -> Sequence[Rows | None] |
     def change(changes: Changes) -> None:
         edit, source = changes.edit, changes.edit.current(node.inputs[0])
         axes, starts, ends, steps = ([cut[column] for cut in rest] for column in range(4))
-        if not rest:
-            new = edit.one("Identity", [source])
-        elif opset(node) < 10:
-            new = edit.one("Slice", [source], like=node, axes=axes, starts=starts, ends=ends)
+        lists = {"axes": axes, "starts": starts, "ends": ends}
+        if opset(node) >= 10:
+            lists["steps"] = steps
+        if rest:
+            new = edit.one("Slice", [source], like=node, **lists)
         else:
-            bounds = [np.array(column, np.int64) for column in (starts, ends, axes, steps)]
-            new = edit.one("Slice", [source, *bounds], like=node)
+            new = edit.one("Identity", [source])
         changes.replace(node, new)
 
     batch.change(change, f"{label(node)} takes every row")
@@ -126,17 +125,11 @@ def _one_for_each(batch: Batch, node: Node) -> Sequence[Rows | None]:
         edit = changes.edit
         apart = edit.one("Reshape", [edit.current(node.inputs[0]), np.array(shape, np.int64)])
         rank = batch.rank(node, node.inputs[1])
-        each = _unsqueezed(changes, node, edit.current(node.inputs[1]), rank)
+        each = edit.one("Unsqueeze", [edit.current(node.inputs[1])], axes=[rank])
         changes.replace(node, edit.one("GatherND", [apart, each], batch_dims=1))
 
     batch.change(change, f"{label(node)} picks within each row")
     return [asked]
-
-
-def _unsqueezed(changes: Changes, node: Node, x: Tensor, axis: int) -> Tensor:
-    if opset(node) < _AXES_AS_INPUT:
-        return changes.edit.one("Unsqueeze", [x], axes=[axis])
-    return changes.edit.one("Unsqueeze", [x, np.array([axis], np.int64)])
 
 
 def _places(batch: Batch, node: Node) -> Array | None:

@@ -292,12 +292,8 @@ def _open_ends(native: Followed, node: Node) -> list[int]:
 
 
 def _sliced(ends: list[int], edit: Editor, node: Node) -> None:
-    source = edit.current(node.inputs[0])
-    if opset(node) < 10:
-        new = edit.one("Slice", [source], like=node, ends=ends)
-    else:
-        starts, *rest = (edit.current(t) if t.name else None for t in node.inputs[1:])
-        new = edit.one("Slice", [source, starts, np.array(ends, np.int64), *rest[1:]], like=node)
+    operands = [edit.current(t) if t.name else None for t in node.inputs]
+    new = edit.one("Slice", operands, like=node, ends=ends)
     edit.replace(node.outputs[0], new)
 
 

@@ -9,7 +9,7 @@ more than one cell is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,6 @@ from graphpass.rewrite.edit import Editor
 
 SOFTMAXES = ("Softmax", "LogSoftmax")
 _SOFTMAX_BY_AXIS = 13
-_AXES_ARE_INPUTS = 13  # from this opset on, for Squeeze and Unsqueeze
 
 
 def channels_last(dims: int) -> tuple[int, ...]:
@@ -48,13 +47,6 @@ def channels_last(dims: int) -> tuple[int, ...]:
 def channels_first(dims: int) -> tuple[int, ...]:
     """Return the permutation that puts the channels, which lie last, before the dimensions."""
     return (0, 1 + dims, *range(1, 1 + dims))
-
-
-def on_axes(edit: Editor, op: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
-    """Return Squeeze or Unsqueeze of `tensor`, as the opset of the graph has it."""
-    if edit.graph.opsets.get("", 0) >= _AXES_ARE_INPUTS:
-        return edit.one(op, [tensor, np.array(axes, np.int64)])
-    return edit.one(op, [tensor], axes=list(axes))
 
 
 @dataclass(frozen=True)
@@ -342,13 +334,7 @@ def _reduce(lifter: Lifter, node: Node) -> list[Lifted]:
     if first.channel not in places:
         require(node.op in _ONE_CELL, f"{label(node)} reduces a single cell")
         return _view(lifter, node)
-    if node.attrs.get("axes") is not None:
-        cells = lifter.edit.one(node.op, [first.cells], like=node, axes=[1], keepdims=1)
-    else:
-        axes = constant(node.inputs[1])
-        assert axes is not None
-        one = axes.array().reshape(-1)[:1] * 0 + 1
-        cells = lifter.edit.one(node.op, [first.cells, one], like=node, keepdims=1)
+    cells = lifter.edit.one(node.op, [first.cells], like=node, axes=[1], keepdims=1)
     return [Lifted(cells, first.channel if kept else None, first.rank - (not kept) * len(places))]
 
 
@@ -438,5 +424,4 @@ __all__ = [
     "cellwise_softmax",
     "channels_first",
     "channels_last",
-    "on_axes",
 ]

@@ -12,7 +12,7 @@ from graphpass.follow.traced import Collapse, Trace
 from graphpass.ir.windows import windows_of
 from graphpass.rewrite.edit import Editor
 
-from .lift import channels_first, channels_last, on_axes
+from .lift import channels_first, channels_last
 
 _AVERAGES = ("GlobalAveragePool", "ReduceMean", "AveragePool")
 _MAXIMA = ("GlobalMaxPool", "ReduceMax", "MaxPool")
@@ -54,7 +54,7 @@ def _window(edit: Editor, found: Trace, pool: Collapse) -> Tensor:
     dropped = _surplus(axes, dims)
     x = pool.source
     if dropped:  # a signal that is pooled as an image of one row
-        x = on_axes(edit, "Squeeze", x, dropped)
+        x = edit.one("Squeeze", [x], axes=dropped)
         axes = tuple(axis for place, axis in enumerate(axes) if place not in dropped)
     require(len(axes) == 2 + dims, f"{label(pool.node)} pools something else than feature maps")
     last = isinstance(axes[1], Spatial)
@@ -68,7 +68,7 @@ def _window(edit: Editor, found: Trace, pool: Collapse) -> Tensor:
     sliding.shape = [axes[0], axes[-1] if last else axes[1], *[1] * dims]
     if len(found.axes[id(pool.node.outputs[0])]) == len(axes) + len(dropped):
         result = edit.permuted(sliding, channels_last(dims)) if last else sliding
-        return on_axes(edit, "Unsqueeze", result, dropped) if dropped else result
+        return edit.one("Unsqueeze", [result], axes=dropped) if dropped else result
     flat = edit.one("Flatten", [sliding], axis=1)
     flat.shape = sliding.shape[:2]
     return flat

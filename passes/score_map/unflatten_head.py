@@ -11,7 +11,7 @@ from graphpass.follow.traced import Trace
 from graphpass.rewrite.edit import Editor
 from graphpass.rewrite.interface import Interface
 
-from .lift import Lifted, Lifter, channels_last, on_axes
+from .lift import Lifted, Lifter, channels_last
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _put_out(graph: Graph, found: Trace, edit: Editor, maps: dict[int, Lifted]) 
             cells = edit.permuted(cells, channels_last(len(found.size)))
         if lifted.channel is None:
             axis = 1 + len(found.size) if found.channels_last else 1
-            cells = on_axes(edit, "Squeeze", cells, [axis])
+            cells = edit.one("Squeeze", [cells], axes=[axis])
         if cells is not output:
             edit.replace(output, cells)
 

@@ -71,8 +71,7 @@ def affine_operands(node: Node) -> tuple[Tensor, Weight | None] | None:
 
 def rebuilt(node: Node, inputs: list[Any]) -> Op:
     """Return `node` as a term that reads `inputs` instead of its own."""
-    operands = [None if isinstance(t, Tensor) and t.name == "" else t for t in inputs]
-    return Op(node.op, *operands, **node.attrs)
+    return Op(node.op, *inputs, **node.attrs)
 
 
 def operators_in(term: Any) -> int:

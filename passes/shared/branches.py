@@ -30,7 +30,7 @@ from graphpass.ir.windows import windows_of
 from .affine import FLOAT_TYPES, Floats
 from .affine_ops import change_of
 from .channels import Channels, per_channel, vector
-from .linear import is_read_elsewhere
+from .linear import require_own
 from .linear_map import (
     Grid,
     LinearMap,
@@ -107,10 +107,7 @@ def map_of(node: Node, x: Tensor, *, adds: bool = True) -> LinearMap | None:
         return None
     if weight.size == 0 or (operator(node) != "Conv" and weight.ndim != 2):
         return None
-    require(
-        not is_read_elsewhere(node.inputs[1]),
-        f"'{weight.name}' has other readers, for which it would have to stay",
-    )
+    require_own(weight)
     if operator(node) == "Conv":
         return _conv_map(node, weight, biases)
     return _matrix_map(node, weight, biases)

@@ -35,7 +35,6 @@ from graphpass.ir.shapes import RESHAPES, reshaped, sizes
 from .transposes import permutation
 
 _FEW_AXES = 4
-_AXES_ARE_INPUTS = 13  # from this opset on, for Split, Squeeze and Unsqueeze
 _SLICES_TAKE_INPUTS = 10
 _COPIES_SIZES = 5  # from this opset on, a 0 in the shape of a Reshape stands for the input's size
 
@@ -100,14 +99,8 @@ class SplitAheadOfGroups(Rule):
         if not all(_loses(output, taken) for output in split.outputs):
             return None
         lengths = [found.width] * found.count
-        if opset(split) < _AXES_ARE_INPUTS:
-            parts = Op("Split", x, axis=found.axis, split=lengths, outputs=found.count)
-            return [
-                Op("Unsqueeze", found.viewed(parts[i]), axes=[taken]) for i in range(len(lengths))
-            ]
-        parts = Op("Split", x, np.array(lengths, np.int64), axis=found.axis, outputs=found.count)
-        axes = np.array([taken], np.int64)
-        return [Op("Unsqueeze", found.viewed(parts[i]), axes) for i in range(found.count)]
+        parts = Op("Split", x, axis=found.axis, split=lengths, outputs=found.count)
+        return [Op("Unsqueeze", found.viewed(part), axes=[taken]) for part in parts]
 
 
 def _is_even(split: Node) -> bool:
@@ -156,10 +149,7 @@ class SqueezeAheadOfTranspose(Rule):
             return None
         gone = sorted({order[axis] for axis in axes})
         kept = [axis for axis in range(len(order)) if axis not in gone]
-        if opset(squeeze) < _AXES_ARE_INPUTS:
-            inner = Op("Squeeze", x, axes=gone)
-        else:
-            inner = Op("Squeeze", x, np.array(gone, np.int64))
+        inner = Op("Squeeze", x, axes=gone)
         return Op("Transpose", inner, perm=[kept.index(axis) for axis in order if axis in kept])
 
 

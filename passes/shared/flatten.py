@@ -92,11 +92,7 @@ class TransposeAfterPointwise(Rule):
             return None
         if not makes_rows(f.outputs[0], f):
             return None
-        return Op("Transpose", Op(f.op, y, *_further(f), **f.attrs), perm=perm)
-
-
-def _further(f: Node) -> list[Tensor | None]:
-    return [None if x.name == "" else x for x in f.inputs[1:]]
+        return Op("Transpose", Op(f.op, y, *f.inputs[1:], **f.attrs), perm=perm)
 
 
 class FlattenAfterPointwise(Rule):
@@ -107,7 +103,7 @@ class FlattenAfterPointwise(Rule):
     def rewrite(self, f: Node, flatten: Node, y: Tensor) -> Any:
         if not _moves(flatten, f, y) or not has(f, Trait.ELEMENTWISE):
             return None
-        return _flattened(f, y, *_further(f))
+        return _flattened(f, y, *f.inputs[1:])
 
 
 class FlattenAfterQuantization(Rule):

@@ -32,7 +32,6 @@ from .heads import flattens, map_sizes
 from .rows import makes_rows_of_map, merging_view, require_images
 
 _MOST_AXES = 5  # of a convolution: the batch, the channels and three spatial axes
-_AXES_ARE_INPUTS = 13  # from this opset on, for Unsqueeze
 
 
 @dataclass(frozen=True)
@@ -183,10 +182,7 @@ def _on_rows(layer: Node, x: Tensor, convolved: Any, inputs: int, positions: boo
         fits = flattens(y, source) and len(sizes) < _MOST_AXES
         require(fits, f"{label(source)} is no map of at most three spatial axes")
         return Beyond(Op("Flatten", convolved(y, sizes), axis=1), [source])
-    if layer.graph.opsets.get("", 0) < _AXES_ARE_INPUTS:  # QGemm has an opset of its own
-        pixels = Op("Unsqueeze", x, axes=[2, 3])
-    else:
-        pixels = Op("Unsqueeze", x, np.array([2, 3], np.int64))
+    pixels = Op("Unsqueeze", x, axes=[2, 3])
     return Op("Flatten", convolved(pixels, (inputs, 1, 1)), axis=1)
 
 

@@ -125,6 +125,14 @@ def is_read_elsewhere(tensor: Tensor | None) -> bool:
     return False
 
 
+def require_own(weight: Weight) -> None:
+    """Refuse a weight that others read: it would have to be stored twice."""
+    require(
+        not is_read_elsewhere(weight.origin),
+        f"'{weight.name}' has other readers, for which it would have to stay",
+    )
+
+
 def _along_inputs(node: Node, weight: Weight, values: Array) -> Array:
     """Give `values`, one per input channel, the shape that broadcasts to the weight."""
     if node.op == "Conv":

@@ -26,8 +26,6 @@ from graphpass.ir.refusal import UNKNOWN_SIZE
 from graphpass.ir.shapes import RESHAPES, as_target, moved, reshaped, sizes, target_of
 from graphpass.ir.sizes import Size, product
 
-_AXES_ARE_INPUTS = 13  # from this opset on, for Squeeze and Unsqueeze
-
 
 class DropReshape(Rule):
     """Reshape(x, shape of x) = x; likewise Flatten, Squeeze and Unsqueeze."""
@@ -102,9 +100,7 @@ def _with_both_axes(outer: Node, inner: Node, x: Tensor, rank: int) -> Op | None
         axes = [axis for axis, mark in enumerate(marks) if mark is None]
     else:
         axes = [axis for axis in range(rank) if axis not in marks]
-    if opset(outer) < _AXES_ARE_INPUTS:
-        return Op(operator(outer), x, axes=axes)
-    return Op(operator(outer), x, np.array(axes, np.int64))
+    return Op(operator(outer), x, axes=axes)
 
 
 class FixReshape(Rule):

@@ -266,18 +266,15 @@ def moved(f: Node, order: Sequence[int], into: Mapping[int, Any]) -> Op:
         return Op(f.op, *operands, **attrs)
     if op in _ALONG_AXIS:
         return Op(f.op, into[0], **{**attrs, "axis": order[attribute(f, "axis")]})
-    further = [None if tensor.name == "" else tensor for tensor in f.inputs[1:]]
+    further = f.inputs[1:]
     if op == "Pad":
         pads = _pads(f) or []
         listed = [pads[side * count + axis] for side in (0, 1) for axis in back]
-        if opset(f) < 11:
-            return Op("Pad", into[0], **{**attrs, "pads": listed})
-        return Op("Pad", into[0], np.array(listed, np.int64), *further[1:], **attrs)
+        return Op("Pad", into[0], None, *further[1:], **{**attrs, "pads": listed})
     if op in _REDUCTIONS:
         axes = sorted(order[axis] for axis in axes_of(f) or ())
-        if attrs.pop("axes", None) is not None:
-            return Op(f.op, into[0], **attrs, axes=axes)
-        return Op(f.op, into[0], np.array(axes, np.int64), **attrs)
+        attrs.pop("axes", None)
+        return Op(f.op, into[0], **attrs, axes=axes)
     return Op(f.op, into[0], *further, **attrs)
 
 

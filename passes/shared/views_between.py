@@ -22,7 +22,6 @@ from .transposes import inverse, permutation
 
 _FEW_AXES = 4
 _COPIES_SIZES = 5  # from this opset on, a 0 in the shape of a Reshape stands for the input's size
-_AXES_ARE_INPUTS = 13  # from this opset on, for Split
 
 _View = tuple[list[int], list[int]]  # axes before, axes after: one of them holds one axis
 
@@ -145,18 +144,12 @@ class SplitAheadOfTranspose(Rule):
         order = permutation(turn)
         if order is None or not all(_goes(output, order) for output in split.outputs):
             return None
-        axis, count = order[attribute(split, "axis") % len(order)], len(split.outputs)
-        given = attribute(split, "split")
-        if opset(split) < _AXES_ARE_INPUTS:
-            parts = Op("Split", x, axis=axis, split=given, outputs=count)
-        elif len(split.inputs) > 1 and split.inputs[1].name:
-            if integers(split.inputs[1]) is None:
-                return None
-            parts = Op("Split", x, split.inputs[1], axis=axis, outputs=count)
-        else:
-            attrs = {name: v for name, v in split.attrs.items() if name == "num_outputs"}
-            parts = Op("Split", x, axis=axis, outputs=count, **attrs)
-        return [Op("Transpose", parts[index], perm=order) for index in range(count)]
+        given = split.inputs[1:]
+        if any(tensor.name and integers(tensor) is None for tensor in given):
+            return None
+        attrs = {**split.attrs, "axis": order[attribute(split, "axis") % len(order)]}
+        parts = Op("Split", x, *given, outputs=len(split.outputs), **attrs)
+        return [Op("Transpose", part, perm=order) for part in parts]
 
 
 def _goes(part: Tensor, order: list[int]) -> bool:
