@@ -70,6 +70,10 @@ class FileSource:
             index = 0
         return self._window, index
 
+    def peek(self, start: int, end: int) -> bytes:
+        """Return the bytes from `start` up to `end`, fewer where the file is shorter by now."""
+        return os.pread(self._descriptor, end - start, start)
+
     def read(self, start: int, end: int) -> bytes:
         """See Source. All that is read together must fit a protobuf message."""
         self._budget_bytes -= end - start

@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from graphpass.storage.expansion import require_moderate_expansion
 from graphpass.storage.external import DataFiles
 from graphpass.storage.filetype import describe
 from graphpass.storage.protobuf import (
@@ -223,7 +224,9 @@ def _content(file: Path, threshold: int, shown: str) -> tuple[bytes, Reference]:
             path = "/" + location_of(os.path.realpath(file))
             own = Reference(path, 0, status.st_size, "raw_data", stamp(status))
             content = b""
-            content = _without_payloads(FileSource(descriptor), own, max(threshold, 1))
+            source = FileSource(descriptor)
+            require_moderate_expansion(source, status.st_size, shown)
+            content = _without_payloads(source, own, max(threshold, 1))
             _strict_model().FromString(content)
             return content, own
         except (MalformedError, DecodeError) as error:
