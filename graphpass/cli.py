@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Errors become one sentence on stderr."""
+    if any("\0" in str(argument) for argument in arguments or ()):
+        return _fail("an argument has a NUL in it, as no name of a file can", UsageError.exit_code)
     try:
         code = commands.main(arguments, prog_name="graphpass", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):

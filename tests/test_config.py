@@ -129,6 +129,7 @@ def test_it_is_said_what_the_file_sets(capsys: pytest.CaptureFixture[str]) -> No
         ("strict = 1", "strict is true or false, not 1"),
         ("rtol = true", "rtol is no text or number: True"),
         ("skip = [['x']]", "skip is no text or number: ['x']"),
+        (r'report = "a\u0000.json"', "report has a NUL in it"),
         ("rtol = 'much'", "'much' is not a valid float"),
         ("rtol = -1", "-1"),
         ("bind = ['N']", "'N' is not NAME=NUMBER"),

@@ -24,7 +24,7 @@ def packed(name: str, content: bytes) -> bytes:
 
 
 def single(name: str, wire_type: int, content: bytes) -> bytes:
-    return _VarintBytes(FIELDS[name].number << 3 | wire_type) + content
+    return bytes(_VarintBytes(FIELDS[name].number << 3 | wire_type)) + content
 
 
 def saved(path: Path, kind: int, content: bytes, count: int = COUNT) -> Path:

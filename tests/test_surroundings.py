@@ -104,6 +104,12 @@ def test_a_name_that_no_model_can_have_is_no_output(
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "\udcff"}
 
 
+@pytest.mark.parametrize("line", ["optimize m\0", "optimize m -o a\0", "check m --target \0.toml"])
+def test_a_nul_is_in_no_name_of_a_file(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split(" ")) == 2
+    assert "an argument has a NUL in it" in capsys.readouterr().err
+
+
 def test_text_is_not_written_through_a_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

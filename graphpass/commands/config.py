@@ -217,6 +217,8 @@ def _value(key: str, option: click.Option, value: Any) -> Any:
 def _text(key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UsageError(f"{key} is no text or number: {value!r}")
+    if "\0" in str(value):
+        raise UsageError(f"{key} has a NUL in it, as no name of a file can: {value!r}")
     return str(value)
 
 
