@@ -12,6 +12,7 @@ from .gemm_to_conv import GemmToConv
 from .merge_branches import MergeBranches
 from .merge_siblings import MergeSiblings
 from .move_linear import MoveLinear
+from .pool_in_steps import PoolInSteps
 from .score_map import (
     ClassActivationMap,
     DropSoftmax,
@@ -43,6 +44,7 @@ __all__ = [
     "MergeBranches",
     "MergeSiblings",
     "MoveLinear",
+    "PoolInSteps",
     "PoolToGlobal",
     "PoolToWindow",
     "SetOpset",
