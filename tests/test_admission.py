@@ -166,10 +166,10 @@ def test_a_function_that_is_there_twice_is_refused() -> None:
 def test_functions_that_stand_for_too_many_nodes_are_refused_at_once(
     depth: int, width: int
 ) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ModelError, match="stand for"):
         Model.load(nested(depth, width))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(("depth", "width"), [(0, 1), (8, 2), (2, 20), (150, 1)])

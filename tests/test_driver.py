@@ -260,9 +260,9 @@ def test_a_node_without_outputs_is_passed_by() -> None:
 def seconds(step: Pass, model: onnx.ModelProto) -> float:
     loaded = Model.load(model)
     _ = loaded.graph
-    start = time.perf_counter()
+    start = time.process_time()  # the machine may be busy
     apply(step, loaded)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def test_time_grows_with_nodes_plus_rewrites() -> None:
@@ -274,4 +274,4 @@ def test_a_tensor_with_many_readers_is_not_looked_at_from_all_of_them_again() ->
     count = 3000
     nodes = " ".join(f"a{i} = Neg(x) b{i} = Neg(a{i}) c{i} = Exp(b{i})" for i in range(count))
     model = graph(f"(float[3] x) => (float[3] y) {{{nodes} y = Relu(c0)}}")
-    assert seconds(Negations(), model) < 10
+    assert seconds(Negations(), model) < 20  # quadratic, it takes minutes

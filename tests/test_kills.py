@@ -139,7 +139,7 @@ class Killing:
         assert process.returncode in CODES[number], (number, moment, process.returncode, said)
         if number in (signal.SIGTERM, signal.SIGHUP):
             assert b"Traceback" not in said, said
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, (number, moment, alive)
         for path, old, new in zip(self.outputs, self.before, self.after, strict=True):
             assert meaning(path) in (old, new), (number, moment, path)

@@ -23,6 +23,6 @@ def doubled(op: str, levels: int) -> Model:
 @pytest.mark.parametrize("op", ["Mul", "Add", "Sub", "Div", "Concat"])
 def test_a_size_that_is_read_twice_is_followed_once(op: str) -> None:
     model = doubled(op, 60)
-    start = time.monotonic()
+    start = time.process_time()
     values(model.graph.outputs[0])
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2

@@ -57,10 +57,10 @@ def test_markdown_shows_what_is_there() -> None:
 
 @pytest.mark.parametrize("length", [10, 10**4, 10**6])
 def test_messages_of_the_runtime_are_condensed_in_time(length: int) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     told = condense(f"[ONNXRuntimeError] : 1 : FAIL : Node {'/n' * length} is bad: no kernel")
     assert told.startswith("Node") and len(told) <= 400
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def evil(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from graphpass.validate import (
 from graphpass.validate.compare import OutputComparison
 from graphpass.validate.latency import is_settled, latency_of
 from graphpass.validate.original import Original
+from graphpass.validate.process import runtime as processes
 from graphpass.validate.process.channel import Value
 from graphpass.validate.process.runtime import Run, Runtime, Session
 
@@ -525,12 +527,20 @@ def test_a_fold_is_within_tolerance_on_cuda_too() -> None:
 # Latency
 
 
-def test_latency_is_measured_in_turn() -> None:
+def test_latency_is_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[float]] = []
+
+    def run_rounds(sessions: Any, *args: Any, **options: Any) -> list[list[float]]:
+        assert len(sessions) == 2
+        ran.extend(processes.run_rounds(sessions, *args, **options))
+        return ran
+
+    monkeypatch.setattr("graphpass.validate.validator.run_rounds", run_rounds)
     with Validator(convnet(depth=2)) as validator:
         found = validator.latency(convnet(depth=2), convnet(depth=20), budget_s=0.3)
-    assert found.rounds >= 5 and found.before_ms > 0 and found.feed.startswith("normal")
-    assert found.ratio_low <= found.ratio <= found.ratio_high
-    assert found.ratio > 1.5
+    assert found.rounds == len(ran) >= 5 and found.feed.startswith("normal")
+    assert found.ratio == np.median([after / before for before, after in ran])
+    assert found.before_ms > 0 and found.ratio_low <= found.ratio <= found.ratio_high
 
 
 def test_slower_is_what_exceeds_the_noise() -> None:
