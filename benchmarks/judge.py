@@ -71,7 +71,7 @@ def main() -> None:
         "invalid": checker_error(candidate_path) if not checker_error(original_path) else None,
     }
     del original, candidate
-    reference = _session(original_path, "ORT_DISABLE_ALL", options)
+    reference = open_session(original_path, "ORT_DISABLE_ALL", options)
     feeds = list(find_feeds(reference, options))
     if feeds:
         verdict.update(compare(reference, original_path, candidate_path, feeds, options))
@@ -200,10 +200,10 @@ def compare(
 ) -> dict[str, Any]:
     """The largest error of any output over all feeds, beside what rounding alone does to it."""
     try:
-        candidate = _session(candidate_path, "ORT_DISABLE_ALL", options)
+        candidate = open_session(candidate_path, "ORT_DISABLE_ALL", options)
     except Exception as error:
         return {"runs": False, "reason": f"does not load: {error}"[:200]}
-    reordered = _session(original_path, "ORT_ENABLE_EXTENDED", options)
+    reordered = open_session(original_path, "ORT_ENABLE_EXTENDED", options)
     held = onnx.load(original_path, load_external_data=False).graph.initializer
     is_half = any(tensor.data_type == _HALF for tensor in held)
     worst: dict[str, Any] = {"excess": -1.0}
@@ -262,7 +262,7 @@ def _error(expected: Any, actual: Any) -> float:
 
 def speedup(original: str, candidate: str, level: str, feed: Feed, options: Options) -> float:
     """Median time of the original over that of the candidate, measured in turns: > 1 is faster."""
-    sessions = [_session(path, level, options) for path in (original, candidate)]
+    sessions = [open_session(path, level, options) for path in (original, candidate)]
     times_s: list[list[float]] = [[], []]
     for session in sessions:
         session.run(None, feed)
@@ -277,7 +277,7 @@ def speedup(original: str, candidate: str, level: str, feed: Feed, options: Opti
     return statistics.median(times_s[0]) / statistics.median(times_s[1])
 
 
-def _session(path: str, level: str, options: Options) -> Any:
+def open_session(path: str, level: str, options: Options) -> Any:
     settings = ort.SessionOptions()
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     settings.intra_op_num_threads = options.threads

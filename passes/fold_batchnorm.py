@@ -43,7 +43,7 @@ from .shared.affine_ops import (
 from .shared.ahead_through import AheadThrough
 from .shared.channels import Channels, require_not_widened
 from .shared.fold_quantized import IntoQuantizedWeight
-from .shared.fused_functions import require_not_the_end_of_a_function
+from .shared.fused_functions import require_whole_function
 from .shared.linear import (
     LINEAR,
     input_channels,
@@ -285,7 +285,7 @@ def _ahead_of(
     """
     if _is_bias(affine, x):
         return None
-    require_not_the_end_of_a_function(affine, x)
+    require_whole_function(affine, x)
     require_numbers(weight)
     is_matrix = layer.op != "MatMul" or weight.ndim == 2
     require(is_matrix, f"the weight of {label(layer)} is no matrix")

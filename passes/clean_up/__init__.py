@@ -25,9 +25,10 @@ from .neutral import NEUTRAL_RULES
 from .pads import PAD_RULES
 from .pieces import PIECE_RULES
 from .products import PRODUCT_RULES
+from .quotients import QUOTIENT_RULES
 from .scatter import SCATTER_RULES
 from .sequences import SEQUENCE_RULES
-from .zeros import DropZero
+from .zeros import ZERO_RULES
 
 _RULES: tuple[Rule, ...] = (
     *NEUTRAL_RULES,
@@ -40,11 +41,12 @@ _RULES: tuple[Rule, ...] = (
     *PIECE_RULES,
     *SCATTER_RULES,
     *PRODUCT_RULES,
+    *QUOTIENT_RULES,
     *SEQUENCE_RULES,
     *COUNTING_RULES,
     *BOUND_RULES,
     *BROADCAST_RULES,
-    DropZero(),
+    *ZERO_RULES,
     *CONTROL_RULES,
     *TRANSPOSE_RULES,
 )

@@ -25,6 +25,8 @@ from graphpass import (
 from graphpass.ir.operators import is_training
 from graphpass.ir.refusal import TRAINING
 
+from ..shared.fused_functions import require_whole_function
+
 PATTERN_ELEMENTS = 1 << 16  # a constant larger than this is a weight, not a neutral element
 
 
@@ -77,12 +79,18 @@ class DropExpand(Rule):
 
 
 class DropNeutral(Rule):
-    """x·1 = x = x / 1; x + (−0) = x = x − 0. Adding 0 is another thing: it makes −0 into 0."""
+    """x·1 = x = x / 1; x + (−0) = x = x − 0. Adding 0 is another thing: it makes −0 into 0.
+
+    The factors and shifts that end a normalization stay: runtimes look for them.
+    """
 
     pattern = Op(("Mul", "Add"), any_("x"), const("c", quiet=True), commutative=True, bind="node")
 
     def rewrite(self, node: Node, x: Tensor, c: Weight) -> Any:
-        return x if _is_neutral(node, x, c) else None
+        if not _is_neutral(node, x, c):
+            return None
+        require_whole_function(node, x)
+        return x
 
 
 class DropNeutralRight(Rule):

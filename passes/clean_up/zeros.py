@@ -27,9 +27,12 @@ from graphpass import (
 )
 from graphpass.ir.operators import Trait, traits
 
+from ..shared.fused_functions import require_whole_function
 from .neutral import PATTERN_ELEMENTS, keeps_shape
 
 _MOST_LOOKED_AT = 256  # nodes below an addition: what has not lost the sign by then keeps it
+
+_MAY_LACK_C = 11  # from this opset on, a Gemm need not have one
 
 # those that add their last input, by its place: a sum with what is no −0 is no −0
 _ADDED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LayerNormalization": 2}
@@ -54,9 +57,35 @@ class DropZero(Rule):
         kind = dtype(x)
         if kind is None or kind.kind != "f":
             return None  # of integers there is one zero: another rule
+        require_whole_function(f, x)
         told = _told_apart(f.outputs[0])
         require(told is None, f"{told} could tell −0 from the 0 that {label(f)} makes of it")
         return x
+
+
+class DropZeroBias(Rule):
+    """Conv(x, W, 0) = Conv(x, W), where nothing that reads it can tell 0 from −0; so of Gemm.
+
+    Runtimes that compute float16 in float32 fuse and rearrange a layer less for its bias, which
+    many layers share where it is 0.
+    """
+
+    pattern = Op(
+        ("Conv", "ConvTranspose", "Gemm"),
+        any_("x"),
+        any_("weight"),
+        const("bias", quiet=True),
+        bind="f",
+    )
+
+    def rewrite(self, f: Node, x: Tensor, weight: Tensor, bias: Weight) -> Any:
+        if operator(f) == "Gemm" and opset(f) < _MAY_LACK_C:
+            return None
+        if bias.size > PATTERN_ELEMENTS or bias.dtype.kind != "f" or bias.array().any():
+            return None
+        told = _told_apart(f.outputs[0])
+        require(told is None, f"{told} could tell −0 from the 0 that the bias of {label(f)} makes")
+        return Op(f.op, x, weight, **f.attrs)
 
 
 def _told_apart(tensor: Tensor) -> str | None:
@@ -118,4 +147,6 @@ def _passes_on(reader: Node, value: Tensor, origin: Tensor) -> bool:
     return Trait.PASSES_SIGN_OF_ZERO in traits(op)
 
 
-__all__ = ["DropZero"]
+ZERO_RULES = (DropZero(), DropZeroBias())
+
+__all__ = ["ZERO_RULES", "DropZero"]

@@ -27,7 +27,7 @@ from graphpass.ir.refusal import RefusedError, needed
 
 from .affine import Affine
 from .affine_nodes import affine_map, affine_operands, operators_in, rebuilt
-from .fused_functions import require_not_the_end_of_a_function
+from .fused_functions import require_whole_function
 from .movers import data_inputs, passes_on
 from .take_in import taken_in_ahead
 from .through import MOST_STEPS, TRANSPARENT
@@ -71,7 +71,7 @@ def _moved_down(path: list[Node], inner: Tensor, term: Weight | None) -> tuple[A
     `path` is in the order of reading: the affine operator, applied to `inner`, comes last.
     """
     *between, affine = path
-    require_not_the_end_of_a_function(affine, inner)
+    require_whole_function(affine, inner)
     change = affine_map(affine, inner, term)
     below: Any = inner
     source = affine

@@ -18,7 +18,7 @@ _INVERSES = ("Reciprocal", "Div")
 _MOST_BETWEEN = len(_BETWEEN) + len(_INVERSES)  # each of them once at most
 
 
-def require_not_the_end_of_a_function(affine: Node, x: Tensor) -> None:
+def require_whole_function(affine: Node, x: Tensor) -> None:
     """Refuse to take `affine`, which is applied to `x`, away from a GELU or a normalization."""
     name = ""
     if _halves(affine) and _is_x_times_one_plus_erf(producer(x)):
