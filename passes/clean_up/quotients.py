@@ -1,10 +1,10 @@
-"""Quotients and differences that are written as two operators."""
+"""Quotients that are written as two operators."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from graphpass import Node, Op, Rule, Tensor, Weight, any_, const, dtype, either, opset, operator
+from graphpass import Node, Op, Rule, Tensor, Weight, any_, const, dtype, either, opset
 
 from .neutral import keeps_shape
 
@@ -35,20 +35,6 @@ class DivideAtOnce(Rule):
         return Op("Div", x, r) if one is None or keeps_shape(r, one) else None
 
 
-class SubtractAtOnce(Rule):
-    """x + (−y) = x − y, and x − (−y) = x + y, to the bit."""
-
-    pattern = either(
-        Op("Add", any_("x"), Op("Neg", any_("y")), commutative=True, bind="f"),
-        Op("Sub", any_("x"), Op("Neg", any_("y")), bind="f"),
-    )
-
-    def rewrite(self, f: Node, x: Tensor, y: Tensor) -> Any:
-        if opset(f) < _BROADCASTS:
-            return None
-        return Op("Sub" if operator(f) == "Add" else "Add", x, y)
-
-
-QUOTIENT_RULES = (DivideAtOnce(), SubtractAtOnce())
+QUOTIENT_RULES = (DivideAtOnce(),)
 
 __all__ = ["QUOTIENT_RULES"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from graphpass.rewrite.registry import make
@@ -650,6 +651,150 @@ def test_a_zero_that_something_can_tell(name: str) -> None:
     words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
     used = {key: value for key, value in held.items() if key in words}
     check_refused(CLEAN_UP, graph(f"(float[3,3] x) => (float[3,3] y) {{{body}}}", **used), reason)
+
+
+BIASES = {
+    "ahead of a layer with a bias": (
+        "a = Conv(x, w, z) r = Relu(a) b = Conv(r, w, c) y = Neg(b)",
+        "Conv Relu Conv Neg",
+    ),
+    "and so on": (
+        "a = Conv(x, w, z) r = Relu(a) b = Conv(r, w, z) y = Softmax<axis=1>(b)",
+        "Conv Relu Conv Softmax",
+    ),
+    "of a ConvTranspose": ("a = ConvTranspose(x, w, z) y = Exp(a)", "ConvTranspose Exp"),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_of_zeros_that_nothing_can_tell(name: str) -> None:
+    body, after = BIASES[name]
+    held: dict[str, Any] = {
+        "w": np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1),
+        "z": np.zeros(3, np.float32),
+        "c": np.array([1, 0, -2], np.float32),
+    }
+    used = {key: value for key, value in held.items() if f" {key})" in body or key == "w"}
+    result = becomes(f"(float[2,3,4,4] x) => (float[2,3,4,4] y) {{{body}}}", after, **used)
+    assert "z" not in {tensor.name for tensor in result.graph.initializer}
+
+
+@pytest.mark.parametrize(("opset", "inputs"), [(10, 3), (11, 2)])
+def test_a_gemm_may_lack_its_bias_from_opset_11_on(opset: int, inputs: int) -> None:
+    text = "(float[2,3] x) => (float[2,3] y) {a = Gemm(x, w, z) y = Exp(a)}"
+    held = {"w": np.eye(3, dtype=np.float32), "z": np.zeros(3, np.float32)}
+    result = check(CLEAN_UP, graph(text, opset=opset, **held), "Gemm Exp", exact=True)
+    assert len(result.graph.node[0].input) == inputs
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("y = Conv(x, w, z)", "the output 'y' could tell"),
+        ("a = Conv(x, w, z) y = Reciprocal(a)", "Reciprocal of 'y' could tell"),
+        ("a = Conv(x, w, z) b = Conv(a, w, m) y = Neg(b)", "the output 'y' could tell"),
+    ],
+)
+def test_a_bias_of_zeros_that_something_can_tell(body: str, reason: str) -> None:
+    held: dict[str, Any] = {
+        "w": np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1),
+        "z": np.zeros(3, np.float32),
+        "m": np.full(3, -0.0, np.float32),
+    }
+    used = {key: value for key, value in held.items() if f" {key})" in body or key == "w"}
+    text = f"(float[2,3,4,4] x) => (float[2,3,4,4] y) {{{body}}}"
+    check_refused(CLEAN_UP, graph(text, **used), reason)
+
+
+def test_a_bias_that_is_zero_in_part_stays() -> None:
+    text = "(float[2,3,4,4] x) => (float[2,3,4,4] y) {a = Conv(x, w, c) y = Exp(a)}"
+    held = {"w": np.ones((3, 3, 1, 1), np.float32), "c": np.array([0, 1, 0], np.float32)}
+    result = check(CLEAN_UP, graph(text, **held), "Conv Exp")
+    assert len(result.graph.node[0].input) == 3
+
+
+# ---------------------------------------------------------------------------- normalizations
+
+RMS = "p = Pow(x, two) m = ReduceMean<axes=[-1]>(p) e = Add(m, eps) r = Sqrt(e) "
+CENTRED = "c = ReduceMean<axes=[-1]>(x) d = Sub(x, c) p = Pow(d, two) m = ReduceMean<axes=[-1]>(p) "
+WHOLE = {
+    "a scale of ones": (RMS + "n = Div(x, r) f = Mul(n, ones) y = Exp(f)", "Div Mul Exp"),
+    "on the left": (RMS + "n = Div(x, r) f = Mul(ones, n) y = Exp(f)", "Div Mul Exp"),
+    "a shift of zeros": (
+        CENTRED + "e = Add(m, eps) r = Sqrt(e) n = Div(d, r) f = Mul(n, ones) g = Add(f, zeros)"
+        " y = Exp(g)",
+        "Div Mul Add Exp",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_ends_a_normalization_stays(name: str) -> None:
+    body, end = WHOLE[name]
+    held: dict[str, Any] = {
+        "two": np.float32(2),
+        "eps": np.float32(1e-5),
+        "ones": np.ones(4, np.float32),
+        "zeros": np.zeros(4, np.float32),
+    }
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    model = graph(f"(float[N,4] x) => (float[N,4] y) {{{body}}}", **used)
+    check_refused(CLEAN_UP, model, "which runtimes compute as one operator while whole")
+    assert operators(model).endswith(end)
+
+
+# --------------------------------------------------------------------------------- quotients
+
+QUOTIENTS = {
+    "a reciprocal": ("q = Reciprocal(z) y = Mul(x, q)", "Div"),
+    "on the left": ("q = Reciprocal(z) y = Mul(q, x)", "Div"),
+    "one over it": ("q = Div(one, z) y = Mul(x, q)", "Div"),
+    "one in one axis": ("q = Div(vector, z) y = Mul(x, q)", "Div"),
+    "two over it": ("q = Div(two, z) y = Mul(x, q)", "Div Mul"),
+    "one in more axes": ("q = Div(more, z) y = Mul(x, q)", "Div Mul"),
+    "read by another": ("q = Reciprocal(z) a = Mul(x, q) y = Add(a, q)", "Reciprocal Mul Add"),
+}
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+@pytest.mark.parametrize("kind", ["float", "double", "float16"])
+def test_a_product_with_a_reciprocal_is_a_quotient(name: str, kind: str) -> None:
+    body, after = QUOTIENTS[name]
+    number = {"float": np.float32, "double": np.float64, "float16": np.float16}[kind]
+    held: dict[str, Any] = {
+        "one": np.array(1, number),
+        "vector": np.ones(1, number),
+        "two": np.array(2, number),
+        "more": np.ones((1, 1, 1), number),
+    }
+    used = {key: value for key, value in held.items() if f"({key}," in body}
+    shape = "1,3,4" if name == "one in more axes" else "3,4"
+    text = f"({kind}[3,4] x, {kind}[3,1] z) => ({kind}[{shape}] y) {{{body}}}"
+    model = graph(text, **used)
+    result, applied = apply_to(CLEAN_UP, model)
+    assert operators(result) == after
+    assert [rewrite.rule for rewrite in applied.rewrites] == ["DivideAtOnce"] * (after == "Div")
+
+
+def test_quotients_of_what_ends_the_numbers_are_the_same() -> None:
+    text = "(float[6,1] x, float[1,7] z) => (float[6,7] y) {q = Reciprocal(z) y = Mul(x, q)}"
+    edges = np.array([0, -0.0, 1, -3, np.inf, np.nan], np.float32).reshape(6, 1)
+    divisors = np.array([[0, -0.0, np.inf, -np.inf, np.nan, 2, -4]], np.float32)
+    result, _ = apply_to(CLEAN_UP, graph(text))
+    results = [
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"x": edges, "z": divisors}
+        )[0]
+        for model in (graph(text), result)
+    ]
+    np.testing.assert_array_equal(*results)
+    assert (np.signbit(results[0]) == np.signbit(results[1]))[~np.isnan(results[0])].all()
+
+
+def test_integers_have_no_reciprocal() -> None:
+    text = "(int64[3] x, int64[3] z) => (int64[3] y) {q = Div(one, z) y = Mul(x, q)}"
+    assert operators(apply_to(CLEAN_UP, graph(text, one=np.int64(1)))[0]) == "Div Mul"
 
 
 # ----------------------------------------------------------------------------------- control

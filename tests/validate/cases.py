@@ -784,6 +784,18 @@ _FAMILIES: tuple[Case, ...] = (
         k=np.zeros(5, np.float32),
     ),
     _clean(
+        "a bias of zeros",
+        "(float[N,3,5,6] x) => (float[N,4,5,6] y) {c = Conv(x, w, k) y = Softmax(c)}",
+        w=(4, 3, 1, 1),
+        k=np.zeros(4, np.float32),
+    ),
+    _clean(
+        "a product with a reciprocal",
+        "(float[N,5] x, float[N,1] z) => (float[N,5] y) {"
+        "a = Abs(z) b = Add(a, k) c = Reciprocal(b) d = Mul(x, c) y = Tanh(d)}",
+        k=np.float32(0.5),
+    ),
+    _clean(
         "Pad ahead of Conv",
         "(float[N,3,5,6] x) => (float[N,4,5,6] y) {c = Pad(x, k) y = Conv(c, w)}",
         k=_ints(0, 0, 1, 2, 0, 0, 1, 0),
