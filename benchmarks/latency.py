@@ -1,6 +1,6 @@
 """Measure several forms of one network in turns: one process, one thread, its own CPU time.
 
-`python -m benchmarks.latency PATHS OPTIONS` (both JSON: a list of files, the first the original;
+`python -m benchmarks.latency PATHS OPTIONS` (both JSON: a list of files;
 `judge.Options`) prints the seconds of each run: a list of rounds, in each one number a file. What
 else the machine does counts little: it is the time of the thread that is measured. Nothing of
 graphpass is used.

@@ -28,6 +28,7 @@ from .products import PRODUCT_RULES
 from .quotients import QUOTIENT_RULES
 from .scatter import SCATTER_RULES
 from .sequences import SEQUENCE_RULES
+from .views_around import DropViewsAround
 from .zeros import ZERO_RULES
 
 _RULES: tuple[Rule, ...] = (
@@ -71,6 +72,7 @@ class CleanUp(Pass):
             FoldConstants(self.fold_budget),
             EqualInitializers(),
             EqualNodes(),
+            DropViewsAround(),
         )
 
     @property

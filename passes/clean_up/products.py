@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,27 @@ from graphpass import (
     Op,
     Rule,
     Tensor,
+    Weight,
     any_,
     attribute,
+    const,
     dtype,
+    either,
     operator,
     opset,
     producer,
     rank,
+    static_dim,
 )
 from graphpass.ir.shapes import sizes
 from graphpass.ir.sizes import Size
 
 from ..shared.transposes import permutation
+from .neutral import keeps_shape
 
 _BROADCASTS = 7  # from this opset on, a Gemm broadcasts its C
 _MAY_LACK_C = 11  # from this opset on, it need not have one
+_ONE_AXIS = 13  # from this opset on, a Softmax is over one axis
 _KINDS = (np.dtype(np.float32), np.dtype(np.float64))  # which every Gemm takes
 
 
@@ -97,6 +104,47 @@ class GemmOfTranspose(Rule):
         return Op("Gemm", a, b, *gemm.inputs[2:], **_flipped(gemm, "transB"))
 
 
+class DropScaleOfOne(Rule):
+    """Softmax(c·a · d·b) = Softmax(a · b) over one element, with numbers c, d other than 0.
+
+    Both are 1 where the product is finite and NaN where it is not, but for where only one of both
+    overflows; in half precision, where that is near, the scales stay. A Softmax over one element
+    itself stays as well: in its place a 1 would hide NaN.
+    """
+
+    pattern = Op(
+        "Softmax",
+        Op(
+            "MatMul",
+            either(Op("Mul", any_("a"), const("c", quiet=True), commutative=True), any_("a")),
+            either(Op("Mul", any_("b"), const("d", quiet=True), commutative=True), any_("b")),
+            bind="product",
+        ),
+        bind="softmax",
+    )
+
+    def rewrite(
+        self, softmax: Node, product: Node, a: Tensor, b: Tensor, c: Weight | None, d: Weight | None
+    ) -> Any:
+        count = rank(product.outputs[0])
+        if opset(softmax) < _ONE_AXIS or dtype(a) not in _KINDS or not count:
+            return None
+        if static_dim(product.outputs[0], attribute(softmax, "axis") % count) != 1:
+            return None
+        scales = [(a, c), (b, d)]
+        if c is d or not all(w is None or _is_a_scale(t, w) for t, w in scales):
+            return None
+        return Op("Softmax", Op("MatMul", a, b), **softmax.attrs)
+
+
+def _is_a_scale(tensor: Tensor, weight: Weight) -> bool:
+    """Whether a constant is one number other than 0, and adds no axes to a tensor."""
+    if weight.size != 1 or not keeps_shape(tensor, weight):
+        return False
+    number = float(weight.array().reshape(-1)[0])
+    return number != 0 and math.isfinite(number)
+
+
 def _is_added(product: Node, c: Tensor) -> bool:
     """Whether the sum of a product and `c` has the shape of the product."""
     whole, added = sizes(product.outputs[0]), sizes(c)
@@ -130,6 +178,7 @@ PRODUCT_RULES = (
     MatMulOfTranspose(),
     TransposeIntoGemm(),
     GemmOfTranspose(),
+    DropScaleOfOne(),
 )
 
 __all__ = ["PRODUCT_RULES"]

@@ -682,7 +682,7 @@ def test_a_bias_of_zeros_that_nothing_can_tell(name: str) -> None:
 @pytest.mark.parametrize(("opset", "inputs"), [(10, 3), (11, 2)])
 def test_a_gemm_may_lack_its_bias_from_opset_11_on(opset: int, inputs: int) -> None:
     text = "(float[2,3] x) => (float[2,3] y) {a = Gemm(x, w, z) y = Exp(a)}"
-    held = {"w": np.eye(3, dtype=np.float32), "z": np.zeros(3, np.float32)}
+    held: dict[str, Any] = {"w": np.eye(3, dtype=np.float32), "z": np.zeros(3, np.float32)}
     result = check(CLEAN_UP, graph(text, opset=opset, **held), "Gemm Exp", exact=True)
     assert len(result.graph.node[0].input) == inputs
 
@@ -708,7 +708,10 @@ def test_a_bias_of_zeros_that_something_can_tell(body: str, reason: str) -> None
 
 def test_a_bias_that_is_zero_in_part_stays() -> None:
     text = "(float[2,3,4,4] x) => (float[2,3,4,4] y) {a = Conv(x, w, c) y = Exp(a)}"
-    held = {"w": np.ones((3, 3, 1, 1), np.float32), "c": np.array([0, 1, 0], np.float32)}
+    held: dict[str, Any] = {
+        "w": np.ones((3, 3, 1, 1), np.float32),
+        "c": np.array([0, 1, 0], np.float32),
+    }
     result = check(CLEAN_UP, graph(text, **held), "Conv Exp")
     assert len(result.graph.node[0].input) == 3
 
@@ -795,6 +798,153 @@ def test_quotients_of_what_ends_the_numbers_are_the_same() -> None:
 def test_integers_have_no_reciprocal() -> None:
     text = "(int64[3] x, int64[3] z) => (int64[3] y) {q = Div(one, z) y = Mul(x, q)}"
     assert operators(apply_to(CLEAN_UP, graph(text, one=np.int64(1)))[0]) == "Div Mul"
+
+
+# -------------------------------------------------------------------------------- views around
+
+V = "v = Reshape(x, flat) "
+GELU = "a = Mul(v, half) b = Pow(v, three) c = Add(v, b) d = Tanh(c) e = Mul(a, d) "
+AROUND = {
+    "a chain": (V + "a = Tanh(v) b = Mul(a, half) y = Reshape(b, back)", "Tanh Mul"),
+    "a gate": (V + GELU + "y = Reshape(e, back)", "Mul Pow Add Tanh Mul"),
+    "two of them": (
+        V + "a = Tanh(v) b = Reshape(a, back) c = Exp(a) d = Reshape(c, back) y = Sub(b, d)",
+        "Tanh Exp Sub",
+    ),
+    "other views": (
+        "f = Flatten<axis=2>(x) a = Tanh(f) y = Reshape(a, back)",
+        "Tanh",
+    ),
+    "bounds": (V + "a = Clip(v, low, half) y = Reshape(a, back)", "Clip"),
+    "a choice": (
+        V + "b = IsNaN(v) a = Where(b, half, v) y = Reshape(a, back)",
+        "IsNaN Where",
+    ),
+}
+AROUND_HELD: dict[str, Any] = {
+    "flat": array(-1, 4),
+    "back": array(2, 3, 4),
+    "other": array(3, 2, 4),
+    "half": np.float32(0.5),
+    "three": np.float32(3),
+    "low": np.float32(-0.25),
+    "each": np.arange(4, dtype=np.float32),
+    "deep": np.full((1, 1, 1), 2, np.float32),
+}
+
+
+def around(body: str) -> onnx.ModelProto:
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in AROUND_HELD.items() if key in words}
+    shape = "3,2,4" if "other" in words else "2,3,4"
+    more = ", float[6,4] z" if "z" in words else ""
+    return graph(f"(float[2,3,4] x{more}) => (float[{shape}] y) {{{body}}}", **used)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_views_around_what_looks_at_each_element_alone(name: str) -> None:
+    body, after = AROUND[name]
+    result = check(CLEAN_UP, around(body), after, exact=True)
+    assert not apply_to(CLEAN_UP, result)[1].rewrites
+
+
+STAYS = {
+    "another shape": V + "a = Tanh(v) y = Reshape(a, other)",
+    "a number for each channel": V + "a = Add(v, each) y = Reshape(a, back)",
+    "another input": V + "a = Add(v, z) y = Reshape(a, back)",
+    "what sees its neighbours": V + "a = Softmax(v) y = Reshape(a, back)",
+    "a reader of another kind": V + "a = Tanh(v) b = Softmax(a) c = Add(a, b) y = Reshape(c, back)",
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_views_around_anything_else_stay(name: str) -> None:
+    model = around(STAYS[name])
+    _, applied = apply_to(CLEAN_UP, model)
+    assert "DropViewsAround" not in {rewrite.rule for rewrite in applied.rewrites}
+    keeps_operators = [node.op_type for node in model.graph.node]
+    assert operators(check(CLEAN_UP, model, " ".join(keeps_operators))).count("Reshape") == 2
+
+
+def test_a_number_that_adds_axes_stays_between_views() -> None:
+    text = """(float[24] x) => (float[24] y) {
+        v = Reshape(x, box) a = Add(v, deep) b = Tanh(a) y = Reshape(b, line)
+    }"""
+    held = {"box": array(2, 3, 4), "line": array(24), "deep": AROUND_HELD["deep"]}
+    assert operators(apply_to(CLEAN_UP, graph(text, **held))[0]) == "Reshape Add Tanh Reshape"
+
+
+def test_a_view_that_is_an_output_stays() -> None:
+    text = """(float[2,3,4] x) => (float[6,4] v, float[2,3,4] y) {
+        v = Reshape(x, flat) a = Tanh(v) y = Reshape(a, back)
+    }"""
+    held = {"flat": array(-1, 4), "back": array(2, 3, 4)}
+    assert operators(apply_to(CLEAN_UP, graph(text, **held))[0]) == "Reshape Tanh Reshape"
+
+
+def test_symbolic_sizes_between_views() -> None:
+    text = """(float[N,3,4] x) => (float[N,3,4] y) {
+        v = Reshape(x, flat) a = Tanh(v) y = Reshape(a, back)
+    }"""
+    held = {"flat": array(-1, 4), "back": array(-1, 3, 4)}
+    assert operators(apply_to(CLEAN_UP, graph(text, **held))[0]) == "Tanh"
+
+
+# --------------------------------------------------------------------------- a Softmax of one
+
+ONE = "(float[N,4,1,6] q, float[N,4,6,{1}] k) => (float[N,4,1,{1}] y) {{{0}}}"
+ONES = {
+    "both scales": (
+        "a = Mul(q, c) b = Mul(d, k) m = MatMul(a, b) y = Softmax(m)",
+        "MatMul Softmax",
+    ),
+    "the first": ("a = Mul(q, c) m = MatMul(a, k) y = Softmax(m)", "MatMul Softmax"),
+    "the second": ("b = Mul(k, d) m = MatMul(q, b) y = Softmax<axis=-2>(m)", "MatMul Softmax"),
+    "none": ("m = MatMul(q, k) y = Softmax(m)", "MatMul Softmax"),
+    "a scale of 0": ("a = Mul(q, zero) m = MatMul(a, k) y = Softmax(m)", "Mul MatMul Softmax"),
+    "no number": ("a = Mul(q, six) m = MatMul(a, k) y = Softmax(m)", "Mul MatMul Softmax"),
+}
+
+
+@pytest.mark.parametrize("name", ONES)
+def test_scales_ahead_of_a_softmax_of_one(name: str) -> None:
+    body, after = ONES[name]
+    held: dict[str, Any] = {
+        "c": np.float32(0.45),
+        "d": np.full(1, 0.3, np.float32),
+        "zero": np.float32(0),
+        "six": np.arange(1, 7, dtype=np.float32),
+    }
+    words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {key: value for key, value in held.items() if key in words}
+    becomes(ONE.format(body, 1), after, **used)
+
+
+def test_scales_ahead_of_a_softmax_of_two_stay() -> None:
+    body = "a = Mul(q, c) m = MatMul(a, k) y = Softmax(m)"
+    keeps(ONE.format(body, 2), "Mul MatMul Softmax", c=np.float32(0.45))
+
+
+def test_scales_in_half_precision_stay() -> None:
+    text = ONE.format("a = Mul(q, c) m = MatMul(a, k) y = Softmax(m)", 1).replace(
+        "float", "float16"
+    )
+    keeps(text, "Mul MatMul Softmax", c=np.float16(0.45))
+
+
+def test_a_softmax_of_one_that_is_no_number_stays_none() -> None:
+    model = graph(ONE.format(ONES["both scales"][0], 1), c=np.float32(0.45), d=np.float32(0.3))
+    result, _ = apply_to(CLEAN_UP, model)
+    feed = {"q": np.ones((3, 4, 1, 6), np.float32), "k": np.ones((3, 4, 6, 1), np.float32)}
+    feed["q"][0, 0, 0, 0], feed["k"][1, 0, 0, 0] = np.nan, np.inf
+    results = [
+        ort.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, feed
+        )[0]
+        for each in (model, result)
+    ]
+    np.testing.assert_array_equal(*results)
+    assert np.isnan(results[0]).sum() == 2
 
 
 # ----------------------------------------------------------------------------------- control

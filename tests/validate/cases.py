@@ -796,6 +796,19 @@ _FAMILIES: tuple[Case, ...] = (
         k=np.float32(0.5),
     ),
     _clean(
+        "views around a gate",
+        "(float[2,3,5] x) => (float[2,3,5] y) {"
+        "a = Reshape(x, k) b = Tanh(a) c = Mul(a, b) y = Reshape(c, l)}",
+        k=_ints(-1, 5),
+        l=_ints(2, 3, 5),
+    ),
+    _clean(
+        "scales ahead of a Softmax of one",
+        "(float[N,1,4] x, float[N,4,1] z) => (float[N,1,1] y) {"
+        "a = Mul(x, k) b = MatMul(a, z) y = Softmax(b)}",
+        k=np.float32(0.45),
+    ),
+    _clean(
         "Pad ahead of Conv",
         "(float[N,3,5,6] x) => (float[N,4,5,6] y) {c = Pad(x, k) y = Conv(c, w)}",
         k=_ints(0, 0, 1, 2, 0, 0, 1, 0),
