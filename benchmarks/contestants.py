@@ -94,6 +94,10 @@ CONTESTANTS = {
         lambda source, target: graphpass(source, target, "--pipeline", "runtime"),
         checks_itself=True,
     ),
+    "graphpass, runtime, --no-validate": Contestant(
+        "graphpass",
+        lambda source, target: graphpass(source, target, "--pipeline", "runtime", "--no-validate"),
+    ),
     "onnxsim": Contestant("onnxsim", partial(onnxsim, checks=0)),
     "onnxsim, 3 checks": Contestant("onnxsim", partial(onnxsim, checks=3), checks_itself=True),
     "onnxslim": Contestant("onnxslim", partial(onnxslim, check=False)),

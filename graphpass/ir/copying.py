@@ -30,15 +30,17 @@ def copied(
     parent: Graph,
     instead: Mapping[int, Tensor],
     outputs: Sequence[int] | None = None,
+    own: Sequence[Constant] = (),
 ) -> tuple[Graph, list[Link]]:
     """Return a copy of `body` inside of `parent`, which reads `instead` (by id) of what it read.
 
     An input that has something in its place is none any more. `outputs`: the places of those that
-    stay, all without it. What the copy reads from outside does not know of it: the links say what
-    is to be told.
+    stay, all without it. `own`: of those in `instead`, what the copy holds itself. What it reads
+    from outside does not know of it: the links say what is to be told.
     """
     links: list[Link] = []
     copy = _copied(body, parent, dict(instead), links)
+    copy.initializers.extend(own)
     if outputs is not None:
         copy.outputs = [copy.outputs[place] for place in outputs]
         stay = set(outputs)

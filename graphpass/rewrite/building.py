@@ -252,14 +252,20 @@ class _Building:
     def _body(self, body: Body, role: str, name: str) -> Graph:
         """Copy a body to where the new node is."""
         instead: dict[int, Tensor] = {}
+        own: list[Constant] = []
+        holds = body.holds and not self._graph.lists_initializers
         for key, part in body.instead.items():
             if isinstance(part, Made):
                 instead[key] = self._inner(part, role, name)
             elif isinstance(part, gs.Tensor):
                 instead[key] = part
+            elif holds and isinstance(part, Weight) and part.origin is None:
+                fresh = self._builder.fresh(part.name or role)
+                own.append(Constant(fresh, self._builder.stored(part, fresh)))
+                instead[key] = own[-1]
             else:
                 instead[key] = self._builder.operand(self._graph, part, role, self._built)
-        made, links = copied(body.graph, self._graph, instead, body.outputs)
+        made, links = copied(body.graph, self._graph, instead, body.outputs, own)
         self._built.bodies.append(made)
         self._built.links.extend(links)
         return made

@@ -118,15 +118,22 @@ class Body:
 
     `instead`: by id, what it reads in the place of what it read from outside, or in the place of
     an input, which it has no more; written as operands of a term. `outputs`: which of its outputs
-    stay, by their places; all of them without it.
+    stay, by their places; all of them without it. `holds`: weights in `instead` become initializers
+    of the body itself, where a runtime can prepare them, and not of the graph around it.
     """
 
     def __init__(
-        self, graph: Any, instead: Mapping[int, Any], outputs: Sequence[int] | None = None
+        self,
+        graph: Any,
+        instead: Mapping[int, Any],
+        outputs: Sequence[int] | None = None,
+        *,
+        holds: bool = False,
     ) -> None:
         self.graph = graph
         self.instead = instead
         self.outputs = outputs
+        self.holds = holds
 
 
 class any_(Pattern):  # noqa: N801 - reads as a word of the pattern language

@@ -104,7 +104,7 @@ def _body(body: Body, known: dict[int, Term], where: str) -> Body:
     """Read what a body reads from outside; `instead` may hold more than that."""
     read = {id(tensor) for tensor in (*captured(body.graph), *body.graph.inputs)}
     instead = {key: _operand(body.instead[key], known, where) for key in read & body.instead.keys()}
-    return Body(body.graph, instead, body.outputs)
+    return Body(body.graph, instead, body.outputs, holds=body.holds)
 
 
 def _term(op: Op, known: dict[int, Term]) -> Term:

@@ -17,12 +17,14 @@ from graphpass import (
     const,
     constant,
     each,
+    is_output,
     label,
     operator,
     opset,
     optional,
     producer,
     rank,
+    readers,
     require,
 )
 from graphpass.ir.operators import Trait, has
@@ -96,7 +98,8 @@ class UnrollLoop(Rule):
 class DropLoopState(Rule):
     """A Loop or Scan whose body hands a state on as it came: the body reads it from outside.
 
-    The state is the same in each trip, and after the last one, or none, what it was before.
+    The state is the same in each trip, and after the last one, or none, what it was before. A
+    weight that nothing else reads becomes the body's own.
     """
 
     pattern = Op(("Loop", "Scan"), ..., bind="node", all_outputs=True)
@@ -125,15 +128,26 @@ class DropLoopState(Rule):
             require(is_made, f"the body of {label(node)} hands a state on as another output too")
         outputs: dict[int, Any] = {place: states[place] for place in dropped}
         if len(kept) > skipped:
-            instead = {id(body.inputs[own + place]): states[place] for place in dropped}
+            instead = {id(body.inputs[own + place]): _state(node, own, place) for place in dropped}
             made = Op(
                 node.op,
                 *(t for i, t in enumerate(node.inputs) if i - own not in dropped),
-                **node.attrs | {"body": Body(body, instead, kept)},
+                **node.attrs | {"body": Body(body, instead, kept, holds=True)},
                 outputs=len(kept) - skipped,
             )
             outputs |= {place - skipped: made[i] for i, place in enumerate(kept[skipped:])}
         return [outputs[place] for place in range(len(node.outputs))]
+
+
+def _state(node: Node, own: int, place: int) -> Tensor | Weight:
+    """Return what a body reads in the place of a state: a weight, where that is for it alone."""
+    state: Tensor = node.inputs[own + place]
+    result = node.outputs[place]
+    held = constant(state) if producer(state) is None else None
+    shared = len(readers(state)) > 1 or is_output(state) or is_output(result) or readers(result)
+    if held is None or held.tensor is None or shared:
+        return state
+    return Weight.of(held.tensor, state.name)
 
 
 def _source(body: Graph, tensor: Tensor) -> Tensor:

@@ -292,3 +292,47 @@ def test_a_state_that_is_two_outputs_stays() -> None:
 
 def test_a_changed_state_would_be_seen() -> None:
     check_replay(CLEAN_UP, carried("go = Identity(on) q = Add(p, w) u = Identity(w)"))
+
+
+HANDED = """(float[3] x) => (float[3] y{0}) {{
+    h, z = Loop <body = g (int64 i, bool on, float[3] p, float[3] w)
+        => (bool go, float[3] q, float[3] u)
+        {{ go = Identity(on) m = Mul(p, w) q = Tanh(m) u = Identity(w) }}> (n, yes, x, weights)
+    y = {1}
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("more", "end", "inside"),
+    [
+        ("", "Neg(h)", True),
+        ("", "Mul(h, weights)", False),
+        ("", "Mul(h, z)", False),
+        (", float[3] z", "Neg(h)", False),
+    ],
+    ids=["for it alone", "read around it", "read behind it", "an output"],
+)
+def test_a_weight_that_a_body_alone_reads_is_its_own(more: str, end: str, inside: bool) -> None:
+    """A runtime prepares the weights that a scope holds itself."""
+    model = graph(HANDED.format(more, end), n=np.array(20), yes=YES, weights=(3,))
+    result, _ = apply_to(CLEAN_UP, model)
+    check(CLEAN_UP, model)
+    (loop,) = (node for node in result.graph.node if node.op_type == "Loop")
+    body = next(a.g for a in loop.attribute if a.name == "body")
+    held = {tensor.name for tensor in body.initializer}
+    around = {tensor.name for tensor in result.graph.initializer if list(tensor.dims) == [3]}
+    assert (len(held), len(around)) == ((1, 0) if inside else (0, 1))
+    assert not apply_to(CLEAN_UP, result)[1].rewrites
+    onnx.checker.check_model(result, full_check=True)
+
+
+def test_before_ir_version_4_a_body_holds_nothing_itself() -> None:
+    model = graph(HANDED.format("", "Neg(h)"), opset=8, n=np.array(20), yes=YES, weights=(3,))
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(kind)
+    result, _ = apply_to(CLEAN_UP, model)
+    assert states(result) == (3, 2)
+    (loop,) = (node for node in result.graph.node if node.op_type == "Loop")
+    assert not next(a.g for a in loop.attribute if a.name == "body").initializer
