@@ -54,6 +54,7 @@ NO_BOUND = {
     "write-out/over-channels.txt",
     *("ConcatOfSequence", "ConcatOfSplitSequence", "DropPow", "DropZeroState", "InlineIf"),
     "DropLoopState",
+    "DivideAtOnce",
     *("MinMaxIsClip", "SequenceAtIsPart", "SequenceAtIsSplit", "SequenceAtIsSplitOnce"),
     *("ScatterAll", "ScatterAllElements", "UnrollLoop", "WriteOutLayerNormalization"),
     *("FuseGelu", "FuseGeluOfTanh", "FuseLayerNormalization", "FuseRMSNormalization"),
