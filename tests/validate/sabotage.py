@@ -17,6 +17,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from onnx.reference import ReferenceEvaluator
 
 from graphpass.ir.model import Model
+from graphpass.ir.proto_walk import all_graphs
 from graphpass.rewrite.applied import Rewrite
 from graphpass.rewrite.choice import Everything
 from graphpass.rewrite.driver import apply
@@ -418,7 +419,7 @@ def _evaluated(model: ModelProto, feed: Mapping[str, Array]) -> Array:
     given = {name: array for name, array in feed.items() if name in names}
     if not any(node.op_type in _CONVERTING for node in model.graph.node):
         model = _copy(model)
-        for tensor in model.graph.initializer:
+        for tensor in (t for graph in all_graphs(model) for t in graph.initializer):
             if tensor.data_type in _FLOATS:
                 array = numpy_helper.to_array(tensor).astype(np.float64)
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
