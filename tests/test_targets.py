@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import onnx
 import pytest
 
 from graphpass.cli import run
 from graphpass.errors import UsageError
 from graphpass.ir.model import Model
+from graphpass.ir.questions import label
 from graphpass.storage.toml import parse
 from graphpass.targets.expression import Expression, UnknownValueError
 from graphpass.targets.facts import NAMES, facts_of
@@ -279,6 +281,67 @@ def test_a_limit_that_is_changed_changes_what_is_said_and_nothing_else() -> None
     assert found.multiply_adds_on == 0
 
 
+def conditions() -> tuple[onnx.ModelProto, list[tuple[str, str, str]]]:
+    """Return a model and, for each node and fact, operator, label and a condition that holds."""
+    model = graph(
+        "(float[1,4,8,8] x) => (float[1,4,6,6] c, float[1,4,4,4] p, float[1,4,7,7] a,"
+        " float[1,4,8,8] s, float[1,4,1,1] m, float[1,4,16,16] r, float[1,6] g, float[1,7] t)"
+        "{ c = Conv(x, W) p = MaxPool<kernel_shape = [2,2], strides = [2,2]>(x)"
+        " a = AveragePool<kernel_shape = [2,2]>(x) s = Softmax<axis = 1>(x)"
+        ' m = ReduceMean<axes = [2,3]>(x) r = Resize<mode = "nearest">(x, , scales)'
+        " f = Flatten(m) g = Gemm(f, V, b) t = MatMul(g, U) }",
+        opset=17,
+        W=(4, 4, 3, 3),
+        V=(4, 6),
+        U=(6, 7),
+        b=(6,),
+        scales=np.array([1, 1, 2, 2], np.float32),
+    )
+    found = []
+    for node in Model.load(model).graph.nodes:
+        for name, value in facts_of(node).items():
+            if value is not None:
+                text = f"{tuple(value)}" if isinstance(value, list) else repr(value)
+                holds = f"{name} == {text}"
+                if isinstance(value, bool):
+                    holds = name if value else f"not {name}"
+                found.append((node.op, label(node), holds))
+    return model, found
+
+
+def limits(rows: list[tuple[str, str]]) -> str:
+    text = MINE.partition("[[limits]]")[0]
+    for kind, holds in rows:
+        text += f'[[limits]]\nnames = ["{kind}"]\nholds = "{holds}"\nsource = "manual"\n'
+    return text
+
+
+def test_any_kind_of_limit_that_is_changed_changes_its_own_node_and_nothing_else() -> None:
+    proto, holding = conditions()
+    asked = {holds.removeprefix("not ").partition(" ")[0] for _, _, holds in holding}
+    assert asked >= set(NAMES)
+    model = Model.load(proto)
+    rows = [(kind, holds) for kind, _, holds in holding]
+    before = fit(model, read(limits(rows), "mine"), {})
+    assert before.misfits == ()
+    for index, (kind, node, holds) in enumerate(holding):
+        changed = [*rows]
+        changed[index] = kind, f"not ({holds})"
+        after = fit(model, read(limits(changed), "mine"), {})
+        assert [misfit.node for misfit in after.misfits] == [node], holds
+        assert (after.nodes, after.multiply_adds) == (before.nodes, before.multiply_adds)
+
+
+def test_nodes_of_one_name_are_counted_each() -> None:
+    text = "(float[1,3,8,8] x) => (float[1,4,2,2] y) { c = Conv(x, W) r = Relu(c) y = Conv(r, V) }"
+    model = graph(text, W=(4, 3, 5, 5), V=(4, 4, 3, 3))
+    for node in model.graph.node:
+        node.name = "same"
+    found = fitted(model, MINE.replace("{limit}", "4"))
+    assert (found.nodes, found.nodes_on, found.partitions) == (3, 2, 1)
+    assert (found.multiply_adds, found.multiply_adds_on) == (16 * 4 * 75 + 4 * 4 * 36, 4 * 4 * 36)
+
+
 def test_an_operator_that_no_document_lists_does_not_fit() -> None:
     listed = MINE.replace("{limit}", "9") + '[[operators]]\nnames = ["Conv"]\nsource = "manual"\n'
     found = fitted(graph(PLAIN, W=(4, 3, 5, 5)), listed)
@@ -360,9 +423,14 @@ def test_a_target_that_takes_vectors_gets_gemm(tmp_path: Path) -> None:
 def test_a_target_of_ones_own(tmp_path: Path) -> None:
     model, mine = tmp_path / "m.onnx", tmp_path / "mine.toml"
     onnx.save(graph(PLAIN, W=(4, 3, 5, 5)), model)
+    written = []
     for limit, code in ((5, 0), (4, 1)):
         mine.write_text(MINE.replace("{limit}", str(limit)))
         assert run(["check", str(model), "--target", str(mine)]) == code
+        out = tmp_path / "o.onnx"
+        assert run(["optimize", str(model), "--target", str(mine), "-o", str(out), "-q"]) == 0
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
     assert run(["check", str(model), "--target", "nobody"]) == 2
 
 

@@ -519,6 +519,31 @@ def test_what_is_no_report_of_tuning(tmp_path: Path) -> None:
         graphpass.optimize(network(), SIBLINGS, tune_from=path)
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("settings", "passes"), ["merge-siblings", ["x"]]),
+        (("settings", "passes"), 3),
+        (("tuning", "sites", 0, "site"), {"a": 1}),
+        (("tuning", "sites", 0, "kept"), 2),
+        (("tuning", "sites", 0, "reason"), None),
+        (("tuning", "given_up"), 1e9),
+        (("tuning", "left_out"), [{"step": "merge-siblings"}]),
+        (("tuning", "left_out"), [{"step": "merge-siblings", "ratio": "1"}]),
+        (("tuning", "left_out"), 1),
+        (("tuning",), [1]),
+    ],
+)
+def test_a_report_of_wrong_types_is_none(written: Path, where: tuple[Any, ...], value: Any) -> None:
+    told = inner = json.loads(written.read_text())
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    written.write_text(json.dumps(told))
+    with pytest.raises(UsageError, match="its tuning is not complete"):
+        graphpass.optimize(network(3), SIBLINGS, tune_from=written)
+
+
 def test_what_was_left_out_is_left_out_again(clock: Clock, tmp_path: Path) -> None:
     clock.sites = lambda window: latency(1.5)
     clock.whole = lambda one, two: 1.3 if len(two.graph.node) < len(one.graph.node) else 1.0

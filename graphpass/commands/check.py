@@ -50,8 +50,7 @@ def check(model: Path, target: str, bind: Mapping[str, int], as_json: bool, verb
 
     found = fit_of(model, target, bind)
     if as_json:
-        told = {**plain(found), "nodes_on": found.nodes_on}
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(plain(found), indent=2, ensure_ascii=False))
     else:
         show(found, Console(highlight=False), verbose=verbose)
     return 1 if found.misfits else 0

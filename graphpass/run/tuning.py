@@ -228,10 +228,27 @@ def _read(path: Path) -> Mapping[str, Any]:
     told = read_report(path)
     if not told.get("tuning"):
         raise UsageError(f"{path} tells of no tuning: it is the report of a run without --tune")
-    try:
-        for site in told["tuning"]["sites"]:
-            _key_of(site), site["kept"], site["reason"], site["alike"]
-        told["tuning"]["given_up"], told["tuning"]["left_out"], told["settings"]["passes"]
-    except (KeyError, TypeError):
-        raise UsageError(f"{path} is no report of graphpass: its tuning is not complete") from None
+    if not _is_whole(told):
+        raise UsageError(f"{path} is no report of graphpass: its tuning is not complete")
     return told
+
+
+def _is_whole(told: Mapping[str, Any]) -> bool:
+    """Say whether all is there, and of its type, that is read of a report's tuning."""
+    try:
+        sites = [
+            (*_key_of(site), site["reason"], site["alike"]) for site in told["tuning"]["sites"]
+        ]
+        kept = [site["kept"] for site in told["tuning"]["sites"]]
+        left_out = [LeftOut(**entry) for entry in told["tuning"]["left_out"]]
+        passes = told["settings"]["passes"]
+        texts = [text for site in sites for text in site] + [told["tuning"]["given_up"], *passes]
+    except (KeyError, TypeError):
+        return False
+    texts += [entry.step for entry in left_out]
+    return (
+        isinstance(passes, list)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(value, bool) for value in kept)
+        and all(isinstance(entry.ratio, (int, float)) for entry in left_out)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -38,21 +39,18 @@ class Misfit:
 class Fit:
     """What a target takes of a model, and what not.
 
-    `multiply_adds` of nodes that fit and in all, None where sizes are unknown. `partitions`: into
-    how many pieces the nodes that fit fall, each of which can run in one go.
+    `nodes_on`: how many of `nodes` it takes. `multiply_adds` of nodes that fit and in all, None
+    where sizes are unknown. `partitions`: into how many pieces the nodes that fit fall, each of
+    which can run in one go.
     """
 
     target: str
     nodes: int
+    nodes_on: int
     misfits: tuple[Misfit, ...]
     multiply_adds_on: int | None
     multiply_adds: int | None
     partitions: int
-
-    @property
-    def nodes_on(self) -> int:
-        """How many nodes the target takes."""
-        return self.nodes - len({misfit.node for misfit in self.misfits})
 
 
 def fit(model: Model, profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> Fit:
@@ -62,17 +60,20 @@ def fit(model: Model, profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -
     """
     scopes = model.scopes()
     nodes = [node for scope in scopes for node in scope.nodes if not _is_constant(node)]
-    misfits = [misfit for node in nodes for misfit in _misfits(node, profile)]
-    off = {misfit.node for misfit in misfits}
-    counted = {entry.node: entry.multiply_adds for entry in node_costs(model.proto, shapes)}
-    known = [counted.get(_key(node), 0) for node in nodes]
-    on = [counted.get(_key(node), 0) for node in nodes if label(node) not in off]
+    found = [(node, list(_misfits(node, profile))) for node in nodes]
+    off = {id(node) for node, misfits in found if misfits}
+    counted: dict[str, deque[int | None]] = {}  # several nodes may be of one name
+    for entry in node_costs(model.proto, shapes):
+        counted.setdefault(entry.node, deque()).append(entry.multiply_adds)
+    costs = [counts.popleft() if (counts := counted.get(_key(node))) else 0 for node in nodes]
+    on = [cost for node, cost in zip(nodes, costs, strict=True) if id(node) not in off]
     return Fit(
         profile.name,
         len(nodes),
-        tuple(misfits),
+        len(on),
+        tuple(misfit for _, misfits in found for misfit in misfits),
         None if None in on else sum(filter(None, on)),
-        None if None in known else sum(filter(None, known)),
+        None if None in costs else sum(filter(None, costs)),
         sum(_partitions(scope, off) for scope in scopes),
     )
 
@@ -126,7 +127,7 @@ def _failure(limit: Limit, values: Mapping[str, object]) -> str:
     return f"{limit.holds.text} does not hold: {shown}"
 
 
-def _partitions(graph: Graph, off: set[str]) -> int:
+def _partitions(graph: Graph, off: set[int]) -> int:
     """Count the pieces of `graph` that the target can run in one go.
 
     A node belongs to a piece with its producers unless a path between them leaves the target: a
@@ -145,8 +146,8 @@ def _partitions(graph: Graph, off: set[str]) -> int:
     for node in nodes:  # producers come first
         sources = [source for t in node.inputs if (source := producer(t)) is not None]
         sources = [source for source in sources if id(source) in levels]
-        is_on = label(node) not in off
-        entered = [levels[id(s)] + (is_on and label(s) in off) for s in sources]
+        is_on = id(node) not in off
+        entered = [levels[id(s)] + (is_on and id(s) in off) for s in sources]
         level = levels[id(node)] = max(entered, default=0)
         if not is_on:
             continue
