@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -318,6 +319,37 @@ def test_4_what_does_not_run_is_not_written(graphpass: Command, tmp_path: Path) 
     quiet = graphpass("optimize", path, "-q")
     assert quiet.code == 0 and quiet.out == ""
     assert quiet.err.startswith("graphpass: levels 3, 4 of validation did not run: the original")
+
+
+def test_what_was_asked_of_the_interface_and_refused_is_told_however_quiet(
+    graphpass: Command, tmp_path: Path
+) -> None:
+    mixing, plain = tmp_path / "mixing.onnx", tmp_path / "plain.onnx"
+    onnx.save(graph("(float[1,3] x) => (float[1,3] y) { y = CumSum(x, i) }", i=np.int64(0)), mixing)
+    onnx.save(graph("(float[1,3] x) => (float[1,3] y) { y = Relu(x) }"), plain)
+    refused = graphpass("optimize", mixing, "--passes", "free-batch", "-q")
+    assert refused.code == 0 and refused.out == ""  # what is written is valid, and as it was
+    assert refused.err.startswith("graphpass: free-batch changed nothing: CumSum ")
+    assert refused.err.count("\n") == 1
+    done = graphpass("optimize", plain, "--passes", "free-batch", "-q")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_passes_are_known_by_their_own_names() -> None:
+    places = importlib.import_module("graphpass.passes").PLACES
+    assert list(registry.builtin_types()) == list(places)
+
+
+def test_a_pass_is_imported_where_it_is_asked_for() -> None:
+    asked = "from graphpass.rewrite.registry import make; make('fold-batchnorm')"
+    told = (
+        f"import sys; {asked}; print(*(n for n in sys.modules if n.startswith('graphpass.passes')))"
+    )
+    command = [sys.executable, "-c", told]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = done.stdout.split()
+    assert "graphpass.passes.fold_batchnorm" in found
+    assert "graphpass.passes.to_fp16" not in found and "graphpass.passes.score_map" not in found
 
 
 @pytest.mark.parametrize("killed", [1, 2])

@@ -31,6 +31,7 @@ from graphpass.errors import DifferenceError, OutputError, RuntimeUnavailableErr
 from graphpass.report.formats import SUFFIXES
 from graphpass.resources import Closing
 from graphpass.storage import remote
+from graphpass.wording import visible
 
 if TYPE_CHECKING:
     import onnx
@@ -227,7 +228,10 @@ def optimize(
     _write_reproducers(result.report, reproducers)
     if options["validate"] and (skipped := result.report.levels_not_run):
         click.echo(f"graphpass: {skipped}", err=True)
-    if not quiet:
+    if quiet:
+        for sentence in result.report.not_done:
+            click.echo(f"graphpass: {visible(sentence)}", err=True)
+    else:
         from graphpass.report.terminal import terminal
 
         title = f"{'standard input' if model == '-' else model} → {target or 'standard output'}"

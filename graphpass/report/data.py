@@ -14,7 +14,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -223,7 +223,8 @@ class Report:
 
     `validated`: whether what was done was run beside what it replaces, as a whole or rewrite by
     rewrite. `not_run`: the levels that have nothing to say.
-    `interface`: which inputs and outputs are others now, and how, one sentence each. `tuning`: what
+    `not_done`: the changes of inputs or outputs that were asked for and refused or undone, a
+    sentence each. `interface`: which are others now, and how, one sentence each. `tuning`: what
     was measured to choose between rewrites, where that was asked for.
     """
 
@@ -232,9 +233,10 @@ class Report:
     output: ModelFacts
     validated: bool
     not_run: list[NotRun] = field(default_factory=list)
+    not_done: list[str] = field(default_factory=list)
     passes: list[PassReport] = field(default_factory=list)
     rounds: int = 0
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
     delivery: Check | None = None
     latency: Latency | None = None
     slower_because_of: str = ""
@@ -245,6 +247,11 @@ class Report:
     started_at: str = ""
     load_s: float = 0.0
     total_s: float = 0.0
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """What figures depend on; found out when somebody asks."""
+        return environment(self.threads)
 
     @property
     def rewrites(self) -> int:
@@ -413,6 +420,8 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphpass.errors import RuleError, UsageError
 from graphpass.rewrite import script
@@ -20,6 +19,9 @@ from graphpass.rewrite.guard import guarded
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.script import Script
 from graphpass.wording import nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {
     "default": ("clean-up", "fold-batchnorm", "flatten-gemm-to-gap-conv", "gemm-to-conv"),
@@ -43,6 +45,7 @@ Passes = Step | Sequence[Step] | None
 
 _GROUP = "graphpass.passes"
 _BUILTIN = "builtin"
+_OWN = "graphpass.passes"
 _LONGEST_IMPORT_S = 300.0
 # a pass by its name, or a pass or function of a file: FILE.py:NAME
 _ITEM = re.compile(r"\s*([^,{}]+\.py:\w+|[A-Za-z0-9_.-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
@@ -53,24 +56,23 @@ _BETWEEN_OPTIONS = re.compile(r";|,(?=\s*\w+\s*=|\s*$)")
 @lru_cache(maxsize=1)
 def builtin_types() -> dict[str, type[Pass]]:
     """Return graphpass's own pass classes by name."""
-    found = [point for point in entry_points(group=_GROUP) if point.name == _BUILTIN]
-    # a checkout that is not installed has no entry points
-    return _types(found or [EntryPoint(_BUILTIN, "graphpass.passes", _GROUP)])
+    return _types([import_module(_OWN)])
 
 
 @lru_cache(maxsize=1)
 def pass_types() -> dict[str, type[Pass]]:
     """Return every known pass class by name, built-in ones first. Raises `UsageError`."""
+    from importlib.metadata import entry_points  # slow, and few ask for plug-ins
+
     plug_ins = [point for point in entry_points(group=_GROUP) if point.name != _BUILTIN]
-    return _types(plug_ins, builtin_types())
+    return _types(map(_load, plug_ins), builtin_types())
 
 
 def _types(
-    points: Iterable[EntryPoint], known: Mapping[str, type[Pass]] | None = None
+    modules: Iterable[Any], known: Mapping[str, type[Pass]] | None = None
 ) -> dict[str, type[Pass]]:
     found = dict(known or {})
-    for point in points:
-        module = _load(point)
+    for module in modules:
         names = getattr(module, "__all__", None) or dir(module)
         for name in names:
             value = getattr(module, name)
@@ -86,8 +88,6 @@ def _types(
 
 
 def _load(point: EntryPoint) -> Any:
-    if point.name == _BUILTIN:
-        return import_module(point.value)
     try:
         with guarded("it", _LONGEST_IMPORT_S):
             return import_module(point.value)
@@ -136,9 +136,11 @@ def _value(name: str, field: dataclasses.Field[Any], text: str) -> Any:
 
 
 def _kind(name: str) -> type[Pass]:
-    kinds = builtin_types()
-    if name not in kinds:
-        kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
+    own = import_module(_OWN)
+    if name in own.PLACES:  # it alone is imported
+        kind: type[Pass] = getattr(own, own.PLACES[name][1])
+        return kind
+    kinds = pass_types()  # a plug-in that is broken harms only those who ask for plug-ins
     if name not in kinds:
         hint = nearest(name, [*kinds, *PIPELINES])
         raise UsageError(f"there is no pass {name!r}{hint}; there are: {', '.join(kinds)}")

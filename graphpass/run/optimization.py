@@ -25,7 +25,6 @@ from graphpass.report.data import (
     PassReport,
     Report,
     bytes_facts,
-    environment,
     input_files,
     input_paths,
     model_facts,
@@ -165,7 +164,7 @@ def optimize(
     with contextlib.ExitStack() as stack:
         judge = stack.enter_context(Judge(loaded.proto, options, validate=validate))
         with blamed(judge.original):
-            report.environment = environment(judge.threads)
+            report.threads = judge.threads
             tell("running the original", 0.02)
             _prepare(judge, strict)
             left_out = selection.left_out(loaded.proto)
@@ -241,6 +240,7 @@ def _run(pipeline: Pipeline, report: Report) -> None:
         report.output = model_facts(model.proto)
         report.validated = pipeline.judge.validates and not pipeline.unproven
         report.not_run = _levels_not_run(pipeline)
+        report.not_done = _not_done(pipeline.declared)
         report.not_convolutional = _dense_nodes(model.proto, pipeline.reports)
         report.interface = _interface(pipeline)
         report.warnings = _warnings(pipeline)
@@ -316,6 +316,16 @@ def _levels_not_run(pipeline: Pipeline) -> list[NotRun]:
     if pipeline.unproven:
         found.insert(0, NotRun(2, "there is no rewrite that was run on its own"))
     return found if judge.runs else [*found, NotRun(4, judge.not_run)]
+
+
+def _not_done(declared: Sequence[PassReport]) -> list[str]:
+    """Say what did not become of inputs and outputs although it was asked for."""
+    undone = [entry for entry in declared if entry.outcome != "kept"]
+    reasons = [
+        (entry.name, entry.reason or next((refusal.reason for refusal in entry.refusals), ""))
+        for entry in undone
+    ]
+    return [f"{name} changed nothing: {reason}" for name, reason in reasons if reason]
 
 
 def _warnings(pipeline: Pipeline) -> list[str]:
