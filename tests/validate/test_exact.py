@@ -285,8 +285,9 @@ def test_every_rule_is_proven_or_says_why_not() -> None:
     assert {"IntoConv", "AheadOfConv", "DenseOnFeatureMap", "MergeReshapes", "InlineIf"} <= proven
 
 
-def test_what_is_alike_is_proven_once_and_other_sizes_with_fewer_draws(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("large", [False, True])
+def test_what_is_alike_is_proven_once_and_large_ones_of_other_sizes_with_fewer_draws(
+    monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
     asked: list[int] = []
 
@@ -296,10 +297,15 @@ def test_what_is_alike_is_proven_once_and_other_sizes_with_fewer_draws(
 
     original = prove
     monkeypatch.setattr("graphpass.validate.exact.check.prove", noted)
+    if large:
+        monkeypatch.setattr("graphpass.validate.exact.check._LARGE_AGAIN", 0)
     sites = [_folded(8), _folded(8), _folded(4)]
     one, two, three = _proven(*sites)
-    assert asked == [40, 20]
     assert one == two and one.bits >= 40
+    if not large:
+        assert asked == [40, 40] and three.bits >= 40
+        return
+    assert asked == [40, 20]
     assert 20 <= three.bits < 40 and three.alike_bits == one.bits
     assert three.text == f"equal, wrong with probability < 2^-20 (at other sizes < 2^-{one.bits})"
 

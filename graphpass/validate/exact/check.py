@@ -20,8 +20,9 @@ from graphpass.validate.window.prepare import Terms, inputs_of, needs_real_shape
 
 _SITE_WORK = 1 << 17  # elements that could be drawn in the time that a rule takes
 _NODE_WORK = 1 << 12
-_LARGE = 1 << 20  # elements of which one draw has to do
-FEWER_BITS = 20  # for these, and where one that is alike but for sizes was looked at more closely
+FEWER_BITS = 20  # of one draw, which has to do for so many elements:
+_LARGE = 1 << 20
+_LARGE_AGAIN = 1 << 18  # where one that is alike but for sizes was looked at more closely
 _MOST_ELEMENTS = 1 << 20  # of all inputs of a window
 
 
@@ -95,13 +96,14 @@ class Prover:
             self._work -= _SITE_WORK + elements
             if self._work < 0 and elements:
                 return ExactVerdict("equal", 0, alike_bits=alike)
+        large = _LARGE_AGAIN if alike >= ENOUGH_BITS else _LARGE
         verdict, level = prove(
             site.rule,
             windows,
             lambda window: _shapes(window, terms),
             self._fields,
             self._levels.get(site.name, 0),
-            FEWER_BITS if alike >= ENOUGH_BITS or elements > _LARGE else ENOUGH_BITS,
+            FEWER_BITS if elements > large else ENOUGH_BITS,
         )
         if verdict.status != "equal":
             return verdict
