@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,11 +49,13 @@ from graphpass.errors import GraphpassError, UsageError
 from graphpass.ir.type_text import type_text
 from graphpass.rewrite.registry import parse, split
 from graphpass.rewrite.rule import Pass
+from graphpass.storage.text import read_text
 
 _SUFFIXES = {".txt", ".onnxtxt"}
 _SINGLE = {"pass", "note", "after", "refused", "untouched", "interface", "exact", "rtol", "opset"}
 _REPEATED = {"constant", "bind", "domain"}
 _EXPECTATIONS = ("after", "refused", "untouched")
+_MOST_ELEMENTS = 1 << 22
 _CONSTANT = re.compile(r"(\S+)\s+(\w+)\s*(?:\[([\d,\s]*)\])?\s*(?:=\s*(.+))?$")
 
 
@@ -131,10 +134,10 @@ def read_file(path: Path, root: Path) -> Fixture | None:
     """
     if path.suffix not in _SUFFIXES or not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
-    if not text.startswith("#"):
-        return None  # another text, such as the labels of a data set
-    return read(text, str(path.relative_to(root)), path.parent.name)
+    with path.open("rb") as file:
+        if file.read(1) != b"#":
+            return None  # another text, such as the labels of a data set
+    return read(read_text(path), str(path.relative_to(root)), path.parent.name)
 
 
 def default_folder() -> Path | None:
@@ -190,6 +193,8 @@ def _constant(text: str, exact: bool, rng: np.random.Generator) -> tuple[str, np
         raise UsageError(f"the constant {text!r} is not NAME TYPE[DIMS] = VALUES")
     name, kind, dims, fill = match.groups()
     shape = tuple(int(size) for size in (dims or "").split(",") if size.strip())
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise UsageError(f"the constant '{name}' has more than {_MOST_ELEMENTS} elements")
     data_type = onnx.TensorProto.DataType.Value(kind.upper())
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type))
     floating = dtype.kind not in "biu"
