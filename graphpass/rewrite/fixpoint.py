@@ -122,6 +122,8 @@ class Fixpoint:
 
     def _look_at_all(self, survey: Survey, spare_bytes: int) -> None:
         """Do what a survey finds, scope by scope, outer ones first."""
+        if survey.stands_or_falls and any(rule == survey.name for rule, _ in self._quarantine):
+            return
         for index, scope in enumerate(self._scopes):
             where = f"'{scope.name}'" if scope.name else "the graph"
             if (survey.name, where) in self._quarantine:

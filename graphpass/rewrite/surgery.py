@@ -18,7 +18,7 @@ from graphpass.ir.questions import (
 )
 from graphpass.rewrite.building import Built
 from graphpass.rewrite.linking import let_go, place_of, relink, unlink
-from graphpass.rewrite.match import Match
+from graphpass.rewrite.match import Match, computing
 
 _MOST_ABOVE = 4096  # nodes looked at above several that become one
 
@@ -63,6 +63,7 @@ class Surgeon:
         if len(found.roots) > 1:
             _require_apart(found, built)
         going = _going(found, built)
+        beyond = _reads_from_beyond(found, built)
         for node in built.nodes:
             for tensor in node.inputs:
                 list.append(tensor.outputs, node)
@@ -85,7 +86,7 @@ class Surgeon:
             self._dead[id(root)] = root
         self._release(released)
         self._touched[id(graph)] = graph
-        if len(found.roots) > 1 or not going or _reads_from_beyond(found, built):
+        if len(found.roots) > 1 or not going or beyond:
             self._unsorted.add(id(graph))
         graph.stale.update(stale)
         return [node for node in again if id(node) not in self._dead]
@@ -397,8 +398,9 @@ def _going(found: Match, built: Built) -> list[Node]:
 
 def _reads_from_beyond(found: Match, built: Built) -> bool:
     """Whether new nodes read what the match has no part in, which may be made further down."""
-    near = {id(t) for node in found.nodes for t in (*node.inputs, *node.outputs)}
-    near |= {id(t) for node in built.nodes for t in node.outputs}
+    above = computing(found.results, found.nodes)
+    near = {id(t) for node in found.nodes for t in node.inputs}
+    near |= {id(t) for node in (*above, *built.nodes) for t in node.outputs}
     return any(t.inputs and id(t) not in near for node in built.nodes for t in node.inputs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from graphpass.errors import RuleError
 from graphpass.ir.nodes import Graph, Node, Tensor
@@ -56,8 +56,11 @@ class Survey:
 
     The first line of the docstring states the law. `find` yields one proposal after the other;
     each takes place before the next one is asked for, unless it is refused or quarantined. A
-    survey keeps no state from one scope to the next.
+    survey keeps no state from one scope to the next. `stands_or_falls`: whether its proposals pay
+    only together, so that none is made any more once one of them was undone.
     """
+
+    stands_or_falls: ClassVar[bool] = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

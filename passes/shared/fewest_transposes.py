@@ -39,6 +39,8 @@ class FewestTransposes(Survey):
     A matrix product goes over to the layout in which its matrices are transposed: (x·y)ᵀ = yᵀ·xᵀ.
     """
 
+    stands_or_falls = True  # where one node stays, it does not pay for the others to go over
+
     def find(self, scope: Graph, spare_bytes: int) -> Iterator[Several]:
         """Yield the nodes that change their layout, producers first, permutation by permutation."""
         for order in _orders(scope):
@@ -74,8 +76,10 @@ def _in_other_layout(node: Node, order: list[int]) -> Several:
             terms[id(x)] = above.inputs[0]
             through[above] = None
         else:
-            below = (r.outputs[0] for r in readers(x) if _is_turn(r, back, node.graph))
-            terms[id(x)] = next(below, None) or Op("Transpose", x, perm=back)
+            below = next((r for r in readers(x) if _is_turn(r, back, node.graph)), None)
+            terms[id(x)] = below.outputs[0] if below else Op("Transpose", x, perm=back)
+            if below:  # stays, and is looked at together with what reads it from now on
+                through[below] = None
     into = {place: terms[id(node.inputs[place])] for place in in_layout(node)}
     inner = moved(node, order, into)
     whole = inner if drops_layout(node) else Op("Transpose", inner, perm=order)

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import graphpass
 from graphpass.ir.model import Model
+from graphpass.rewrite.driver import apply
 from graphpass.rewrite.registry import make
 from graphpass.testing import apply_to, check, check_equal, check_untouched, check_valid, graph
 from graphpass.testing import operators as listed
@@ -188,3 +190,27 @@ def test_the_cut_is_the_best_of_all_choices() -> None:
                     looked += 1
                     saved += best < network.turns
     assert looked > 200 and saved > 10
+
+
+READ_TURNED_ALREADY = (
+    "x = Transpose<perm=[0,2,1]>(a) t = Slice(other, l, h, l2) d = Transpose<perm=[0,2,1]>(t)"
+    " s = Add(x, t) b = Transpose<perm=[0,2,1]>(s)"
+)
+
+
+def test_a_transpose_that_is_there_is_read_and_looked_at_with_its_readers() -> None:
+    model = stream(READ_TURNED_ALREADY)
+    with graphpass.optimize(model, "gemm-to-conv{target=all}") as result:
+        (entry,) = result.report.passes
+        assert not entry.quarantined and not entry.reason
+        assert "FewestTransposes" in {rewrite.rule for rewrite in entry.rewrites}
+        assert transposes(result.model) == 1  # that of `t`
+
+
+def test_where_one_node_stays_the_others_do() -> None:
+    model = stream(STREAMS["a stream that two layers read"][0])
+    moves = [r for r in apply_to(ALL, model)[1].rewrites if r.rule == "FewestTransposes"]
+    assert len(moves) > 2
+    for move in moves:
+        applied = apply(ALL, Model.load(model), quarantine=frozenset({move.key}))
+        assert "FewestTransposes" not in {rewrite.rule for rewrite in applied.rewrites}
