@@ -33,7 +33,6 @@ from .shared.integer_layers import IntegerDense, QuantizedGemm
 from .shared.positions import DenseOnMergedPositions, DenseOnPositions
 from .shared.reshapes import DropReshape, MergeReshapes
 from .shared.rows import makes_rows_of_map, merging_view, recurrent, require_images
-from .shared.transposes import TRANSPOSE_RULES
 from .shared.views_between import VIEWS_BETWEEN
 
 _TARGETS = ("dense", "features", "all")
@@ -116,7 +115,6 @@ _LAYOUT: tuple[Rule, ...] = (
     MergeTransposes(),
     DropReshape(),
     MergeReshapes(),
-    *TRANSPOSE_RULES,
 )
 
 

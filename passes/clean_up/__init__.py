@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from graphpass import Pass, Rule, Survey
 
+from ..shared.fewest_transposes import FewestTransposes
 from ..shared.reshapes import DropReshape, FixReshape, MergeReshapes
-from ..shared.transposes import TRANSPOSE_RULES
 from .bounds import BOUND_RULES
 from .broadcast import BROADCAST_RULES
 from .casts import CAST_RULES
@@ -49,7 +49,6 @@ _RULES: tuple[Rule, ...] = (
     *BROADCAST_RULES,
     *ZERO_RULES,
     *CONTROL_RULES,
-    *TRANSPOSE_RULES,
 )
 
 
@@ -73,6 +72,7 @@ class CleanUp(Pass):
             EqualInitializers(),
             EqualNodes(),
             DropViewsAround(),
+            FewestTransposes(),
         )
 
     @property

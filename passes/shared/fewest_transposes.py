@@ -28,6 +28,7 @@ from graphpass import (
 from graphpass.ir.questions import RefusedError
 from graphpass.rewrite.survey import Several, Survey
 
+from .heads import POINTWISE
 from .transposes import drops_layout, in_layout, inverse, is_agnostic, moved, permutation
 
 _STAYS, _GOES = 0, 1  # the two ends of the flow; nodes of the graph come after them
@@ -100,7 +101,9 @@ def _goes_over(node: Node, order: Sequence[int]) -> bool:
         places = in_layout(node) if fits else []
     except RefusedError:  # an attribute is a parameter of its function
         return False
-    return bool(places) and all(rank(node.inputs[place]) == len(order) for place in places)
+    # what works element by element has the rank of the Transposes that it is tied to
+    ranks = (len(order), None) if operator(node) in POINTWISE else (len(order),)
+    return bool(places) and all(rank(node.inputs[place]) in ranks for place in places)
 
 
 def _swaps_matrices(order: Sequence[int]) -> bool:

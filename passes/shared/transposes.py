@@ -1,41 +1,28 @@
-"""Transposes that change the layout (NHWC, NCHW) move down until they meet their inverse.
-
-Exporters of Keras models put a Transpose before and after every Conv. What lies between two Convs
-(an activation, a Pad, a residual Add) computes the same in either layout, so that both can go.
-"""
+"""Transposes, and what computes the same in either layout (NHWC, NCHW) that they lead to."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from graphpass import (
     Node,
     Op,
-    Rule,
     Tensor,
     Weight,
-    any_,
     attribute,
     axes_of,
-    const,
     constant,
-    each,
     is_output,
-    label,
     operator,
     opset,
-    producer,
     rank,
     readers,
-    require,
 )
 from graphpass.ir.operators import Trait, has, named
-from graphpass.ir.questions import RefusedError, integers
+from graphpass.ir.questions import integers
 from graphpass.ir.shapes import sizes
 from graphpass.ir.sizes import Size, product
 
@@ -47,7 +34,6 @@ _ALONG_AXIS = tuple(op for op in ALONG_AXIS if op != "LpNormalization")
 _AGNOSTIC = frozenset((*POINTWISE, *BROADCAST, *_REDUCTIONS, *_ALONG_AXIS, "Concat", "Pad"))
 _FEW_ELEMENTS = 4096  # below that a Transpose takes no longer than starting it
 _BLOCK = 8  # elements
-_NEAR = 64  # nodes looked at around a Transpose: more would not change where it goes
 
 
 def permutation(node: Node) -> list[int] | None:
@@ -123,40 +109,6 @@ def _moves_blocks(order: Sequence[int], shape: Sequence[Size]) -> bool:
     return not runs or any(rest == sorted(rest) for rest in others)
 
 
-def _turned(name: str, bind: str) -> Op:
-    return Op("Transpose", any_(name), bind=bind, shared=True)
-
-
-# --------------------------------------------------------------------------------- the rules
-
-
-class TransposeBelowPointwise(Rule):
-    """f(Transpose(x, p)) = Transpose(f(x), p) for f that works element by element."""
-
-    pattern = Op(POINTWISE, _turned("x", "transpose"), ..., bind="f")
-
-    def rewrite(self, f: Node, transpose: Node, x: Tensor) -> Any:
-        order = _pays(transpose, f)
-        if order is None:
-            return None
-        return Op("Transpose", moved(f, order, {0: x}), perm=order)
-
-
-class TransposeBelowConstant(Rule):
-    """f(Transpose(x, p), c) = Transpose(f(x, Transpose(c, p⁻¹)), p) for f that broadcasts."""
-
-    pattern = Op(
-        BROADCAST, _turned("x", "transpose"), const("c", quiet=True), bind="f", commutative=True
-    )
-
-    def rewrite(self, f: Node, transpose: Node, x: Tensor, c: Weight) -> Any:
-        order = _pays(transpose, f)
-        if order is None:
-            return None
-        place = 0 if f.inputs[0] is transpose.outputs[0] else 1
-        return Op("Transpose", moved(f, order, {place: x}), perm=order)
-
-
 def _untransposed(c: Weight, order: Sequence[int]) -> Any:
     """Return c' with Transpose(c', order) = c, `c` taken to the rank of `order` as to broadcast."""
     if c.size == 1:
@@ -169,30 +121,6 @@ def _untransposed(c: Weight, order: Sequence[int]) -> Any:
     return np.ascontiguousarray(c.array().reshape(shape).transpose(back))
 
 
-class TransposeBelowTwo(Rule):
-    """f(Transpose(x, p), Transpose(y, p)) = Transpose(f(x, y), p) for f that broadcasts."""
-
-    pattern = Op(BROADCAST, _turned("x", "left"), _turned("y", "right"), bind="f")
-
-    def rewrite(self, f: Node, left: Node, right: Node, x: Tensor, y: Tensor) -> Any:
-        order = _pays(left, f)
-        if order is None or permutation(right) != order:
-            return None
-        return Op("Transpose", moved(f, order, {0: x, 1: y}), perm=order)
-
-
-class TransposeBelowPad(Rule):
-    """Pad(Transpose(x, p), pads) = Transpose(Pad(x, pads of axis p⁻¹), p)."""
-
-    pattern = Op("Pad", _turned("x", "transpose"), ..., bind="pad")
-
-    def rewrite(self, pad: Node, transpose: Node, x: Tensor) -> Any:
-        order = _pays(transpose, pad)
-        if order is None:
-            return None
-        return Op("Transpose", moved(pad, order, {0: x}), perm=order)
-
-
 def _pads(pad: Node) -> list[int] | None:
     """Return the begins and ends of all axes; None where they are computed or of some axes."""
     if len(pad.inputs) > 3 and pad.inputs[3].name:
@@ -202,48 +130,6 @@ def _pads(pad: Node) -> list[int] | None:
     if opset(pad) < 11:
         return list(attribute(pad, "pads"))
     return integers(pad.inputs[1]) if len(pad.inputs) > 1 else None
-
-
-class TransposeBelowReduction(Rule):
-    """ReduceMean(Transpose(x, p), axes) = Transpose(ReduceMean(x, p[axes]), p), and like it others.
-
-    Without keepdims the Transpose is gone where the axes that are left have kept their order.
-    """
-
-    pattern = Op(_REDUCTIONS, _turned("x", "transpose"), ..., bind="reduction")
-
-    def rewrite(self, reduction: Node, transpose: Node, x: Tensor) -> Any:
-        order = _pays(transpose, reduction)
-        if order is None:
-            return None
-        inner = moved(reduction, order, {0: x})
-        return inner if drops_layout(reduction) else Op("Transpose", inner, perm=order)
-
-
-class TransposeBelowAlongAxis(Rule):
-    """Softmax(Transpose(x, p), axis) = Transpose(Softmax(x, p[axis]), p) as of opset 13."""
-
-    pattern = Op(_ALONG_AXIS, _turned("x", "transpose"), bind="f")
-
-    def rewrite(self, f: Node, transpose: Node, x: Tensor) -> Any:
-        order = _pays(transpose, f)
-        if order is None:
-            return None
-        return Op("Transpose", moved(f, order, {0: x}), perm=order)
-
-
-class TransposeBelowConcat(Rule):
-    """Concat(Transpose(a, p), Transpose(b, p), …, i) = Transpose(Concat(a, b, …, p[i]), p)."""
-
-    pattern = Op(
-        "Concat", each(Op("Transpose", any_("xs"), bind="turned", shared=True)), bind="concat"
-    )
-
-    def rewrite(self, concat: Node, turned: list[Node], xs: list[Tensor]) -> Any:
-        order = _pays(turned[0], concat)
-        if order is None or any(permutation(node) != order for node in turned):
-            return None
-        return Op("Transpose", moved(concat, order, dict(enumerate(xs))), perm=order)
 
 
 def moved(f: Node, order: Sequence[int], into: Mapping[int, Any]) -> Op:
@@ -282,135 +168,6 @@ def _weight(tensor: Tensor) -> Weight:
     found = constant(tensor)
     assert found is not None
     return found
-
-
-TRANSPOSE_RULES: tuple[Rule, ...] = (
-    TransposeBelowPointwise(),
-    TransposeBelowConstant(),
-    TransposeBelowTwo(),
-    TransposeBelowPad(),
-    TransposeBelowReduction(),
-    TransposeBelowAlongAxis(),
-    TransposeBelowConcat(),
-)
-
-
-# ------------------------------------------------------------------------------ does it pay
-
-# what was decided, by node: the order of the Transposes that are to move past it
-_decided: WeakKeyDictionary[Node, list[int]] = WeakKeyDictionary()
-
-
-def _pays(transpose: Node, f: Node) -> list[int] | None:
-    """Return the permutation, if moving it down, past `f` and further, leaves fewer Transposes.
-
-    Halfway there may be more of them. A plan that was begun is therefore carried to its end,
-    and the next one takes it as done.
-    """
-    try:
-        order = permutation(transpose)
-        if order is None or not is_agnostic(f, order):
-            return None
-        if _decided.get(f) != order:
-            plan = _Plan(f, order)
-            if not plan.pays:
-                return None
-            _decided.update(dict.fromkeys(plan.members, order))
-    except RefusedError:  # something near is a parameter of its function, or about to change
-        return None
-    return order
-
-
-class _Plan:
-    """What is to change its layout along with `f`, and the Transposes that go and come by that.
-
-    It grows from `f` outwards, and no further than until it pays.
-    """
-
-    def __init__(self, f: Node, order: list[int]) -> None:
-        self.graph = f.graph
-        self.order = order
-        self.back = inverse(order)
-        # dictionaries are sets that have an order: the same plan in every run
-        self.members: dict[Node, None] = {}
-        self.sources: dict[Node, None] = {}  # Transposes above it, which go
-        self.ends: set[Node] = set()  # inverse Transposes below it, which go
-        self.borders: set[Tensor] = set()  # wanted in the old layout: to each comes a Transpose
-        self._waiting: deque[Tensor] = deque()  # borders, until somebody has looked
-        self._looked = 0
-        self._join(f)
-        while self._waiting and not self.pays:
-            self._look(self._waiting.popleft())
-
-    @property
-    def pays(self) -> bool:
-        """Whether there are fewer Transposes once all is moved."""
-        return len(self.borders) < len(self.sources) + len(self.ends)
-
-    def _look(self, tensor: Tensor) -> None:
-        """Let what reads `tensor` join; a border it stays where somebody cannot."""
-        stays = is_output(tensor)
-        for reader in readers(tensor):
-            if operator(reader) == "Transpose" and reader.graph is self.graph:
-                # one of another order is merged with that which comes, and costs nothing
-                if _settled(reader) == self.back:
-                    self.ends.add(reader)
-            elif not self._is_moved(reader) and not self._join(reader):
-                stays = True
-        if not stays:
-            self.borders.discard(tensor)
-
-    def _join(self, reader: Node) -> bool:
-        """Take in `reader` and all that it computes with, up to Transposes; whether that can be."""
-        members = {reader: None}
-        sources: dict[Node, None] = {}
-        waiting = [reader]
-        while waiting:
-            node = waiting.pop()
-            self._looked += 1
-            if self._looked > _NEAR or not is_agnostic(node, self.order):
-                return False
-            for x in _computed(node):
-                above = producer(x)
-                if above is None or above.graph is not node.graph or above.outputs[0] is not x:
-                    return False
-                if drops_layout(above):
-                    return False
-                if self._is_source(above):
-                    sources[above] = None
-                elif above not in members and above not in self.members:
-                    members[above] = None
-                    waiting.append(above)
-        new = [*members, *(node for node in sources if node not in self.sources)]
-        members, sources = {**self.members, **members}, {**self.sources, **sources}
-        if any(producer(node.inputs[0]) in members for node in sources):
-            return False  # what comes below that member would be merged with this Transpose
-        self.members, self.sources = members, sources
-        for node in new:
-            if not drops_layout(node):
-                self.borders.add(node.outputs[0])
-                self._waiting.append(node.outputs[0])
-        return True
-
-    def _is_moved(self, node: Node) -> bool:
-        return node in self.members or _decided.get(node) == self.order
-
-    def _is_source(self, node: Node) -> bool:
-        if operator(node) == "Transpose":
-            return _settled(node) == self.order
-        return _decided.get(node) == self.order  # below it, there will be one
-
-
-def _settled(transpose: Node) -> list[int] | None:
-    """Return the permutation. Refuses where it, or what reads it, is about to be merged."""
-    below = [node for node in readers(transpose.outputs[0]) if operator(node) == "Transpose"]
-    for node in (transpose, *below):
-        above = producer(node.inputs[0])
-        if above is None or above.graph is not node.graph:
-            continue
-        merges = operator(above) == "Transpose" and merged(above, node) is not None
-        require(not merges and above not in _decided, f"{label(node)} is about to be merged")
-    return permutation(transpose)
 
 
 def is_agnostic(f: Node, order: Sequence[int]) -> bool:
@@ -459,13 +216,6 @@ def drops_layout(node: Node) -> bool:
     return operator(node) in _REDUCTIONS and not attribute(node, "keepdims")
 
 
-def _computed(node: Node) -> list[Tensor]:
-    """Return the inputs of an agnostic node that are in the layout."""
-    if operator(node) == "Concat":
-        return list(node.inputs)
-    return [node.inputs[place] for place in in_layout(node)]
-
-
 def in_layout(node: Node) -> list[int]:
     """Return which inputs of an agnostic node are in the layout, constants left out."""
     if operator(node) in (*BROADCAST, "Concat", "MatMul"):
@@ -474,7 +224,6 @@ def in_layout(node: Node) -> list[int]:
 
 
 __all__ = [
-    "TRANSPOSE_RULES",
     "drops_layout",
     "in_layout",
     "inverse",
