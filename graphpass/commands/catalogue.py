@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from graphpass.report.terminal import print_table, say
 from graphpass.rewrite import registry
 from graphpass.rewrite.registry import make
-from graphpass.rewrite.rule import Pass, Rule
+from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.survey import Survey
 
 if TYPE_CHECKING:
@@ -39,10 +39,9 @@ def _show_pass(console: Console, step: Pass) -> None:
         say(console, "\nOptions", style="bold")
         for line in options:
             say(console, f"  {line}")
-    if step.rules or step.surveys:
+    if step.laws:
         say(console, "\nLaws", style="bold")
-    laws: list[Survey | Rule] = [*step.surveys, *step.rules]
-    for rule in laws:
+    for rule in step.laws:
         choice = None if isinstance(rule, Survey) else rule.choice or step.choice
         when = "" if choice is None else f" ({choice.told})"
         say(console, f"  {rule.name}{when}: {rule.law}")

@@ -14,13 +14,12 @@ from graphpass.ir.refusal import RefusedError
 from graphpass.rewrite.applied import Applied, Failure, Refusal, Rewrite, SpoiltError
 from graphpass.rewrite.building import Builder, Built
 from graphpass.rewrite.choice import Chooser, Offer
-from graphpass.rewrite.making import built_by
+from graphpass.rewrite.making import built_by, proposed
 from graphpass.rewrite.match import Match, computing, match
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.rewrite.site import site_windows
 from graphpass.rewrite.surgery import Surgeon
-from graphpass.rewrite.survey import Proposal, Refused, Several, Survey, Twin
-from graphpass.rewrite.term import Operand, read
+from graphpass.rewrite.survey import Proposal, Several, Survey, Twin
 from graphpass.rewrite.window import Window, capture, capture_constants
 from graphpass.rewrite.worklist import Worklist
 
@@ -148,21 +147,7 @@ class Fixpoint:
         if (survey.name, _site(node)) in self._quarantine or self._is_left_out(nodes):
             return
         try:
-            if isinstance(proposal, Refused):
-                raise proposal.refusal
-            if isinstance(proposal, Twin):
-                pairs = proposal.outputs()
-                found = Match([node], {}, [node, proposal.kept], [], [old for old, _ in pairs])
-                terms: Sequence[Operand | None] = [new for _, new in pairs]
-            elif isinstance(proposal, Several):
-                results = [old for old, _ in proposal.values]
-                roots = list({id(made): made for made in map(producer, results) if made}.values())
-                found = Match(roots, {}, list(proposal.nodes), [], results)
-                terms = read([new for _, new in proposal.values], len(results))
-            else:
-                found = Match([node], {}, [node], [], [node.outputs[0]])
-                terms = [proposal.value]
-            built = self._builder.build(found, terms)
+            found, built = proposed(proposal, self._builder)
             windows = capture(found, built) if self._orders.windows else []
             self._commit_or_spoil(survey, found, built, windows)
         except RefusedError as refusal:

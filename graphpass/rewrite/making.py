@@ -1,9 +1,10 @@
-"""What a rule makes of a match: its term, read and built, before anything is changed."""
+"""What a rule or survey makes of a match: its terms, built, before anything is changed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import onnx
 from graphpass.errors import RuleError
 from graphpass.ir.inference import infer_shapes
 from graphpass.ir.nodes import Constant, Graph, Node, Tensor
-from graphpass.ir.questions import constant
+from graphpass.ir.questions import constant, producer
 from graphpass.ir.reader import read_graph
 from graphpass.ir.weight import Array, Weight
 from graphpass.ir.writer import node_proto
@@ -19,7 +20,29 @@ from graphpass.rewrite.building import Builder, Built
 from graphpass.rewrite.match import Match, match
 from graphpass.rewrite.pattern import Beyond
 from graphpass.rewrite.rule import Rule
+from graphpass.rewrite.survey import Proposal, Refused, Several, Survey, Twin
 from graphpass.rewrite.term import read
+
+
+def proposed(proposal: Proposal, builder: Builder) -> tuple[Match, Built]:
+    """Return what a survey proposes as a match, and its nodes. Raises `RefusedError`."""
+    if isinstance(proposal, Refused):
+        raise proposal.refusal
+    terms: Sequence[Any]
+    if isinstance(proposal, Twin):
+        pairs = proposal.outputs()
+        node, results = proposal.gone, [old for old, _ in pairs]
+        found = Match([node], {}, [node, proposal.kept], [], results)
+        terms = [new for _, new in pairs]
+    elif isinstance(proposal, Several):
+        results = [old for old, _ in proposal.values]
+        roots = list({id(made): made for made in map(producer, results) if made}.values())
+        found = Match(roots, {}, list(proposal.nodes), [], results)
+        terms = read([new for _, new in proposal.values], len(results))
+    else:
+        found = Match([proposal.node], {}, [proposal.node], [], [proposal.node.outputs[0]])
+        terms = [proposal.value]
+    return found, builder.build(found, terms)
 
 
 def built_by(rule: Rule, found: Match, builder: Builder) -> Built | None:
@@ -70,7 +93,7 @@ class Trial:
         self._wanted = {value.name for value in model.graph.output}
         self._ir_version = model.ir_version
 
-    def made_by(self, rule: Rule, constants: Mapping[str, Array]) -> Made | None:
+    def made_by(self, rule: Rule | Survey, constants: Mapping[str, Array]) -> Made | None:
         """Apply `rule` where the model's outputs are computed; None where it does not fit.
 
         `constants` take the place of initializers of the same name, type and shape. Raises
@@ -81,12 +104,24 @@ class Trial:
                 tensor.values = _held(tensor.weight, constants[tensor.name])
         names = set(self._names)
         builder = _Hasty(onnx.numpy_helper.from_array, lambda: names, self._ir_version)
+        if isinstance(rule, Survey):
+            return self._surveyed(rule, builder)
         for node in reversed(self._graph.nodes):
             if self._wanted.isdisjoint(tensor.name for tensor in node.outputs):
                 continue
             made = _made_at(rule, node, builder)
             if made is not None:
                 return made
+        return None
+
+    def _surveyed(self, survey: Survey, builder: Builder) -> Made | None:
+        """Return what a survey proposes for all outputs of the model at once."""
+        for proposal in survey.find(self._graph, 0):
+            if isinstance(proposal, Twin) and isinstance(proposal.gone, Constant):
+                continue  # constants
+            found, built = proposed(proposal, builder)
+            if self._wanted <= {result.name for result in found.results}:
+                return _made(found, built)
         return None
 
 
@@ -118,8 +153,10 @@ def _made_at(rule: Rule, node: Node, builder: Builder) -> Made | None:
     if found.blockers:
         raise found.blockers[0]
     built = built_by(rule, found, builder)
-    if built is None:
-        return None
+    return None if built is None else _made(found, built)
+
+
+def _made(found: Match, built: Built) -> Made:
     constants: dict[str, Array] = {}
     results = [made for made in built.results if made is not None]
     for tensor in (*(t for n in built.nodes for t in n.inputs), *results):

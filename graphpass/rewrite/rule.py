@@ -99,6 +99,11 @@ class Pass:
     surveys: ClassVar[tuple[Survey, ...]] = ()
     choice: ClassVar[Choice | None] = None
 
+    @property
+    def laws(self) -> tuple[Survey | Rule, ...]:
+        """All that it rewrites by."""
+        return (*self.surveys, *self.rules)
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if cls.choice is not None and {"run", "convert"} & cls.__dict__.keys():

@@ -17,7 +17,7 @@ _REMOVED = WindowVerdict("not run", reason="nothing reads it: there is nothing t
 
 def prove(applied: Applied, step: Pass, judge: Judge) -> list[Quarantined]:
     """Note at each rewrite what came of its checks; return those that nothing can answer for."""
-    rules = {rule.name: rule for rule in step.rules}
+    rules = {rule.name: rule for rule in step.laws}
     compared = [rewrite for rewrite in applied.rewrites if not rewrite.is_removal]
     verdicts = iter(judge.check_windows([w for rewrite in compared for w in rewrite.windows]))
     worst = [_worst([next(verdicts) for _ in rewrite.windows]) for rewrite in compared]

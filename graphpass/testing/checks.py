@@ -259,9 +259,10 @@ def feeds(
 def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Return `model` with small integers for weights: every sum it computes is then exact.
 
-    Weights and shifts are drawn from -3 to 3. What is divided by, or by the root of, is chosen
-    so that the quotient is exact too: divisors are powers of two, a BatchNormalization gets
-    epsilon 1/4 and variances 4^k - 1/4, scales that are powers of two.
+    Weights and shifts are drawn from 1 to 3, with the sign that they have; zeros stay, and what
+    holds the same holds the same again: rules may look at that. What is divided by,
+    or by the root of, is chosen so that the quotient is exact too: divisors are powers of two, a
+    BatchNormalization gets epsilon 1/4 and variances 4^k - 1/4, scales that are powers of two.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -273,6 +274,7 @@ def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
         if node.op_type in ("Resize", "Upsample")
         for name in node.input[1:]
     }
+    drawn: dict[tuple[str, tuple[int, ...], bytes], Array] = {}
     for tensor in changed.graph.initializer:
         kind = np.dtype(tensor_dtype_to_np_dtype(tensor.data_type))
         if kind.kind != "f" or tensor.name in sizes:
@@ -284,7 +286,10 @@ def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
         elif tensor.name in powers:
             array = 2.0 ** rng.integers(-1, 2, shape) * rng.choice([-1.0, 1.0], shape)
         else:
-            array = rng.integers(-3, 4, shape)
+            held = onnx.numpy_helper.to_array(tensor)
+            content = kind.str, (held.size,), held.tobytes()
+            array = drawn.setdefault(content, np.sign(held) * rng.integers(1, 4, shape))
+            array = array.reshape(shape)
         name = tensor.name
         tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(array, kind), name))
     return changed
@@ -320,10 +325,13 @@ def check_replay(
     operators come out than with the weights as they are.
     """
     expected, applied = apply_to(steps, model)
-    assert applied.rewrites, "nothing is rewritten: there is nothing to replay"
+    done = [(rewrite.rule, rewrite.site) for rewrite in applied.rewrites]
+    assert done, "nothing is rewritten: there is nothing to replay"
     for seed in seeds:
         before = with_integers(model, seed)
-        after, _ = apply_to(steps, before)
+        after, applied = apply_to(steps, before)
+        again = [(rewrite.rule, rewrite.site) for rewrite in applied.rewrites]
+        assert again == done, f"with integers: {again}\notherwise:     {done}"
         assert operators(after) == operators(expected), (
             f"with integers: {operators(after)}\notherwise:     {operators(expected)}"
         )

@@ -467,7 +467,9 @@ def test_a_branch_of_nothing_goes(body: str, after: str) -> None:
         "z": np.zeros(3, np.float32),
         "b3": np.array([1, -2, 3], np.float32),
     }
-    check(PASS, stream(body, **held), after, exact=True)
+    before = stream(body, **held)
+    check(PASS, before, after, exact=True)
+    check_replay(PASS, before)
 
 
 def test_a_branch_of_nothing_that_makes_a_map_stays() -> None:

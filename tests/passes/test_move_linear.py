@@ -417,7 +417,7 @@ def test_a_layer_behind_an_embedding_is_part_of_it(depth: int) -> None:
     result = check(PASS, model, "Gather", exact=True, inputs={"i": tokens})
     (table,) = result.graph.initializer
     assert list(table.dims) == [9, depth]
-    check(PASS, embedded(W=(6, depth), E=(9, 6)), "Gather", inputs={"i": tokens})
+    check_replay(PASS, model)
 
 
 @pytest.mark.parametrize(

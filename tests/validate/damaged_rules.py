@@ -27,7 +27,7 @@ def exact_verdict(
 
     None where the mistake is not in this rule, but in one before it.
     """
-    rules = {rule.name: rule for step in steps for rule in step.rules}
+    rules = {law.name: law for step in steps for law in step.laws}
     site = Site(rules.get(rewrite.rule), rewrite.rule, (damaged, *rewrite.further))
     try:
         with _damaged(name, seed):

@@ -24,6 +24,7 @@ from graphpass.rewrite.driver import apply
 from graphpass.rewrite.rule import Pass
 from graphpass.rewrite.window import Window
 from graphpass.storage.wire import tensor_array
+from graphpass.validate.window.every_row import with_every_row
 
 Array = npt.NDArray[Any]
 Random = np.random.Generator
@@ -366,6 +367,7 @@ def changes_the_function(window: Window, damaged: Window, seed: int = 0) -> bool
 
     In float64 where no operator converts numbers, on normally distributed inputs.
     """
+    window, damaged = with_every_row(window), with_every_row(damaged)
     feed = _feed(window, np.random.default_rng(seed))
     if not (found := _differ(window, damaged, feed)) and found is not None:
         # the largest of many is hardly ever negative

@@ -10,12 +10,14 @@ import onnx
 
 from graphpass.ir.operators import Trait, traits
 from graphpass.rewrite.rule import Rule
+from graphpass.rewrite.survey import Survey
 from graphpass.rewrite.window import Window, WindowVerdict
 from graphpass.validate.exact.field import Fields
 from graphpass.validate.exact.number import UnknownError
 from graphpass.validate.exact.prove import ENOUGH_BITS, Shapes, prove
 from graphpass.validate.exact.verdict import ExactVerdict
 from graphpass.validate.window.alike import form_of
+from graphpass.validate.window.every_row import with_every_row
 from graphpass.validate.window.prepare import Terms, inputs_of, needs_real_shapes, prepare
 
 _SITE_WORK = 1 << 17  # elements that could be drawn in the time that a rule takes
@@ -28,9 +30,9 @@ _MOST_ELEMENTS = 1 << 20  # of all inputs of a window
 
 @dataclass(frozen=True)
 class Site:
-    """A rewrite to be proven: its rule, None for what a survey or a sweep did, and its windows."""
+    """A rewrite to be proven: its rule or survey, None for what else did it, and its windows."""
 
-    rule: Rule | None
+    rule: Rule | Survey | None
     name: str
     windows: tuple[Window | None, ...]
 
@@ -66,9 +68,10 @@ class Prover:
         found: list[ExactVerdict] = []
         waiting: dict[int, tuple[Site, tuple[str, ...]]] = {}
         for index, site in enumerate(sites):
-            windows = [window for window in site.windows if window is not None]
+            windows = [with_every_row(window) for window in site.windows if window is not None]
             found.append(unknown)
             if windows and len(windows) == len(site.windows):
+                site = replace(site, windows=tuple(windows))
                 waiting[index] = site, (site.name, *map(form_of, windows))
         new = {key: site for site, key in waiting.values() if key not in self._known}
         names = {

@@ -21,6 +21,7 @@ from graphpass.ir.operators import Trait, named
 from graphpass.ir.refusal import RefusedError
 from graphpass.rewrite.making import Trial
 from graphpass.rewrite.rule import Rule
+from graphpass.rewrite.survey import Survey
 from graphpass.rewrite.window import Window
 from graphpass.validate.exact.evaluate import evaluate, same
 from graphpass.validate.exact.field import Array, Fields
@@ -65,7 +66,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def prove(
-    rule: Rule | None,
+    rule: Rule | Survey | None,
     windows: Sequence[Window],
     shapes: Callable[[Window], Iterable[Shapes]],
     fields: Fields,
@@ -74,8 +75,9 @@ def prove(
 ) -> tuple[ExactVerdict, int]:
     """Say of one rewrite whether it is right, and at which level of `LEVELS` that came out.
 
-    `rule` made it, None where a survey did. `shapes`: the sizes that a window may be run with,
-    the most natural ones first. `enough_bits`: draws end at this probability, or below.
+    `rule` made it, or a survey; None where something else did. `shapes`: the sizes that a window
+    may be run with, the most natural ones first. `enough_bits`: draws end at this probability, or
+    below.
     """
     attempt = _Attempt(rule, windows, shapes, fields, enough_bits)
     try:
@@ -88,7 +90,7 @@ def prove(
 class _Attempt:
     def __init__(
         self,
-        rule: Rule | None,
+        rule: Rule | Survey | None,
         windows: Sequence[Window],
         shapes: Callable[[Window], Iterable[Shapes]],
         fields: Fields,
@@ -383,7 +385,7 @@ class _Attempt:
         then = Counter(_signature(n) for _, after in self.sides for n in after.graph.node)
         kept = Counter(_signature(n) for before, _ in self.sides for n in before.graph.node)
         once = set(then)
-        return set(now) <= once and once <= set(now) | set(kept) | {_IDENTITY}
+        return set(now) - _PLAIN <= once and once <= set(now) | set(kept) | _PLAIN
 
 
 def _digits(model: onnx.ModelProto) -> int:
@@ -412,7 +414,7 @@ def _signature(node: onnx.NodeProto) -> tuple[str, ...]:
     return (node.domain, node.op_type, *held)
 
 
-_IDENTITY = ("", "Identity")
+_PLAIN = {("", "Identity"), ("", "Constant")}  # where a result is an output, or was
 
 
 def _drawn_alike(pair: tuple[Side, Side], rng: np.random.Generator, *, near_bounds: bool) -> Drawn:

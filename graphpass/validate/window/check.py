@@ -20,6 +20,7 @@ from graphpass.validate.process.runtime import RunError, Runtime, Session
 from graphpass.validate.window.alike import form_of, same_function
 from graphpass.validate.window.bounds import allowed_error, judge, judge_stacked
 from graphpass.validate.window.dilated import undilated
+from graphpass.validate.window.every_row import with_every_row
 from graphpass.validate.window.feeds import KINDS, Draws
 from graphpass.validate.window.heavy import acquits, is_heavy
 from graphpass.validate.window.joined import joined
@@ -76,7 +77,10 @@ def check_windows(
     }
 
     def checked(indices: Collection[int]) -> dict[int, Prepared]:
-        made = {index: prepare(undilated(known[index]), index, terms) for index in indices}
+        made = {
+            index: prepare(undilated(with_every_row(known[index], seed)), index, terms)
+            for index in indices
+        }
         return _checked(made, runtime, seed, shapes)
 
     done = checked(owners.values())
