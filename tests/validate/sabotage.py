@@ -367,7 +367,11 @@ def changes_the_function(window: Window, damaged: Window, seed: int = 0) -> bool
 
     In float64 where no operator converts numbers, on normally distributed inputs.
     """
-    window, damaged = with_every_row(window), with_every_row(damaged)
+    whole = with_every_row(window), with_every_row(damaged)
+    if whole != (window, damaged) and not any(side.before.graph.input for side in whole):
+        found = _differ(*whole, {})
+        if found or found is None:
+            return found
     feed = _feed(window, np.random.default_rng(seed))
     if not (found := _differ(window, damaged, feed)) and found is not None:
         # the largest of many is hardly ever negative

@@ -29,10 +29,10 @@ def with_every_row(window: Window, seed: int = 0) -> Window:
     rows = min(sizes)
     if len(sizes) > 1 or not rows:
         return window
-    named = np.arange(rows)
+    named = np.random.default_rng(seed).permutation(rows)
     widest = max(t.dims[-1] for m in models for t in m.graph.initializer if len(t.dims) == 2)
     if rows * widest > _MOST_ELEMENTS:
-        named = np.random.default_rng(seed).permutation(rows)[: max(_MOST_ELEMENTS // widest, 1)]
+        named = named[: max(_MOST_ELEMENTS // widest, 1)]
     kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     held = numpy_helper.from_array(named.astype(kind), tokens)
     return Window(_naming(models[0], held), _naming(models[1], held), (), window.output)
