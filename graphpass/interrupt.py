@@ -1,7 +1,8 @@
 """Signals and time limits end what is going on, by an exception, where one can be raised safely.
 
 A handler runs between any two instructions of Python, also in the middle of the import of an
-extension module, which does not survive an exception there. It is put off until that is over.
+extension module, which does not survive an exception there, or of what ends with an object, where
+the interpreter drops it. It is put off until that is over.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -26,8 +28,11 @@ _INSIST_S = 0.5  # what goes on all the same, since something swallowed the exce
 _MOST_LATE = 0.1  # of a time limit, how much longer a call of a library may take, but at least
 _LEAST_LATE_S = 2.0
 
-# of logging, called by the interpreter around a fork: an exception in there is lost
-_AROUND_A_FORK = frozenset(("_acquireLock", "_releaseLock", "_after_at_fork_child_reinit_locks"))
+# called by the interpreter, which drops an exception from in there: locks of logging around a fork,
+# and what runs as an object goes, wherever that is
+_DROPS_EXCEPTIONS = frozenset(
+    ("_acquireLock", "_releaseLock", "_after_at_fork_child_reinit_locks", "__del__")
+)
 
 _pending: list[int] = []
 _deadline: list[float] = []  # the innermost last
@@ -141,7 +146,7 @@ def _set_watchdog() -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if _is_importing(frame):
+    if _must_wait(frame):
         _pending.append(number)
         _set_clock()
         return
@@ -149,7 +154,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _on_alarm(number: int, frame: FrameType | None) -> None:
-    if _is_importing(frame):
+    if _must_wait(frame):
         _set_clock()
         return
     if _pending:
@@ -167,10 +172,15 @@ def _end(number: int) -> None:
     raise SignalledError(number)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _must_wait(frame: FrameType | None) -> bool:
+    """Whether an exception raised at `frame` would break an import, or get lost."""
     while frame is not None:
         code = frame.f_code
-        if code.co_filename.startswith("<frozen importlib") or code.co_name in _AROUND_A_FORK:
+        if (
+            code.co_filename.startswith("<frozen importlib")
+            or code.co_filename == weakref.__file__
+            or code.co_name in _DROPS_EXCEPTIONS
+        ):
             return True
         frame = frame.f_back
     return False

@@ -493,6 +493,38 @@ def test_a_signal_during_an_import_ends_what_comes_after(
     assert done.stdout == "998\n" and done.returncode == code
 
 
+AS_AN_OBJECT_GOES = """
+import os, signal, weakref
+from graphpass import interrupt
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+interrupt.end_on_signals(signal.SIGHUP)
+
+def be_told():
+    os.kill(os.getpid(), signal.SIGHUP)
+    for _ in range(999): pass
+    print("whole")
+
+class One:
+    pass
+
+class Other:
+    def __del__(self):
+        be_told()
+
+thing = OBJECT
+del thing  # the interpreter drops what is raised from here
+while True:
+    pass
+"""
+
+
+@pytest.mark.parametrize("thing", ["One(); weakref.finalize(thing, be_told)", "Other()"])
+def test_a_signal_as_an_object_goes_ends_what_comes_after(thing: str) -> None:
+    code = AS_AN_OBJECT_GOES.replace("OBJECT", thing)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("whole\n", "", 129)
+
+
 IGNORED = """
 import os, signal
 from graphpass import interrupt
