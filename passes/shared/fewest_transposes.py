@@ -113,8 +113,8 @@ def _swaps_matrices(order: Sequence[int]) -> bool:
 
 def _chosen(scope: Graph, order: list[int]) -> list[Node]:
     """Return the nodes that go over to the other layout, none where that saves no Transpose."""
-    # what was replaced a moment ago reads and makes nothing any more
-    members = [node for node in scope.nodes if node.outputs and _goes_over(node, order)]
+    near = _around(scope, order)
+    members = [node for node in scope.nodes if node in near] if near else []
     chosen: set[Node] = set()
     for part in _tied(members):
         network = _Network(scope, order, part)
@@ -122,6 +122,28 @@ def _chosen(scope: Graph, order: list[int]) -> list[Node]:
         if before and network.cut() < before:
             chosen.update(network.over())
     return [node for node in members if node in chosen]
+
+
+def _around(scope: Graph, order: list[int]) -> set[Node]:
+    """Return the nodes that may go over and are tied to Transposes: the others save none."""
+    ends = (order, inverse(order))
+    # what was replaced a moment ago reads and makes nothing any more
+    turned = [n for n in scope.nodes if operator(n) == "Transpose" and n.outputs]
+    turned = [node for node in turned if _order(node) in ends]
+    waiting = [tensor for node in turned for tensor in (node.inputs[0], node.outputs[0])]
+    seen, members = {id(tensor) for tensor in waiting}, dict[Node, bool]()
+    while waiting:
+        tensor = waiting.pop()
+        for node in (*tensor.inputs, *tensor.outputs):
+            if node in members or node.graph is not scope or not node.outputs:
+                continue
+            members[node] = _goes_over(node, order)
+            if members[node]:
+                tied = (*(node.inputs[place] for place in in_layout(node)), node.outputs[0])
+                new = [tensor for tensor in tied if id(tensor) not in seen]
+                seen.update(map(id, new))
+                waiting += new
+    return {node for node, goes in members.items() if goes}
 
 
 def _tied(members: list[Node]) -> list[list[Node]]:
