@@ -28,6 +28,7 @@ from graphpass.rewrite.pattern import Op, any_
 from graphpass.rewrite.rule import Pass, Rule
 from graphpass.run import optimization
 from graphpass.testing import graph
+from graphpass.validate.process.runtime import Runtime
 
 
 def leave() -> None:
@@ -227,6 +228,17 @@ def test_files_are_put_back_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
             os.open(os.devnull, os.O_RDONLY)  # takes its place
         file.write("after")
     assert (tmp_path / "f").read_text() == "before after"
+
+
+def test_a_process_that_dies_meanwhile_is_not_laid_to_its_charge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What computes constants was started by one pass and may die in the next."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    with Runtime(threads=1) as runtime:
+        runtime.load(graph("(float[2] x) => (float[2] y) { y = Relu(x) }")).close()
+        with guarded("it"):
+            runtime.close()
 
 
 def test_what_a_pass_opens_and_closes_is_its_own_affair(tmp_path: Path) -> None:

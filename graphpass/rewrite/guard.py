@@ -102,10 +102,9 @@ class _Surroundings:
                 os.chdir(self._folder)
             found.append("changed the working folder")
         gone = [n for n, identity in self._known.items() if _identity(n) != identity]
-        # the pipes to a process that computes constants close when it has died
-        laid = any(number < 3 or _is_file(self._copies[number]) for number in gone)
-        if not self._is_alone:  # a notebook's threads may have closed files of their own
-            laid = any(number < 3 for number in gone) or 2 * len(gone) > len(self._known)
+        laid = any(number < 3 for number in gone) or 2 * len(gone) > len(self._known)
+        if self._is_alone:  # a notebook's threads may have closed files of their own
+            laid = laid or any(_has_a_name(self._copies[number]) for number in gone)
         if not laid:
             return " and ".join(found)
         for number in gone:
@@ -151,8 +150,14 @@ def _identity(number: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _is_file(number: int) -> bool:
+def _has_a_name(number: int) -> bool:
+    """Whether it is a file that one could open again.
+
+    When a process that computes constants has died, its pipes close and the temporary file that
+    held what it said.
+    """
     try:
-        return stat.S_ISREG(os.fstat(number).st_mode)
+        status = os.fstat(number)
     except OSError:
         return True  # gone with the rest
+    return stat.S_ISREG(status.st_mode) and status.st_nlink > 0
