@@ -756,6 +756,10 @@ QUOTIENTS = {
     "one in one axis": ("q = Div(vector, z) y = Mul(x, q)", "Div"),
     "two over it": ("q = Div(two, z) y = Mul(x, q)", "Div Mul"),
     "one in more axes": ("q = Div(more, z) y = Mul(x, q)", "Div Mul"),
+    "more axes that are read on": (
+        "q = Div(more, z) p = Mul(x, q) y = Softmax(p)",
+        "Div Mul Softmax",
+    ),
     "read by another": ("q = Reciprocal(z) a = Mul(x, q) y = Add(a, q)", "Reciprocal Mul Add"),
 }
 
@@ -772,7 +776,7 @@ def test_a_product_with_a_reciprocal_is_a_quotient(name: str, kind: str) -> None
         "more": np.ones((1, 1, 1), number),
     }
     used = {key: value for key, value in held.items() if f"({key}," in body}
-    shape = "1,3,4" if name == "one in more axes" else "3,4"
+    shape = "1,3,4" if "more" in used else "3,4"
     text = f"({kind}[3,4] x, {kind}[3,1] z) => ({kind}[{shape}] y) {{{body}}}"
     model = graph(text, **used)
     result, applied = apply_to(CLEAN_UP, model)
@@ -850,6 +854,7 @@ def test_views_around_what_looks_at_each_element_alone(name: str) -> None:
 
 STAYS = {
     "another shape": V + "a = Tanh(v) y = Reshape(a, other)",
+    "another shape that is read on": V + "a = Tanh(v) w = Reshape(a, other) y = Softmax(w)",
     "a number for each channel": V + "a = Add(v, each) y = Reshape(a, back)",
     "another input": V + "a = Add(v, z) y = Reshape(a, back)",
     "what sees its neighbours": V + "a = Softmax(v) y = Reshape(a, back)",
@@ -872,6 +877,9 @@ def test_a_number_that_adds_axes_stays_between_views() -> None:
     }"""
     held = {"box": array(2, 3, 4), "line": array(24), "deep": AROUND_HELD["deep"]}
     assert operators(apply_to(CLEAN_UP, graph(text, **held))[0]) == "Reshape Add Tanh Reshape"
+    read_on = text.replace("y = Reshape(b, line)", "w = Reshape(b, line) y = Softmax(w)")
+    after = "Reshape Add Tanh Reshape Softmax"  # also where no shape that is declared tells
+    assert operators(apply_to(CLEAN_UP, graph(read_on, **held))[0]) == after
 
 
 def test_a_view_that_is_an_output_stays() -> None:
@@ -902,6 +910,10 @@ ONES = {
     "the second": ("b = Mul(k, d) m = MatMul(q, b) y = Softmax<axis=-2>(m)", "MatMul Softmax"),
     "none": ("m = MatMul(q, k) y = Softmax(m)", "MatMul Softmax"),
     "a scale of 0": ("a = Mul(q, zero) m = MatMul(a, k) y = Softmax(m)", "Mul MatMul Softmax"),
+    "an infinite one": (
+        "a = Mul(q, infinite) m = MatMul(a, k) y = Softmax(m)",
+        "Mul MatMul Softmax",
+    ),
     "no number": ("a = Mul(q, six) m = MatMul(a, k) y = Softmax(m)", "Mul MatMul Softmax"),
 }
 
@@ -913,6 +925,7 @@ def test_scales_ahead_of_a_softmax_of_one(name: str) -> None:
         "c": np.float32(0.45),
         "d": np.full(1, 0.3, np.float32),
         "zero": np.float32(0),
+        "infinite": np.float32(np.inf),
         "six": np.arange(1, 7, dtype=np.float32),
     }
     words = body.replace(",", " ").replace("(", " ").replace(")", " ").split()
