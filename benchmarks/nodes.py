@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.arguments import add_python, pair, python_for
 from benchmarks.contestants import CONTESTANTS, command
+from benchmarks.documents import write_between
 from benchmarks.run import HERE, judge
 
 MARKS = ("<!-- nodes: made by benchmarks.nodes -->", "<!-- /nodes -->")
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = list(_summary(rows, tools))
     print("", *summary, sep="\n")
     if options.write:
-        _write([*summary, "", *table], options.write)
+        write_between(MARKS, [*summary, "", *table], options.write)
     return int(any(not r.counts[r.own].is_right or r.more_nodes or r.is_slower for r in rows))
 
 
@@ -272,13 +273,6 @@ def _summary(rows: Sequence[Row], tools: Sequence[str]) -> Iterator[str]:
         for row in slower:
             to = row.speedups[row.own], row.to_fastest or 1
             yield f"Slower: {row.file}, {to[0]:.2f} of the original, {to[1]:.2f} of the fastest."
-
-
-def _write(lines: Sequence[str], document: Path) -> None:
-    before, _, rest = document.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    text = "\n".join([MARKS[0], *lines, MARKS[1]])
-    document.write_text(f"{before}{text}{after}", encoding="utf-8")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 
 import graphpass
+from benchmarks.documents import write_between
 from benchmarks.exported import NETWORKS, export
 from graphpass.ir.model import Model
 from graphpass.targets.fit import Fit, fit
@@ -72,14 +73,6 @@ def _row(network: str, profile: Profile, before: Fit, after: Fit, status: str) -
     return f"| {' | '.join(cells)} |"
 
 
-def write(table: list[str], document: Path) -> None:
-    """Put the table between its marks in a document."""
-    before, _, rest = document.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    text = "\n".join([MARKS[0], *table, MARKS[1]])
-    document.write_text(f"{before}{text}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", type=Path)
@@ -95,7 +88,7 @@ def main() -> None:
                 print(row, flush=True)
                 table.append(row)
     if given.write is not None:
-        write(table, given.write)
+        write_between(MARKS, table, given.write)
 
 
 if __name__ == "__main__":

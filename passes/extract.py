@@ -13,8 +13,6 @@ from graphpass.ir.inference import infer_shapes
 from graphpass.rewrite.interface import Interface
 from graphpass.wording import nearest
 
-_LISTED_INITIALIZERS_BELOW = 4  # before this IR version initializers are listed as inputs
-
 
 @dataclass(frozen=True)
 class Extract(Pass):

@@ -55,9 +55,6 @@ def _halved_gate(gate: Op) -> either:
     )
 
 
-_CUBE = either(Op("Pow", _X, const("three")), _times(_X, Op("Mul", _X, _X)))
-
-
 class FuseGelu(Rule):
     """½ · x · (1 + erf(x / √2)) = Gelu(x), but for rounding; at −∞ both are NaN (0 · ∞)."""
 

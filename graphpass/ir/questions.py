@@ -113,13 +113,16 @@ def _formal(op: str, version: int) -> tuple[frozenset[str], tuple[str, ...]]:
 
 
 def as_written(
-    op: str, graph: Graph, operands: Sequence[Any], attributes: Mapping[str, Any]
+    op: str, domain: str, graph: Graph, operands: Sequence[Any], attributes: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return operands and attributes of a standard operator as the opset of `graph` has them.
+    """Return operands and attributes of an operator as the opset of `graph` has them.
 
     The axes of Squeeze and ReduceMean, the bounds of Slice, the sizes of Split: attributes once,
-    inputs today, lists of integers both. Who makes such a node gives attributes in any opset.
+    inputs today, lists of integers both. Who makes such a node gives attributes in any opset. Of
+    other domains than ONNX's own they stay as they are.
     """
+    if domain:
+        return list(operands), dict(attributes)
     known, inputs = _formal(op, graph.opsets.get("", graph.opsets.get("ai.onnx", 0)))
     moved = {
         inputs.index(name): np.array(value, np.int64)

@@ -216,9 +216,7 @@ class _Building:
             else:
                 outputs.append(Variable(self._builder.fresh(f"{base}.{index}")))
         role = outputs[named].name
-        given, held = list(term.operands), term.attributes
-        if not term.domain:
-            given, held = as_written(term.op, self._graph, given, held)
+        given, held = as_written(term.op, term.domain, self._graph, term.operands, term.attributes)
         operands: list[Tensor] = []
         for index, part in enumerate(given):
             if part is None:

@@ -57,8 +57,7 @@ class Editor:
         attrs = {key: value for key, value in given.items() if value is not None}
         if domain is None:
             domain = like.domain if like is not None else ""
-        if not domain:
-            inputs, attrs = as_written(op, self.graph, inputs, attrs)
+        inputs, attrs = as_written(op, domain, self.graph, inputs, attrs)
         made = Node(op, self.fresh(base), attrs, (), (), domain, graph=self.graph)
         # linked on one side: the tensors it reads see it once the edit is complete
         list.extend(made.inputs, [self._operand(value, base) for value in inputs])

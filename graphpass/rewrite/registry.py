@@ -44,7 +44,6 @@ Step = str | Pass | Callable[[Any], Any]  # the last: a function of a `gs.Graph`
 Passes = Step | Sequence[Step] | None
 
 _GROUP = "graphpass.passes"
-_BUILTIN = "builtin"
 _OWN = "graphpass.passes"
 _LONGEST_IMPORT_S = 300.0
 # a pass by its name, or a pass or function of a file: FILE.py:NAME
@@ -64,8 +63,7 @@ def pass_types() -> dict[str, type[Pass]]:
     """Return every known pass class by name, built-in ones first. Raises `UsageError`."""
     from importlib.metadata import entry_points  # slow, and few ask for plug-ins
 
-    plug_ins = [point for point in entry_points(group=_GROUP) if point.name != _BUILTIN]
-    return _types(map(_load, plug_ins), builtin_types())
+    return _types(map(_load, entry_points(group=_GROUP)), builtin_types())
 
 
 def _types(

@@ -63,7 +63,7 @@ class Surgeon:
         if len(found.roots) > 1:
             _require_apart(found, built)
         going = _going(found, built)
-        beyond = _reads_from_beyond(found, built)
+        is_unsorted = len(found.roots) > 1 or not going or _reads_from_beyond(found, built)
         for node in built.nodes:
             for tensor in node.inputs:
                 list.append(tensor.outputs, node)
@@ -86,7 +86,7 @@ class Surgeon:
             self._dead[id(root)] = root
         self._release(released)
         self._touched[id(graph)] = graph
-        if len(found.roots) > 1 or not going or beyond:
+        if is_unsorted:
             self._unsorted.add(id(graph))
         graph.stale.update(stale)
         return [node for node in again if id(node) not in self._dead]

@@ -274,7 +274,7 @@ def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
         if node.op_type in ("Resize", "Upsample")
         for name in node.input[1:]
     }
-    drawn: dict[tuple[str, tuple[int, ...], bytes], Array] = {}
+    drawn: dict[tuple[str, bytes], Array] = {}
     for tensor in changed.graph.initializer:
         kind = np.dtype(tensor_dtype_to_np_dtype(tensor.data_type))
         if kind.kind != "f" or tensor.name in sizes:
@@ -287,7 +287,7 @@ def with_integers(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
             array = 2.0 ** rng.integers(-1, 2, shape) * rng.choice([-1.0, 1.0], shape)
         else:
             held = onnx.numpy_helper.to_array(tensor)
-            content = kind.str, (held.size,), held.tobytes()
+            content = kind.str, held.tobytes()
             array = drawn.setdefault(content, np.sign(held) * rng.integers(1, 4, shape))
             array = array.reshape(shape)
         name = tensor.name

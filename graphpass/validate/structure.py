@@ -15,7 +15,6 @@ from graphpass.rewrite.interface import Interface
 # From here on an initializer that is also an input is a default; before, all are constants.
 _OVERRIDABLE_FROM_IR_VERSION = 4
 _LONGEST = 80  # characters of a value in a sentence
-_CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError)
 _LISTED = 5  # so many names are enough to see what is meant
 
 _Described = onnx.ModelProto | onnx.GraphProto | onnx.ValueInfoProto

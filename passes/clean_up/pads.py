@@ -22,7 +22,6 @@ from graphpass import (
 )
 
 _AS_INPUTS = 11  # from this opset on, pads and value of a Pad are inputs
-_WITH_AXES = 18
 
 
 def _pad(name: str) -> Op:

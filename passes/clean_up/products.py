@@ -31,7 +31,7 @@ from ..shared.transposes import permutation
 from .neutral import keeps_shape
 
 _BROADCASTS = 7  # from this opset on, a Gemm broadcasts its C
-_MAY_LACK_C = 11  # from this opset on, it need not have one
+GEMM_MAY_LACK_C = 11  # from this opset on, it need not have one
 _ONE_AXIS = 13  # from this opset on, a Softmax is over one axis
 _KINDS = (np.dtype(np.float32), np.dtype(np.float64))  # which every Gemm takes
 
@@ -66,7 +66,7 @@ class TransposeIntoMatMul(Rule):
     pattern = Op("MatMul", Op("Transpose", any_("a"), bind="turned"), any_("b"))
 
     def rewrite(self, turned: Node, a: Tensor, b: Tensor) -> Any:
-        if opset(turned) < _MAY_LACK_C or not _are_matrices(a, b):
+        if opset(turned) < GEMM_MAY_LACK_C or not _are_matrices(a, b):
             return None
         return Op("Gemm", a, b, transA=1) if permutation(turned) == [1, 0] else None
 
@@ -77,7 +77,7 @@ class MatMulOfTranspose(Rule):
     pattern = Op("MatMul", any_("a"), Op("Transpose", any_("b"), bind="turned"))
 
     def rewrite(self, turned: Node, a: Tensor, b: Tensor) -> Any:
-        if opset(turned) < _MAY_LACK_C or not _are_matrices(a, b):
+        if opset(turned) < GEMM_MAY_LACK_C or not _are_matrices(a, b):
             return None
         return Op("Gemm", a, b, transB=1) if permutation(turned) == [1, 0] else None
 
@@ -181,4 +181,4 @@ PRODUCT_RULES = (
     DropScaleOfOne(),
 )
 
-__all__ = ["PRODUCT_RULES"]
+__all__ = ["GEMM_MAY_LACK_C", "PRODUCT_RULES"]

@@ -29,10 +29,9 @@ from graphpass.ir.operators import Trait, traits
 
 from ..shared.fused_functions import require_whole_function
 from .neutral import PATTERN_ELEMENTS, keeps_shape
+from .products import GEMM_MAY_LACK_C
 
 _MOST_LOOKED_AT = 256  # nodes below an addition: what has not lost the sign by then keeps it
-
-_MAY_LACK_C = 11  # from this opset on, a Gemm need not have one
 
 # those that add their last input, by its place: a sum with what is no −0 is no −0
 _ADDED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LayerNormalization": 2}
@@ -79,7 +78,7 @@ class DropZeroBias(Rule):
     )
 
     def rewrite(self, f: Node, x: Tensor, weight: Tensor, bias: Weight) -> Any:
-        if operator(f) == "Gemm" and opset(f) < _MAY_LACK_C:
+        if operator(f) == "Gemm" and opset(f) < GEMM_MAY_LACK_C:
             return None
         if bias.size > PATTERN_ELEMENTS or bias.dtype.kind != "f" or bias.array().any():
             return None

@@ -33,7 +33,7 @@ from ..shared.affine import FLOAT_TYPES, Array, Floats, rounded, weighted_sum
 from ..shared.affine_nodes import rebuilt
 from ..shared.affine_ops import change_of
 from ..shared.channels import Channels, vector
-from ..shared.linear import gemm_bias, is_read_elsewhere, output_axis
+from ..shared.linear import gemm_bias, held_for_others, output_axis
 from ..shared.linear_map import blocks
 from ..shared.maps import axes_count
 from .tied import Bools, Held, Ints, Kept, Narrowed, Part, Wiring, joined
@@ -210,9 +210,8 @@ def _pin_what_is_read(node: Node, wiring: Wiring, read: Held, unread: Bools, fre
 
 def _pin_what_is_shared(node: Node, wiring: Wiring, weight: Weight) -> None:
     """Let all stay where a weight would have to be stored twice."""
-    if is_read_elsewhere(weight.origin):
+    if reason := held_for_others(weight):
         for tensor in (node.inputs[0], node.outputs[0]):
-            reason = f"'{weight.name}' has other readers, for which it would have to stay"
             wiring.pin(wiring.of(tensor).wires, reason)
 
 

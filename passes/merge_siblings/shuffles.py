@@ -147,7 +147,3 @@ def _stays_in_groups(order: Array, groups: int) -> bool:
 
 def _is_plain(f: Node) -> bool:
     return has(f, Trait.ELEMENTWISE) and not has(f, Trait.RANDOM)
-
-
-def _further(f: Node) -> list[Tensor | None]:
-    return [tensor if tensor.name else None for tensor in f.inputs[1:]]

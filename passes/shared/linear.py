@@ -125,12 +125,17 @@ def is_read_elsewhere(tensor: Tensor | None) -> bool:
     return False
 
 
+def held_for_others(weight: Weight) -> str:
+    """Return why a weight would have to be stored twice; empty where nothing else reads it."""
+    if not is_read_elsewhere(weight.origin):
+        return ""
+    return f"'{weight.name}' has other readers, for which it would have to stay"
+
+
 def require_own(weight: Weight) -> None:
     """Refuse a weight that others read: it would have to be stored twice."""
-    require(
-        not is_read_elsewhere(weight.origin),
-        f"'{weight.name}' has other readers, for which it would have to stay",
-    )
+    reason = held_for_others(weight)
+    require(not reason, reason)
 
 
 def _along_inputs(node: Node, weight: Weight, values: Array) -> Array:

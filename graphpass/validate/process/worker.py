@@ -55,9 +55,6 @@ _PROVIDER_OPTIONS = {
 
 
 _ENOUGH = 1000  # characters, from either end of a message
-_SOURCE = re.compile(
-    r"(?<!\S)\S{0,200}/onnxruntime_src/\S{1,300}:\d+ .*?\)(::<lambda\(\)>)? (?=\S)"
-)
 
 
 class RefusalError(Exception):
